@@ -1,0 +1,47 @@
+"""Every error that popgraft raises on purpose.
+
+    PopgraftError
+    ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
+    ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
+    ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
+    ├── RunExists (also FileExistsError)  the run folder is already in use
+    ├── StoreError                        a file of a run that is missing, damaged or foreign
+    └── PopulationLost                    no healthy member is left to rescue the others from
+"""
+
+
+class PopgraftError(Exception):
+    """Base of all errors that speak to the user; the command line prints them without a traceback."""
+
+
+class ConfigError(PopgraftError, ValueError):
+    """A setting that cannot work: names the value, the reason and a fix."""
+
+
+class EnvironmentFault(PopgraftError):
+    """An environment that cannot be made, or that failed while it ran."""
+
+
+class MissingExtra(PopgraftError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: the import name of what is missing.
+        extra: the extra of popgraft that brings it.
+        purpose: what it is needed for, as the object of "needed for".
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{package} is needed for {purpose} but is not installed; run: pip install 'popgraft[{extra}]'")
+
+
+class RunExists(PopgraftError, FileExistsError):
+    """The run folder already holds a run, which is never overwritten."""
+
+
+class StoreError(PopgraftError):
+    """A file of a run that is missing, damaged or foreign."""
+
+
+class PopulationLost(PopgraftError):
+    """No healthy member is left to rescue the others from."""

@@ -1,0 +1,142 @@
+"""The space of one hyperparameter: bounds, scale, sampling and perturbation.
+
+Population-based training (Jaderberg et al. 2017, arXiv:1711.09846, §3): a new value is the donor's, perturbed by a
+factor, or a fresh draw from the space. Every function takes its generator explicitly.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from popgraft.errors import ConfigError
+
+Value = Any
+"""A hyperparameter's value: a number, or any member of `values` for a categorical one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparamConfig:
+    """One tunable hyperparameter: a range (`min_value`, `max_value`) or a list of `values`, never both.
+
+    Args:
+        name: the hyperparameter's name, as under `model`.
+        min_value: lower bound, inclusive.
+        max_value: upper bound, inclusive.
+        values: the ordered choices of a categorical hyperparameter.
+        perturbation_factor: f > 1; a perturbation multiplies or divides by it.
+        resample_probability: share of explorations that draw afresh instead of perturbing, where both are allowed.
+        is_log_scale: draw log-uniformly; needs `min_value` > 0.
+
+    Raises:
+        ConfigError: a combination that cannot work.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str
+    min_value: float | None = None
+    max_value: float | None = None
+    values: tuple[Value, ...] | list[Value] | None = None
+    perturbation_factor: float = 1.2
+    resample_probability: float = 0.25
+    is_log_scale: bool = False
+
+    def __post_init__(self) -> None:
+        def refuse(reason: str) -> None:
+            raise ConfigError(f"hyperparameter {self.name!r}: {reason}")
+
+        low, high = self.min_value, self.max_value
+        if self.values is not None:
+            if low is not None or high is not None:
+                refuse("it has both values and bounds; keep either `values` or `min_value` and `max_value`")
+            if len(self.values) == 0:
+                refuse("values is empty; list at least one choice")
+            if self.is_log_scale:
+                refuse("is_log_scale applies to a range, not to a list of values; remove it")
+        elif low is None or high is None:
+            refuse(f"min_value={low} and max_value={high}; give both bounds, or a list of `values`")
+        elif not (math.isfinite(low) and math.isfinite(high)):
+            refuse(f"min_value={low} and max_value={high} must be finite numbers")
+        elif low > high:
+            refuse(f"min_value={low} is above max_value={high}; swap them")
+        elif self.is_log_scale and low <= 0:
+            refuse(f"is_log_scale needs min_value > 0, not {low}; raise min_value or turn is_log_scale off")
+        if not self.perturbation_factor > 1:
+            refuse(f"perturbation_factor={self.perturbation_factor} must be above 1, for example 1.2")
+        if not 0 <= self.resample_probability <= 1:
+            refuse(f"resample_probability={self.resample_probability} must lie in [0, 1]")
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the hyperparameter is a range."""
+        return self.values is None
+
+    @property
+    def is_categorical(self) -> bool:
+        """Whether the hyperparameter is a list of choices."""
+        return self.values is not None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(min_value, max_value) of a continuous hyperparameter."""
+        assert self.min_value is not None
+        assert self.max_value is not None
+        return self.min_value, self.max_value
+
+    def contains(self, value: Value) -> bool:
+        """Whether `value` lies in the space."""
+        if self.values is not None:
+            return value in self.values
+        low, high = self.bounds
+        return isinstance(value, (int, float)) and low <= value <= high
+
+    def sample(self, rng: np.random.Generator) -> Value:
+        """Draws a fresh value: uniform over `values` or the range, log-uniform if `is_log_scale`.
+
+        Integer bounds give integers, both ends included.
+        """
+        if self.values is not None:
+            return self.values[int(rng.integers(len(self.values)))]
+        low, high = self.bounds
+        if self._is_integer and not self.is_log_scale:
+            return int(rng.integers(int(low), int(high) + 1))
+        if self.is_log_scale:
+            return self._clip(math.exp(rng.uniform(math.log(low), math.log(high))))
+        return self._clip(rng.uniform(low, high))
+
+    def perturb(self, value: Value, rng: np.random.Generator) -> Value:
+        """Moves `value` one step up or down at even odds, inside the space.
+
+        A range: × f or ÷ f, clipped; a linear range that contains 0: ± (f − 1) · span. Values: the neighbour in the list,
+        reflected at the ends; a value that is not in the list is drawn afresh.
+        """
+        up = bool(rng.integers(2))
+        if self.values is not None:
+            return self._neighbour(value, up, rng)
+        low, high = self.bounds
+        factor = self.perturbation_factor
+        if not self.is_log_scale and low <= 0 <= high:
+            step = (factor - 1) * (high - low)
+            return self._clip(value + step if up else value - step)
+        return self._clip(value * factor if up else value / factor)
+
+    def _neighbour(self, value: Value, up: bool, rng: np.random.Generator) -> Value:
+        assert self.values is not None
+        if value not in self.values:
+            return self.sample(rng)
+        last = len(self.values) - 1
+        if last == 0:
+            return value
+        index = list(self.values).index(value) + (1 if up else -1)
+        return self.values[last - 1 if index > last else 1 if index < 0 else index]
+
+    @property
+    def _is_integer(self) -> bool:
+        return isinstance(self.min_value, int) and isinstance(self.max_value, int)
+
+    def _clip(self, value: float) -> float | int:
+        low, high = self.bounds
+        clipped = min(max(value, low), high)
+        return round(clipped) if self._is_integer else float(clipped)

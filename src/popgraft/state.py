@@ -1,0 +1,162 @@
+"""What a member is, what a seat is, and what a decision is.
+
+A leaf of training state is either inherited or bound to its place, and the type it lives in says which. A class declared
+with `@heritable` may hold only tensors with the leading axis `pop`, dicts of them, and other heritable classes; a class
+declared with `@seated` the same with seated ones. Anything else is refused when the class is defined, so a graft can
+never forget a leaf.
+"""
+
+import dataclasses
+import typing
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import torch
+from jaxtyping import AbstractArray, Bool, Float, Int
+from torch import Tensor
+
+from popgraft import tree
+
+C = TypeVar("C", bound=type)
+Role = Literal["heritable", "seated"]
+ROLE = "__popgraft_role__"
+
+
+def role_of(cls: Any) -> Role | None:
+    """"heritable", "seated", or None for a type that is neither."""
+    return typing.cast("Role | None", getattr(cls, ROLE, None))
+
+
+def _check_leaf(owner: type, name: str, hint: Any, role: Role) -> None:
+    if typing.get_origin(hint) is dict:
+        hint = typing.get_args(hint)[1]
+    is_tensor = hint is Tensor or (isinstance(hint, type) and issubclass(hint, (Tensor, AbstractArray)))
+    if not is_tensor and role_of(hint) != role:
+        raise TypeError(
+            f"{owner.__name__}.{name} is declared as {hint}, which is not {role}: "
+            f"a {role} class holds tensors, dicts of tensors and {role} classes only"
+        )
+
+
+def _declare(cls: C, role: Role) -> C:
+    cls = dataclasses.dataclass(cls)  # type: ignore[assignment]
+    setattr(cls, ROLE, role)
+    for name, hint in typing.get_type_hints(cls).items():
+        _check_leaf(cls, name, hint, role)
+    return cls
+
+
+@dataclass_transform()
+def heritable(cls: C) -> C:
+    """Declares a dataclass of state that a graft copies from donor to recipient."""
+    return _declare(cls, "heritable")
+
+
+@dataclass_transform()
+def seated(cls: C) -> C:
+    """Declares a dataclass of state that stays with its place when another member moves in."""
+    return _declare(cls, "seated")
+
+
+@heritable
+class AdamState:
+    """Moments of Adam over the flat parameter vector, and the number of steps taken."""
+
+    exp_avg: Float[Tensor, "pop n"]
+    exp_avg_sq: Float[Tensor, "pop n"]
+    step: Float[Tensor, "pop"]
+
+
+@heritable
+class Moments:
+    """Running mean, variance and sample count of a vector quantity (parallel Welford)."""
+
+    mean: Float[Tensor, "pop *shape"]
+    var: Float[Tensor, "pop *shape"]
+    count: Float[Tensor, "pop"]
+
+
+@heritable
+class Normalizer:
+    """Running statistics of every normalised observation key, and of the discounted return (for rewards)."""
+
+    obs: dict[str, Moments]
+    returns: Moments
+
+
+@heritable
+class Member:
+    """All that is inherited: one indexing operation moves it whole."""
+
+    params: Float[Tensor, "pop n"]
+    optimizer: AdamState
+    normalizer: Normalizer
+    hyperparams: dict[str, Float[Tensor, "pop"]]
+    age: Int[Tensor, "pop"]
+    """Updates in the member's ancestry."""
+
+
+@seated
+class Seat:
+    """All that stays with the place, beside its environments and its random generator."""
+
+    carry: Float[Tensor, "pop env state"]
+    """Recurrent state before the next step."""
+    episode_start: Bool[Tensor, "pop env"]
+    """Whether the next step is the first of an episode."""
+    discounted_return: Float[Tensor, "pop env"]
+    """Running discounted return, whose spread scales rewards."""
+    episode_return: Float[Tensor, "pop env"]
+    """Undiscounted return of the episode in progress, in raw reward units."""
+    episode_length: Int[Tensor, "pop env"]
+    """Environment steps of the episode in progress."""
+
+    @classmethod
+    def empty(cls, pop: int, envs: int, state: int, device: torch.device) -> "Seat":
+        """Seats at which every episode is about to begin."""
+        return cls(
+            carry=torch.zeros(pop, envs, state, device=device),
+            episode_start=torch.ones(pop, envs, dtype=torch.bool, device=device),
+            discounted_return=torch.zeros(pop, envs, device=device),
+            episode_return=torch.zeros(pop, envs, device=device),
+            episode_length=torch.zeros(pop, envs, dtype=torch.long, device=device),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Who inherits from whom, and with which hyperparameters: the whole outcome of exploit and explore.
+
+    Attributes:
+        parents: donor of every member; a member's own index where it survives.
+        hyperparams: the values that every member trains with from now on.
+        reasons: for every member whose parent is someone else, why ("truncation", "rescue").
+    """
+
+    parents: Int[Tensor, "pop"]
+    hyperparams: dict[str, Float[Tensor, "pop"]]
+    reasons: dict[int, str]
+
+    @property
+    def recipients(self) -> Int[Tensor, "recipients"]:
+        """Indices of the members that are overwritten."""
+        return (self.parents != torch.arange(len(self.parents))).nonzero().squeeze(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Fitness of every member: mean, standard error of that mean, and episodes it was taken over.
+
+    A member that could not be scored (its environment failed, its weights are not finite) has mean NaN.
+    """
+
+    mean: Float[Tensor, "pop"]
+    stderr: Float[Tensor, "pop"]
+    episodes: Int[Tensor, "pop"]
+
+
+def rows(tree_: Any) -> int:
+    """Length of the `pop` axis of a tree, checked to be the same in every leaf."""
+    lengths = {path: leaf.shape[0] for path, leaf in tree.items(tree_)}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"leaves disagree on the population's size: {lengths}")
+    return next(iter(lengths.values()))

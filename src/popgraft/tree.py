@@ -1,0 +1,91 @@
+"""Nested containers of tensors: dataclasses and dicts whose leaves are tensors that share leading axes.
+
+A tree is a tensor, a dict of trees (string keys), or a dataclass whose fields are trees. Leaves are visited in *save
+order*: dataclass fields as declared, dict keys sorted. That order is part of the snapshot format.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    """Named children of a container, in save order."""
+    if isinstance(node, dict):
+        return sorted(node.items())
+    if dataclasses.is_dataclass(node):
+        return [(field.name, getattr(node, field.name)) for field in dataclasses.fields(node)]
+    raise TypeError(f"a tree holds tensors, dicts and dataclasses, not {type(node).__name__}")
+
+
+def map(fn: Callable[..., Tensor], tree: T, *others: T) -> T:
+    """Applies `fn` to corresponding leaves of one or more trees of the same structure and returns a new tree."""
+    if isinstance(tree, Tensor):
+        return cast(T, fn(tree, *others))
+    columns = [dict(_children(node)) for node in (tree, *others)]
+    names = list(columns[0])
+    for column in columns[1:]:
+        if list(column) != names:
+            raise ValueError(f"trees differ in structure: {names} and {list(column)}")
+    mapped = {name: map(fn, *(column[name] for column in columns)) for name in names}
+    return cast(T, mapped if isinstance(tree, dict) else dataclasses.replace(cast(Any, tree), **mapped))
+
+
+def items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields (dotted path, leaf) in save order."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+        return
+    for name, child in _children(tree):
+        yield from items(child, f"{prefix}.{name}" if prefix else name)
+
+
+def restore(like: T, flat: Mapping[str, Tensor], prefix: str = "") -> T:
+    """Builds a tree with the structure of `like` from the leaves in `flat`, the inverse of `dict(items(tree))`.
+
+    Raises:
+        KeyError: a leaf of `like` is not in `flat`.
+    """
+    if isinstance(like, Tensor):
+        return cast(T, flat[prefix])
+    built = {
+        name: restore(child, flat, f"{prefix}.{name}" if prefix else name) for name, child in _children(like)
+    }
+    return cast(T, built if isinstance(like, dict) else dataclasses.replace(cast(Any, like), **built))
+
+
+def gather(tree: T, index: Tensor) -> T:
+    """Row `index[i]` of every leaf becomes row i. The result shares no memory with `tree`."""
+    return map(lambda leaf: leaf.index_select(0, index.to(leaf.device)), tree)
+
+
+def slice(tree: T, start: int, stop: int) -> T:
+    """Rows start…stop−1 of every leaf, as views."""
+    return map(lambda leaf: leaf[start:stop], tree)
+
+
+def concatenate(trees: Sequence[T]) -> T:
+    """Joins trees along the first axis."""
+    return map(lambda *leaves: torch.cat(leaves), *trees)
+
+
+def stack(trees: Sequence[T]) -> T:
+    """Stacks trees along a new first axis."""
+    return map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def put_(tree: T, index: Tensor, rows: T) -> None:
+    """Writes `rows` over rows `index` of every leaf, in place."""
+    map(lambda leaf, row: leaf.index_copy_(0, index.to(leaf.device), row), tree, rows)
+
+
+def finite(tree: Any) -> Tensor:
+    """Bool["pop"]: whether all floating-point leaves of a row are finite."""
+    verdicts = [leaf.isfinite().flatten(1).all(1) for _, leaf in items(tree) if leaf.is_floating_point() and leaf.dim() > 1]
+    verdicts += [leaf.isfinite() for _, leaf in items(tree) if leaf.is_floating_point() and leaf.dim() == 1]
+    return torch.stack([verdict.cpu() for verdict in verdicts]).all(0)
