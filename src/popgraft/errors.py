@@ -1,12 +1,12 @@
 """Every error that popgraft raises on purpose.
 
-    PopgraftError
-    ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
-    ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
-    ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
-    ├── RunExists (also FileExistsError)  the run folder is already in use
-    ├── StoreError                        a file of a run that is missing, damaged or foreign
-    └── PopulationLost                    no healthy member is left to rescue the others from
+PopgraftError
+├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
+├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
+├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
+├── RunExists (also FileExistsError)  the run folder is already in use
+├── StoreError                        a file of a run that is missing, damaged or foreign
+└── PopulationLost                    no healthy member is left to rescue the others from
 """
 
 
@@ -32,7 +32,9 @@ class MissingExtra(PopgraftError, ImportError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{package} is needed for {purpose} but is not installed; run: pip install 'popgraft[{extra}]'")
+        super().__init__(
+            f"{package} is needed for {purpose} but is not installed; run: pip install 'popgraft[{extra}]'"
+        )
 
 
 class RunExists(PopgraftError, FileExistsError):

@@ -48,11 +48,17 @@ class HyperparamConfig:
             raise ConfigError(f"hyperparameter {self.name!r}: {reason}")
 
         low, high = self.min_value, self.max_value
+        for field in ("min_value", "max_value", "perturbation_factor", "resample_probability"):
+            number = getattr(self, field)
+            if number is not None and not isinstance(number, (int, float)):
+                refuse(f"{field}={number!r} is not a number; write it without quotes, for example 1.0e-4")
         if self.values is not None:
             if low is not None or high is not None:
                 refuse("it has both values and bounds; keep either `values` or `min_value` and `max_value`")
             if len(self.values) == 0:
                 refuse("values is empty; list at least one choice")
+            if any(list(self.values).count(value) > 1 for value in self.values):
+                refuse(f"values={list(self.values)} lists a choice twice; keep one of each")
             if self.is_log_scale:
                 refuse("is_log_scale applies to a range, not to a list of values; remove it")
         elif low is None or high is None:
@@ -63,8 +69,8 @@ class HyperparamConfig:
             refuse(f"min_value={low} is above max_value={high}; swap them")
         elif self.is_log_scale and low <= 0:
             refuse(f"is_log_scale needs min_value > 0, not {low}; raise min_value or turn is_log_scale off")
-        if not self.perturbation_factor > 1:
-            refuse(f"perturbation_factor={self.perturbation_factor} must be above 1, for example 1.2")
+        if not 1 < self.perturbation_factor < math.inf:
+            refuse(f"perturbation_factor={self.perturbation_factor} must be finite and above 1, for example 1.2")
         if not 0 <= self.resample_probability <= 1:
             refuse(f"resample_probability={self.resample_probability} must lie in [0, 1]")
 
@@ -103,24 +109,32 @@ class HyperparamConfig:
         if self._is_integer and not self.is_log_scale:
             return int(rng.integers(int(low), int(high) + 1))
         if self.is_log_scale:
-            return self._clip(math.exp(rng.uniform(math.log(low), math.log(high))))
-        return self._clip(rng.uniform(low, high))
+            return self._clip(math.exp(rng.uniform(math.log(low), math.log(high))), self._is_integer)
+        return self._clip(rng.uniform(low, high), self._is_integer)
 
     def perturb(self, value: Value, rng: np.random.Generator) -> Value:
         """Moves `value` one step up or down at even odds, inside the space.
 
-        A range: × f or ÷ f, clipped; a linear range that contains 0: ± (f − 1) · span. Values: the neighbour in the list,
-        reflected at the ends; a value that is not in the list is drawn afresh.
+        A range: × f or ÷ f, clipped; a linear range that contains 0: ± (f − 1) · span. Integers stay integers and move
+        by 1 at least. Values: the neighbour in the list, reflected at the ends. NaN, and a value that is not in the
+        list, are drawn afresh.
         """
         up = bool(rng.integers(2))
         if self.values is not None:
             return self._neighbour(value, up, rng)
+        if math.isnan(value):
+            return self.sample(rng)
         low, high = self.bounds
         factor = self.perturbation_factor
         if not self.is_log_scale and low <= 0 <= high:
             step = (factor - 1) * (high - low)
-            return self._clip(value + step if up else value - step)
-        return self._clip(value * factor if up else value / factor)
+            moved = value + step if up else value - step
+        else:
+            moved = value * factor if up else value / factor
+        integer = self._is_integer and isinstance(value, int)
+        if integer and round(moved) == value and moved != value:
+            moved = value + math.copysign(1, moved - value)
+        return self._clip(moved, integer)
 
     def _neighbour(self, value: Value, up: bool, rng: np.random.Generator) -> Value:
         assert self.values is not None
@@ -136,7 +150,7 @@ class HyperparamConfig:
     def _is_integer(self) -> bool:
         return isinstance(self.min_value, int) and isinstance(self.max_value, int)
 
-    def _clip(self, value: float) -> float | int:
+    def _clip(self, value: float, integer: bool) -> float | int:
         low, high = self.bounds
         clipped = min(max(value, low), high)
-        return round(clipped) if self._is_integer else float(clipped)
+        return round(clipped) if integer else float(clipped)

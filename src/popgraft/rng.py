@@ -26,6 +26,6 @@ def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, *path: str | int) -> torch.Generator:
-    """CPU generator of the stream named by `path`; draws are moved to the device, so that every device sees the same."""
+    """CPU generator of the stream named by `path`; draws move to the device, so that every device sees the same."""
     high, low = (int(word) for word in _sequence(seed, path).generate_state(2))
     return torch.Generator().manual_seed((high << 31) ^ low)

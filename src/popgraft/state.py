@@ -1,9 +1,9 @@
 """What a member is, what a seat is, and what a decision is.
 
-A leaf of training state is either inherited or bound to its place, and the type it lives in says which. A class declared
-with `@heritable` may hold only tensors with the leading axis `pop`, dicts of them, and other heritable classes; a class
-declared with `@seated` the same with seated ones. Anything else is refused when the class is defined, so a graft can
-never forget a leaf.
+A leaf of training state is either inherited or bound to its place, and the type it lives in says which. A class
+declared with `@heritable` may hold only tensors with the leading axis `pop`, dicts of them, and other heritable
+classes; a class declared with `@seated` the same with seated ones. Anything else is refused when the class is defined,
+so a graft can never forget a leaf.
 """
 
 import dataclasses
@@ -22,23 +22,24 @@ ROLE = "__popgraft_role__"
 
 
 def role_of(cls: Any) -> Role | None:
-    """"heritable", "seated", or None for a type that is neither."""
-    return typing.cast("Role | None", getattr(cls, ROLE, None))
+    """The role that a type was declared with, or None; a subclass must be declared itself."""
+    return typing.cast("Role | None", getattr(cls, "__dict__", {}).get(ROLE))
 
 
 def _check_leaf(owner: type, name: str, hint: Any, role: Role) -> None:
     if typing.get_origin(hint) is dict:
         hint = typing.get_args(hint)[1]
-    is_tensor = hint is Tensor or (isinstance(hint, type) and issubclass(hint, (Tensor, AbstractArray)))
-    if not is_tensor and role_of(hint) != role:
+    is_array = isinstance(hint, type) and issubclass(hint, AbstractArray)
+    is_row = is_array and hint.array_type is Tensor and hint.dim_str.split()[:1] == ["pop"]
+    if not is_row and role_of(hint) != role:
         raise TypeError(
-            f"{owner.__name__}.{name} is declared as {hint}, which is not {role}: "
-            f"a {role} class holds tensors, dicts of tensors and {role} classes only"
+            f"{owner.__name__}.{name} is declared as {hint}, which is not {role}: a {role} class holds tensors "
+            f'with the leading axis pop (Float[Tensor, "pop ..."]), dicts of them and {role} classes only'
         )
 
 
 def _declare(cls: C, role: Role) -> C:
-    cls = dataclasses.dataclass(cls)  # type: ignore[assignment]
+    cls = dataclasses.dataclass(slots=True)(cls)  # type: ignore[assignment]  # no attribute beside the declared ones
     setattr(cls, ROLE, role)
     for name, hint in typing.get_type_hints(cls).items():
         _check_leaf(cls, name, hint, role)

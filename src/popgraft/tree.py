@@ -53,9 +53,7 @@ def restore(like: T, flat: Mapping[str, Tensor], prefix: str = "") -> T:
     """
     if isinstance(like, Tensor):
         return cast(T, flat[prefix])
-    built = {
-        name: restore(child, flat, f"{prefix}.{name}" if prefix else name) for name, child in _children(like)
-    }
+    built = {name: restore(child, flat, f"{prefix}.{name}" if prefix else name) for name, child in _children(like)}
     return cast(T, built if isinstance(like, dict) else dataclasses.replace(cast(Any, like), **built))
 
 
@@ -85,7 +83,6 @@ def put_(tree: T, index: Tensor, rows: T) -> None:
 
 
 def finite(tree: Any) -> Tensor:
-    """Bool["pop"]: whether all floating-point leaves of a row are finite."""
-    verdicts = [leaf.isfinite().flatten(1).all(1) for _, leaf in items(tree) if leaf.is_floating_point() and leaf.dim() > 1]
-    verdicts += [leaf.isfinite() for _, leaf in items(tree) if leaf.is_floating_point() and leaf.dim() == 1]
-    return torch.stack([verdict.cpu() for verdict in verdicts]).all(0)
+    """Bool["pop"]: whether all numbers in a row are finite."""
+    verdicts = [leaf.isfinite().unsqueeze(1).flatten(1).all(1).cpu() for _, leaf in items(tree)]
+    return torch.stack(verdicts).all(0)

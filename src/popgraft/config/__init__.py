@@ -1,13 +1,13 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
-from popgraft.config.load import load_config, read_yaml
+from popgraft.config.load import dump_config, load_config, read_yaml
 from popgraft.config.schema import (
     HYPERPARAMS,
     Config,
+    EngineConfig,
     EnvConfig,
     EvaluationConfig,
     ExecuteConfig,
-    EngineConfig,
     ModelConfig,
     NetworkConfig,
     PBTConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "NetworkConfig",
     "PBTConfig",
     "WrapperConfig",
+    "dump_config",
     "load_config",
     "read_yaml",
 ]

@@ -1,34 +1,50 @@
 """Reads YAML and overrides into a `Config`, and turns every mistake into one readable `ConfigError`."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from popgraft.config.explain import explain
 from popgraft.config.schema import Config
 from popgraft.errors import ConfigError
 
+FLOAT = "tag:yaml.org,2002:float"
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
+EXPONENT = (FLOAT, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+"""1e-4 is a number, as in YAML 1.2; YAML 1.1 asks for 1.0e-4."""
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
+    """Safe YAML without dates, and in which a repeated key is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} appears twice", key.start_mark)
+            seen.add(name)
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: without aliases, and with quotes around strings that look like 1e-4."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(*EXPONENT)
+_Dumper.add_implicit_resolver(*EXPONENT)
 
 
 def read_yaml(text: str, source: str) -> Any:
@@ -38,8 +54,13 @@ def read_yaml(text: str, source: str) -> Any:
         ConfigError: the text is not valid YAML.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{source} is not valid YAML{where}: {reason}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
 
 
@@ -56,27 +77,49 @@ def load_config(
     Raises:
         ConfigError: names every wrong setting, with the nearest valid name for an unknown key.
     """
+    name = "the configuration"
     if isinstance(source, Config):
         raw: Any = source.model_dump(exclude_unset=True)
-        name = "the configuration"
     elif isinstance(source, Mapping):
-        raw, name = _copy(source), "the configuration"
+        raw = _copy(source)
     else:
         name = str(source)
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {name}: {error}") from None
-        raw = read_yaml(text, name)
+        raw = _read_file(Path(source), name)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{name} must hold settings as `key: value`, not {type(raw).__name__}")
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_parse_assignment(text) for text in overrides]
+        raise ConfigError(f"{name} must hold settings as `key: value`, not a {type(raw).__name__}")
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    pairs = texts.items() if isinstance(texts, Mapping) else [_parse_assignment(text) for text in texts]
     for key, value in pairs:
-        _assign(raw, key, value)
+        _assign(raw, key, _copy(value))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_explain(error, name)) from None
+        raise ConfigError(explain(error, name)) from None
+
+
+def dump_config(config: Config) -> str:
+    """Writes every setting as YAML; `load_config` reads an equal configuration back.
+
+    A number that a population tunes and that nobody has set stays out: its initial value is the population's draw.
+    """
+    values = config.model_dump(mode="json")
+    for space in config.pbt.hyperparams:
+        if space.name not in config.model.model_fields_set:
+            del values["model"][space.name]
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read_file(path: Path, name: str) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {name}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:
+        raise ConfigError(f"cannot read the configuration {name}, which must be UTF-8 text: {error}") from None
+    raw = read_yaml(text, name)
+    if raw is None:
+        raise ConfigError(f"{name} is empty; it needs at least an environment, for example `env: {{id: CartPole-v1}}`")
+    return raw
 
 
 def _copy(value: Any) -> Any:
@@ -87,7 +130,7 @@ def _copy(value: Any) -> Any:
 
 def _parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {text!r} must have the form section.key=value, for example --set env.id=CartPole-v1")
     return key.strip(), read_yaml(value, f"--set {text}")
 
@@ -113,43 +156,7 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _position(node: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"cannot set {key}: {part!r} is not a position in a list of {len(node)}")
+    if not part.isdecimal() or int(part) >= len(node):
+        positions = f"its positions are 0 to {len(node) - 1}" if node else "the list is empty"
+        raise ConfigError(f"cannot set {key}: {part!r} is not a position in the list; {positions}")
     return int(part)
-
-
-def _explain(error: ValidationError, name: str) -> str:
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(_unknown_key(problem["loc"]))
-        elif problem["type"] == "missing":
-            lines.append(f"{path} is missing; add it")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:] if message.startswith("Input") else message
-            shown = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-            lines.append(f"{path}{shown}: {message}" if path else message)
-    heading = f"{name} has {len(lines)} wrong settings" if len(lines) > 1 else f"{name} has a wrong setting"
-    return "\n  ".join([f"{heading}:", *lines])
-
-
-def _unknown_key(location: tuple[str | int, ...]) -> str:
-    *section, key = location
-    model: Any = Config
-    for part in section:
-        if isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel):
-            model = _section_type(model, part)
-    names = list(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
-    where = ".".join(str(part) for part in section) or "the top level"
-    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    if near:
-        return f"unknown key {key!r} in {where}; did you mean {near[0]!r}?"
-    return f"unknown key {key!r} in {where}; the keys there are {', '.join(sorted(names))}"
-
-
-def _section_type(model: type[BaseModel], field: str) -> Any:
-    """The class of a section, also inside `list[Section]`."""
-    annotation = model.model_fields[field].annotation
-    return next((arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)), annotation)

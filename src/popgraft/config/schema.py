@@ -3,14 +3,12 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
+from popgraft.config.fields import DecayRate, Integer, Kwargs, Number, Positive, Reference, reference
 from popgraft.hyperparams import HyperparamConfig
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 HYPERPARAMS: dict[str, tuple[float, float]] = {
     "learning_rate": (0.0, 10.0),
@@ -28,10 +26,13 @@ ALIASES = {"entropy_coef": "ent_coef"}
 """Other names under which a hyperparameter is known."""
 
 
+BUILT_IN_ENCODERS = ("auto", "mlp", "cnn")
+
+
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
 class WrapperConfig(Section):
@@ -39,7 +40,7 @@ class WrapperConfig(Section):
 
     name: str
     """A built-in wrapper (see docs/usage.md), or `module:Class` of a Gymnasium wrapper."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
     """Keyword arguments of the wrapper."""
 
 
@@ -48,22 +49,24 @@ class EnvConfig(Section):
 
     id: str | None = None
     """A registered Gymnasium id, or `module:Id`, which imports the module first."""
-    factory: str | None = None
-    """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv or a Stable-Baselines3 VecEnv."""
-    kwargs: dict[str, Any] = {}
+    factory: Reference | None = None
+    """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv or a
+    Stable-Baselines3 VecEnv."""
+    kwargs: Kwargs = {}
     """Keyword arguments of the environment."""
     num_envs: Positive = 8
     """Environments per member."""
     vectorization: Literal["auto", "sync", "async", "vector_entry_point", "envpool"] = "auto"
-    """How a member's environments are stepped together; `auto` takes the vector entry point where there is one, else sync."""
+    """How a member's environments are stepped together; `auto` takes the vector entry point where there is one,
+    else sync."""
     autoreset: Literal["same_step", "next_step"] = "same_step"
     """When a finished sync or async environment starts its next episode; a vector entry point has a mode of its own."""
     wrappers: list[WrapperConfig] = []
     """Observation wrappers, applied in this order."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.id is None) == (self.factory is None):
+    def _one_source(self) -> "EnvConfig":
+        if bool(self.id) == bool(self.factory):
             raise ValueError(f"give either env.id or env.factory, not id={self.id!r} and factory={self.factory!r}")
         return self
 
@@ -72,14 +75,15 @@ class NetworkConfig(Section):
     """The policy and value networks of every member."""
 
     encoder: str = "auto"
-    """`mlp`, `cnn`, or `module:Class` of an nn.Module called as Class(observation_space, **encoder_kwargs); `auto` takes cnn for images."""
-    encoder_kwargs: dict[str, Any] = {}
+    """`mlp`, `cnn`, or `module:Class` of an nn.Module called as Class(observation_space, **encoder_kwargs);
+    `auto` takes cnn for images."""
+    encoder_kwargs: Kwargs = {}
     """Keyword arguments of an own encoder."""
     encoder_layers: list[Positive] = [64]
     """Widths of the encoder's dense layers, before the recurrent ones."""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """Nonlinearity of dense layers."""
-    layer_norm: bool = False
+    layer_norm: StrictBool = False
     """Whether dense layers normalise before their nonlinearity."""
     recurrent: Literal["lstm", "gru", "none"] = "lstm"
     """Kind of memory; `none` gives a feed-forward agent."""
@@ -94,15 +98,31 @@ class NetworkConfig(Section):
     n_quantiles: Positive = 21
     """Quantiles of the return that the critic predicts."""
 
+    @field_validator("encoder", mode="after")
+    @classmethod
+    def _known_encoder(cls, encoder: str) -> str:
+        if encoder not in BUILT_IN_ENCODERS and ":" not in encoder:
+            raise ValueError(f"must be one of {', '.join(BUILT_IN_ENCODERS)}, or module:Class")
+        return encoder if encoder in BUILT_IN_ENCODERS else reference(encoder)
+
+    @model_validator(mode="after")
+    def _somebody_reads_the_kwargs(self) -> "NetworkConfig":
+        if self.encoder_kwargs and self.encoder in BUILT_IN_ENCODERS:
+            raise ValueError(
+                f"encoder_kwargs are for an own encoder, and encoder is {self.encoder!r}; "
+                "remove them or set encoder: module:Class"
+            )
+        return self
+
 
 class OptimizerKwargs(Section):
     """Constants of the optimizer; what a population may tune stands under `model`."""
 
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: Annotated[FiniteFloat, Field(gt=0)] = 1e-5
+    eps: Annotated[Number, Field(gt=0)] = 1e-5
     """Added to the root of the second moment."""
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     """Decoupled for adamw, added to the gradient for adam."""
 
 
@@ -117,40 +137,41 @@ class ModelConfig(Section):
     """Passes over a rollout."""
     n_minibatches: Positive = 4
     """Optimizer steps per pass."""
-    learning_rate: FiniteFloat = 3e-4
+    learning_rate: Number = 3e-4
     """Step size."""
-    clip_range: FiniteFloat = 0.2
+    clip_range: Number = 0.2
     """Clipping of the probability ratio."""
-    ent_coef: FiniteFloat = 0.0
+    ent_coef: Number = 0.0
     """Weight of the entropy bonus, per nat."""
-    vf_coef: FiniteFloat = 0.5
+    vf_coef: Number = 0.5
     """Weight of the value loss."""
-    gamma: FiniteFloat = 0.99
+    gamma: Number = 0.99
     """Discount per step."""
-    gae_lambda: FiniteFloat = 0.95
+    gae_lambda: Number = 0.95
     """Decay of generalised advantage estimation."""
-    max_grad_norm: FiniteFloat = 0.5
+    max_grad_norm: Number = 0.5
     """Largest Euclidean norm of a member's gradient."""
-    target_kl: FiniteFloat | None = None
-    """An update stops for a member before the step at which its KL divergence exceeds 1.5 times this (nats); null: never."""
-    normalize_obs: bool = True
+    target_kl: Number | None = None
+    """An update stops for a member before the step at which its KL divergence exceeds 1.5 times this (nats);
+    null: never."""
+    normalize_obs: StrictBool = True
     """Whether float observations are standardised by running statistics."""
-    normalize_reward: bool = True
+    normalize_reward: StrictBool = True
     """Whether rewards are divided by the running spread of the discounted return."""
-    normalize_advantage: bool = True
+    normalize_advantage: StrictBool = True
     """Whether advantages are standardised within a minibatch."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Update rule."""
     optimizer_kwargs: OptimizerKwargs = OptimizerKwargs()
     """Constants of the update rule."""
 
-    @model_validator(mode="after")
-    def _in_domain(self) -> Self:
-        for name, (low, high) in HYPERPARAMS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name}={value} is outside [{low:g}, {high:g}], where it has a meaning")
-        return self
+    @field_validator(*HYPERPARAMS, mode="after")
+    @classmethod
+    def _in_domain(cls, value: float | None, info: Any) -> float | None:
+        low, high = HYPERPARAMS[info.field_name]
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"must lie in [{low:g}, {high:g}]")
+        return value
 
     def hyperparams(self) -> dict[str, float]:
         """Initial value of every tunable number; a target KL of null is infinite."""
@@ -159,7 +180,7 @@ class ModelConfig(Section):
 
 
 class EngineConfig(Section):
-    """How the arithmetic is carried out; nothing here changes what is computed beyond rounding, except `sequence_length`."""
+    """How the arithmetic is carried out; only `sequence_length` changes what is computed beyond rounding."""
 
     sequence_length: Positive | None = None
     """Steps of backpropagation through time; null: the whole rollout."""
@@ -182,15 +203,15 @@ class PBTConfig(Section):
     """Who copies whom; `none` is random search."""
     explore_method: Literal["perturb", "resample", "both", "none"] = "both"
     """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
-    truncation_ratio: Annotated[FiniteFloat, Field(gt=0, le=0.5)] = 0.2
+    truncation_ratio: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
     """Share of the population that is replaced, and that is copied from."""
     metric_mode: Literal["max", "min"] = "max"
     """Whether high or low scores are good."""
     fitness: Literal["evaluation", "training"] = "evaluation"
     """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
-    ready_percentage: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.8
+    ready_percentage: Annotated[Number, Field(gt=0, le=1)] = 0.8
     """Share of members that must have a finite score before anyone copies."""
-    min_ready_members: Annotated[int, Field(ge=2)] = 2
+    min_ready_members: Annotated[Integer, Field(ge=2)] = 2
     """Members with a finite score that suffice once `ready_check_max_wait` decisions in a row have failed."""
     ready_check_max_wait: Positive = 10
     """Failed readiness checks in a row after which `min_ready_members` suffice."""
@@ -198,25 +219,39 @@ class PBTConfig(Section):
     @field_validator("hyperparams", mode="after")
     @classmethod
     def _known(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
-        spaces = [dataclasses.replace(space, name=ALIASES.get(space.name, space.name)) for space in spaces]
+        spaces = [
+            dataclasses.replace(
+                space,
+                name=ALIASES.get(space.name, space.name),
+                values=None if space.values is None else tuple(space.values),
+            )
+            for space in spaces
+        ]
         names = [space.name for space in spaces]
         for space in spaces:
             if space.name not in HYPERPARAMS:
-                raise ValueError(f"unknown hyperparameter {space.name!r}; a population may tune {', '.join(HYPERPARAMS)}")
+                raise ValueError(
+                    f"unknown hyperparameter {space.name!r}; a population may tune {', '.join(HYPERPARAMS)}"
+                )
             if names.count(space.name) > 1:
                 raise ValueError(f"hyperparameter {space.name!r} is listed twice; keep one")
             low, high = HYPERPARAMS[space.name]
             for value in space.values if space.values is not None else space.bounds:
-                if not isinstance(value, (int, float)) or not low <= value <= high:
-                    raise ValueError(f"{space.name}: {value!r} is outside [{low:g}, {high:g}], where it has a meaning")
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                    raise ValueError(f"{space.name}: {value!r} must be a number in [{low:g}, {high:g}]")
         return spaces
 
     @model_validator(mode="after")
-    def _someone_to_copy(self) -> Self:
+    def _someone_to_copy(self) -> "PBTConfig":
         if self.population_size == 1 and self.exploit_method != "none":
             raise ValueError(
                 f"a population of 1 has nobody to copy from, but exploit_method is {self.exploit_method!r}; "
                 "raise pbt.population_size or set pbt.exploit_method: none"
+            )
+        if self.min_ready_members > self.population_size and self.exploit_method != "none":
+            raise ValueError(
+                f"min_ready_members={self.min_ready_members} exceeds population_size={self.population_size}, "
+                "so nobody would ever copy after waiting; lower it"
             )
         return self
 
@@ -226,7 +261,7 @@ class EvaluationConfig(Section):
 
     episodes: Positive = 10
     """Episodes per member and evaluation."""
-    deterministic: bool = True
+    deterministic: StrictBool = True
     """Whether the most likely action is taken instead of a sampled one."""
     max_steps: Positive = 10_000
     """Steps after which an unfinished evaluation episode counts as it stands."""
@@ -258,11 +293,11 @@ class Config(Section):
     """The arithmetic."""
     execute: ExecuteConfig = ExecuteConfig()
     """The executor."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """The root of all randomness."""
     total_timesteps: Positive = 1_000_000
     """Environment steps of the whole population, rounded up to full generations."""
-    stop_at_score: FiniteFloat | None = None
+    stop_at_score: Number | None = None
     """Training ends early once the best member's score reaches this; null: never."""
     run_dir: Path = Path("runs/popgraft")
     """Folder of the run; a folder that holds a run is refused."""
@@ -288,18 +323,18 @@ class Config(Section):
         return self.env.num_envs * (self.model.n_steps // self.sequence_length)
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _divides(self) -> "Config":
         length, steps = self.sequence_length, self.model.n_steps
         if steps % length:
             raise ValueError(
                 f"engine.sequence_length={length} must divide model.n_steps={steps}; "
-                f"possible: {', '.join(str(n) for n in range(1, steps + 1) if steps % n == 0)}"
+                f"nearest: {_nearest_divisors(steps, length)}"
             )
         if self.sequences % self.model.n_minibatches:
-            possible = ", ".join(str(n) for n in range(1, self.sequences + 1) if self.sequences % n == 0)
             raise ValueError(
-                f"model.n_minibatches={self.model.n_minibatches} must divide the {self.sequences} sequences of a rollout "
-                f"(env.num_envs={self.env.num_envs} x n_steps/sequence_length={steps // length}); possible: {possible}"
+                f"model.n_minibatches={self.model.n_minibatches} must divide the {self.sequences} sequences of a "
+                f"rollout (env.num_envs={self.env.num_envs} x n_steps/sequence_length={steps // length}); "
+                f"nearest: {_nearest_divisors(self.sequences, self.model.n_minibatches)}"
             )
         if self.execute.shards > self.pbt.population_size:
             raise ValueError(
@@ -313,3 +348,11 @@ class Config(Section):
                 raise ValueError(f"model.{space.name}={value} is outside the {allowed} that pbt.hyperparams gives it")
         return self
 
+
+def _nearest_divisors(n: int, value: int) -> str:
+    """The divisors of `n` on either side of `value`."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    divisors = sorted({*small, *(n // d for d in small)})
+    below = [d for d in divisors if d < value][-1:]
+    above = [d for d in divisors if d > value][:1]
+    return " or ".join(str(d) for d in below + above)

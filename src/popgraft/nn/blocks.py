@@ -5,7 +5,7 @@ parameter then has a leading axis `pop`, every activation is [pop, *batch, featu
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ Params = dict[str, Any]
 """Nested dict of parameter tensors."""
 
 
+@runtime_checkable
 class Block(Protocol):
     """A network part with parameters."""
 

@@ -1,0 +1,42 @@
+"""Types of settings: what is accepted as a number, as the name of code, and as keyword arguments."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
+
+
+def _number(value: Any) -> Any:
+    """Refuses what pydantic would convert to a number: true, and digits in quotes."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("must be a number, without quotes")
+    return value
+
+
+def _writable(value: Any, path: str = "") -> Any:
+    """Reduces a value to what YAML can write back, because the run folder keeps the whole configuration."""
+    if isinstance(value, dict):
+        return {key: _writable(child, f"{path}.{key}" if path else key) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(child, f"{path}.{position}") for position, child in enumerate(value)]
+    if value is None:
+        return None
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise ValueError(f"{path}={value!r} cannot be written to a file; use numbers, strings, lists and sections")
+
+
+def reference(value: str) -> str:
+    """Checks the form `module:name`."""
+    module, _, name = value.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ValueError("must have the form module:name, for example my_package.my_module:my_name")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[FiniteFloat, BeforeValidator(_number)]
+Positive = Annotated[Integer, Field(gt=0)]
+DecayRate = Annotated[Number, Field(ge=0, lt=1)]
+Reference = Annotated[str, AfterValidator(reference)]
+Kwargs = Annotated[dict[str, Any], AfterValidator(_writable)]

@@ -1,0 +1,117 @@
+"""From observations to features: what stands before the memory."""
+
+import importlib
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from popgraft import tree
+from popgraft.config import NetworkConfig
+from popgraft.errors import ConfigError
+from popgraft.nn.blocks import Params
+from popgraft.nn.conv import CNN
+from popgraft.nn.dense import MLP
+from popgraft.nn.lifted import Lifted
+from popgraft.spaces import ObsSpec, Spaces
+
+
+def _user_module(path: str, observation_space: Any, kwargs: dict[str, Any]) -> nn.Module:
+    """Makes the encoder `module:Class` as Class(observation_space, **kwargs)."""
+    setting = f"model.network.encoder={path!r}"
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"{setting}: {module_name} cannot be imported ({type(error).__name__}: {error}); "
+            "give module:Class with a module that Python finds, for example by adding its folder to PYTHONPATH"
+        ) from error
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        found = f"is {cls!r}" if hasattr(module, class_name) else "does not exist"
+        raise ConfigError(f"{setting}: {class_name} {found} in {module_name}; name a subclass of torch.nn.Module there")
+    try:
+        return cls(observation_space, **kwargs)
+    except Exception as error:
+        raise ConfigError(
+            f"{setting}: {class_name}(observation_space, **{kwargs}) fails ({type(error).__name__}: {error}); "
+            "correct model.network.encoder_kwargs or the constructor"
+        ) from error
+
+
+def _pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """8-bit pixels as numbers between 0 and 1."""
+    return x.to(dtype).div_(255)
+
+
+class Encoder:
+    """Turns a dictionary of observations into one vector of features.
+
+    `auto` sends every image through its own `CNN` and takes every other key as it is; `mlp` takes images as vectors of
+    pixels too; `cnn` is `auto` for observations that are all images. The parts, joined in the order of their names, go
+    through the dense layers `encoder_layers`. An encoder `module:Class` of the user stands alone: it is made as
+    Class(observation_space, **encoder_kwargs), takes float tensors, images divided by 255, and a dictionary of them where
+    the observation space is one (the convention of Stable-Baselines3's BaseFeaturesExtractor).
+
+    Args:
+        spaces: what the agent sees.
+        config: the network's settings.
+
+    Raises:
+        ConfigError: an encoder that does not suit the observations, or a module that cannot be used.
+    """
+
+    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
+        self.specs = {name: spaces.obs[name] for name in sorted(spaces.obs)}
+        self.cnns: dict[str, CNN] = {}
+        self.body: Lifted | MLP
+        if ":" in config.encoder:
+            self.takes_dict = isinstance(spaces.observation_space, Mapping)
+            self.body = self._lifted(spaces, config)
+        else:
+            self._check(config.encoder)
+            if config.encoder != "mlp":
+                self.cnns = {name: CNN(spec.shape) for name, spec in self.specs.items() if spec.image}
+            flat = [math.prod(spec.shape) for name, spec in self.specs.items() if name not in self.cnns]
+            width = sum(flat) + sum(cnn.n_out for cnn in self.cnns.values())
+            self.body = MLP(width, config.encoder_layers, config.activation, config.layer_norm)
+        self.n_out = self.body.n_out
+
+    def _check(self, encoder: str) -> None:
+        vectors = [name for name, spec in self.specs.items() if not spec.image]
+        if encoder == "cnn" and vectors:
+            raise ConfigError(
+                f"model.network.encoder='cnn' needs images, but the observation {vectors[0]!r} of shape "
+                f"{self.specs[vectors[0]].shape} is not one (8-bit pixels); set model.network.encoder: auto"
+            )
+
+    def _lifted(self, spaces: Spaces, config: NetworkConfig) -> Lifted:
+        zeros = {name: torch.zeros(spec.shape) for name, spec in self.specs.items()}
+        make = partial(_user_module, config.encoder, spaces.observation_space, config.encoder_kwargs)
+        return Lifted(make, zeros if self.takes_dict else zeros["obs"])
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Parameters of one member."""
+        params = {f"cnn_{name}": cnn.init(generator) for name, cnn in self.cnns.items()}
+        return params | {"body": self.body.init(generator)}
+
+    def __call__(self, params: Params, obs: dict[str, Tensor]) -> Float[Tensor, "pop *batch n_out"]:
+        """Encodes every key [pop, *batch, *shape]."""
+        if isinstance(self.body, Lifted):
+            leaves = [leaf for _, leaf in tree.items(params["body"])]
+            dtype = leaves[0].dtype if leaves else torch.get_default_dtype()
+            floats = {name: _pixels(obs[name], dtype) if spec.image else obs[name] for name, spec in self.specs.items()}
+            return self.body(params["body"], floats if self.takes_dict else floats["obs"])
+        parts = [self._part(params, name, spec, obs[name]) for name, spec in self.specs.items()]
+        return self.body(params["body"], parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+    def _part(self, params: Params, name: str, spec: ObsSpec, x: Tensor) -> Tensor:
+        if name in self.cnns:
+            return self.cnns[name](params[f"cnn_{name}"], x)
+        flat = x.reshape(*x.shape[: x.dim() - len(spec.shape)], math.prod(spec.shape))
+        return flat

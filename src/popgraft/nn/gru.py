@@ -1,0 +1,137 @@
+"""Gated recurrent unit with a population axis and a backward pass of its own.
+
+    r, z = σ(W x + U h + b),   n = tanh(W x + b + r∘(U h + b′))
+    h ← (1 − z)∘n + z∘h
+
+(Cho et al. 2014, arXiv:1406.1078, in the form of torch.nn.GRU, with its gate order r, z, n; its second bias of r and z,
+which only adds to the first, is left out.) The plan is that of the LSTM: the input projection of all steps is one
+batched matrix product, a step is one more and nine elementwise operations, and the backward pass computes every
+elementwise derivative for the whole unroll at once, so that its loop holds five operations.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from popgraft.nn.blocks import Params, orthogonal
+
+
+class _Recurrence(torch.autograd.Function):
+    """The unroll over time, given the input's share of the gates.
+
+    The rows of n arrive doubled, so that a sigmoid serves all gates: tanh x = 2σ(2x) − 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, bias_n: Tensor, h0: Tensor, keep: Tensor) -> Tensor:
+        """gates_x [pop, T, B, 3H], weight [pop, 3H, H], bias_n [pop, H], h0 [pop, B, H], keep [pop, T, B, 1] (0: reset)."""
+        pop, time, batch, width = gates_x.shape
+        hidden = width // 3
+        gates = torch.empty_like(gates_x)
+        y, h_in, n_h = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(3))
+        pre = gates_x.new_empty(pop, batch, width)
+        bias = torch.nn.functional.pad(bias_n, (2 * hidden, 0)).unsqueeze(1)
+        weight_t, h_tm1 = weight.mT, h0
+        pre_rz, pre_n = pre.split([2 * hidden, hidden], dim=-1)
+        for t in range(time):
+            h, n_h_t = h_in[:, t], n_h[:, t]
+            x_rz, x_n = gates_x[:, t].split([2 * hidden, hidden], dim=-1)
+            rz, n = gates[:, t].split([2 * hidden, hidden], dim=-1)
+            r, z = rz.split(hidden, dim=-1)
+            torch.mul(h_tm1, keep[:, t], out=h)
+            torch.baddbmm(bias, h, weight_t, out=pre)
+            torch.add(pre_rz, x_rz, out=rz).sigmoid_()
+            n_h_t.copy_(pre_n)
+            torch.addcmul(x_n, r, pre_n, out=n).sigmoid_().mul_(2).sub_(1)
+            torch.lerp(n, h, z, out=y[:, t])
+            h_tm1 = y[:, t]
+        ctx.save_for_backward(weight, keep, gates, h_in, n_h)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, keep, gates, h_in, n_h = ctx.saved_tensors
+        pop, time, batch, hidden = h_in.shape
+        r, z, n = gates.split(hidden, dim=-1)
+        # Derivative of the preactivations r, z and n by dh; for n first its hidden share, which the matrix product needs.
+        dn = torch.addcmul(torch.ones_like(n), n, n, value=-1).mul_(1 - z).mul_(0.5)
+        dgates = torch.addcmul(gates, gates, gates, value=-1)
+        dgates[..., :hidden].mul_(dn).mul_(n_h)
+        dgates[..., hidden : 2 * hidden].mul_(h_in - n)
+        torch.mul(dn, r, out=dgates[..., 2 * hidden :])
+        dgates_by_gate = dgates.unflatten(-1, (3, hidden))
+        dh, dh_in = torch.empty_like(dy), dy.new_zeros(pop, batch, hidden)
+        for t in range(time - 1, -1, -1):
+            dh_t = torch.add(dy[:, t], dh_in, out=dh[:, t])
+            dgates_by_gate[:, t].mul_(dh_t.unsqueeze(-2))
+            torch.mul(dh_t, z[:, t], out=dh_in)
+            dh_in.baddbmm_(dgates[:, t], weight).mul_(keep[:, t])
+        dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
+        dbias_n = dgates[..., 2 * hidden :].sum((1, 2))
+        torch.mul(dn, dh, out=dgates[..., 2 * hidden :])
+        return dgates, dweight, dbias_n, dh_in, None
+
+
+class GRU:
+    """Stacked GRU layers for every member of the population.
+
+    The state of one environment is a flat vector: h of the first layer, then of the next.
+
+    Args:
+        n_in: input features.
+        hidden_size: features of every layer.
+        layers: number of layers.
+    """
+
+    def __init__(self, n_in: int, hidden_size: int, layers: int = 1) -> None:
+        self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
+        self.state_size = hidden_size * layers
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Orthogonal gate matrices, zero biases."""
+        hidden = self.n_out
+        params: Params = {}
+        for layer in range(self.layers):
+            n_in = self.n_in if layer == 0 else hidden
+            params[f"layer{layer}"] = {
+                "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(3)]),
+                "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(3)]),
+                "bias": torch.zeros(3 * hidden),
+                "bias_n": torch.zeros(hidden),
+            }
+        return params
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Tensor, "pop time batch n_in"],
+        state: Float[Tensor, "pop batch state"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
+        """Unrolls over time.
+
+        Args:
+            params: what `init` made, stacked.
+            x: inputs.
+            state: state before the first step.
+            start: where an episode begins: the state is zeroed before that step.
+
+        Returns:
+            the last layer's output at every step, and the state after the last step.
+        """
+        hidden = self.n_out
+        keep = start.logical_not().to(x.dtype).unsqueeze(-1)
+        double_n = torch.cat([x.new_ones(2 * hidden, 1), x.new_full((hidden, 1), 2)])
+        final = []
+        for layer, h0 in enumerate(state.split(hidden, dim=-1)):
+            p = params[f"layer{layer}"]
+            bias = (p["bias"] * double_n.squeeze(-1)).unsqueeze(1)
+            gates_x = torch.baddbmm(bias, x.flatten(1, 2), (p["weight_ih"] * double_n).mT)
+            gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
+            x = _Recurrence.apply(gates_x, p["weight_hh"] * double_n, 2 * p["bias_n"], h0, keep)
+            final.append(x[:, -1])
+        return x, torch.cat(final, dim=-1)

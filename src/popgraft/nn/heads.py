@@ -1,0 +1,223 @@
+"""Action heads: the distribution of the policy, one final class per family of action spaces.
+
+A head keeps its distribution as one tensor of outputs [pop, *batch, n_outputs] (logits or means), which a buffer can
+store. Sampling takes its noise as an argument, so that it can be drawn in one block per seat. Log-probabilities and
+entropies are in nats and summed over sub-actions.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import reduce
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Real
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from popgraft.nn.blocks import Params
+from popgraft.nn.dense import Linear
+from popgraft.spaces import ActionSpec
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class ActionHead(ABC):
+    """Distribution over the actions of one environment.
+
+    Args:
+        n_in: features of the latent.
+        n_outputs: logits or means.
+        noise_dims: noise values per action, one per sub-action.
+    """
+
+    noise: Literal["uniform", "normal"]
+    """Distribution of the noise that `sample` takes: U[0, 1) or N(0, 1)."""
+
+    def __init__(self, n_in: int, n_outputs: int, noise_dims: int) -> None:
+        self.linear = Linear(n_in, n_outputs, gain=0.01)
+        self.n_outputs, self.noise_dims = n_outputs, noise_dims
+
+    def init(self, generator: torch.Generator) -> Params:
+        """A nearly uniform or centred policy: small weights, zero bias."""
+        return {"linear": self.linear.init(generator)} | self.init_extra()
+
+    def init_extra(self) -> Params:
+        """Parameters of one member beside the linear layer's."""
+        return {}
+
+    def __call__(
+        self, params: Params, latent: Float[Tensor, "pop *batch n_in"]
+    ) -> Float[Tensor, "pop *batch outputs"]:
+        """Logits or means."""
+        return self.linear(params["linear"], latent)
+
+    @abstractmethod
+    def sample(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch dims"]
+    ) -> Real[Tensor, "pop *batch dims"]:
+        """Draws an action as a function of the noise; it is in range even where outputs are not finite."""
+
+    @abstractmethod
+    def mode(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
+    ) -> Real[Tensor, "pop *batch dims"]:
+        """The most likely action."""
+
+    @abstractmethod
+    def log_prob(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], action: Real[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """Logarithm of the probability, or of the density, of an action."""
+
+    @abstractmethod
+    def entropy(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """Entropy, differential for a density."""
+
+
+class Categorical(ActionHead):
+    """One softmax per sub-action; their logits lie side by side.
+
+    PyTorch's reductions over a short last axis are several times slower on a CPU than those over the first axis, so all
+    of them work on the logits with the choices first.
+
+    Args:
+        n_in: features of the latent.
+        sizes: choices of every sub-action.
+    """
+
+    noise = "uniform"
+
+    def __init__(self, n_in: int, sizes: Sequence[int]) -> None:
+        super().__init__(n_in, sum(sizes), len(sizes))
+        self.sizes = list(sizes)
+
+    def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Float[Tensor, "_ pop *batch"], ...]:
+        """Logits of every sub-action, choices first."""
+        return outputs.movedim(-1, 0).contiguous().split(self.sizes)
+
+    def sample(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch dims"]
+    ) -> Int[Tensor, "pop *batch dims"]:
+        """Inverse of the cumulative distribution: the first choice whose cumulative probability exceeds the noise."""
+        actions = []
+        for logits, u in zip(self._split(outputs), noise.unbind(-1), strict=True):
+            cumulative = logits.softmax(0).cumsum(0)
+            # The last entry stands for 1, whatever rounding made of it; NaN compares as False and gives choice 0.
+            actions.append((cumulative[:-1] <= u * cumulative[-1]).sum(0))
+        return torch.stack(actions, dim=-1)
+
+    def mode(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
+    ) -> Int[Tensor, "pop *batch dims"]:
+        """The largest logit of every sub-action."""
+        return torch.stack([logits.argmax(0) for logits in self._split(outputs)], dim=-1)
+
+    def log_prob(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], action: Int[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """Σ log softmax(logits)[action]."""
+        choices = action.movedim(-1, 0).split(1)
+        pairs = zip(self._split(outputs), choices, strict=True)
+        return reduce(torch.add, [logits.log_softmax(0).gather(0, choice) for logits, choice in pairs]).squeeze(0)
+
+    def entropy(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """−Σ p log p."""
+        log_p = [logits.log_softmax(0) for logits in self._split(outputs)]
+        return -reduce(torch.add, [(each.exp() * each).sum(0) for each in log_p])
+
+
+class Bernoulli(ActionHead):
+    """One independent coin per sub-action; the output is the logit of 1.
+
+    Args:
+        n_in: features of the latent.
+        dims: number of coins.
+    """
+
+    noise = "uniform"
+
+    def __init__(self, n_in: int, dims: int) -> None:
+        super().__init__(n_in, dims, dims)
+
+    def sample(
+        self, params: Params, outputs: Float[Tensor, "pop *batch dims"], noise: Float[Tensor, "pop *batch dims"]
+    ) -> Int[Tensor, "pop *batch dims"]:
+        """1 where the noise falls below the probability."""
+        return (noise < outputs.sigmoid()).long()
+
+    def mode(self, params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Int[Tensor, "pop *batch dims"]:
+        """1 where its probability exceeds ½."""
+        return (outputs > 0).long()
+
+    def log_prob(
+        self, params: Params, outputs: Float[Tensor, "pop *batch dims"], action: Int[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """Σ log σ(±logit)."""
+        return logsigmoid((2 * action - 1) * outputs).sum(-1)
+
+    def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Float[Tensor, "pop *batch"]:
+        """Σ −log σ(−x) − x σ(x)."""
+        return -torch.addcmul(logsigmoid(-outputs), outputs, outputs.sigmoid()).sum(-1)
+
+
+class DiagonalGaussian(ActionHead):
+    """Independent normal distributions; the outputs are the means, the log standard deviations are parameters.
+
+    Args:
+        n_in: features of the latent.
+        dims: sub-actions.
+    """
+
+    noise = "normal"
+
+    def __init__(self, n_in: int, dims: int) -> None:
+        super().__init__(n_in, dims, dims)
+
+    def init_extra(self) -> Params:
+        """Standard deviations of 1."""
+        return {"log_std": torch.zeros(self.noise_dims)}
+
+    @staticmethod
+    def _log_std(params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Float[Tensor, "pop *one dims"]:
+        log_std: Tensor = params["log_std"]
+        return log_std.view(len(log_std), *(1,) * (outputs.dim() - 2), -1)
+
+    def sample(
+        self, params: Params, outputs: Float[Tensor, "pop *batch dims"], noise: Float[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch dims"]:
+        """mean + std · noise, not clipped to the box."""
+        return torch.addcmul(outputs, self._log_std(params, outputs).exp(), noise)
+
+    def mode(self, params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Float[Tensor, "pop *batch dims"]:
+        """The mean."""
+        return outputs
+
+    def log_prob(
+        self, params: Params, outputs: Float[Tensor, "pop *batch dims"], action: Float[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """−½ Σ ((a − mean)/std)² − Σ log std − ½ d log 2π."""
+        log_std = self._log_std(params, outputs)
+        z = (action - outputs) * (-log_std).exp()
+        return -0.5 * z.square().sum(-1) - (log_std.sum(-1) + self.noise_dims * HALF_LOG_2PI)
+
+    def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Float[Tensor, "pop *batch"]:
+        """Σ log std + ½ d (1 + log 2π), the same in every state."""
+        entropy = self._log_std(params, outputs).sum(-1) + self.noise_dims * (0.5 + HALF_LOG_2PI)
+        return entropy.expand(outputs.shape[:-1])
+
+
+def make_head(spec: ActionSpec, n_in: int) -> ActionHead:
+    """The head for an action space, reading a latent of `n_in` features."""
+    match spec.kind:
+        case "discrete" | "multi_discrete":
+            return Categorical(n_in, spec.sizes)
+        case "multi_binary":
+            return Bernoulli(n_in, spec.dims)
+        case "box":
+            return DiagonalGaussian(n_in, spec.dims)

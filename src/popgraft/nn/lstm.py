@@ -1,0 +1,146 @@
+"""Long short-term memory with a population axis and a backward pass of its own.
+
+    i, f, o = σ(W x + U h + b),   g = tanh(W x + U h + b)
+    c ← f∘c + i∘g,   h = o∘tanh(c)
+
+(Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000; gate order i, f, g, o as in torch.nn.LSTM.) The input
+projection of all steps is one batched matrix product; a step is one more, for the whole population, and a dozen
+elementwise operations on slices [:, t] of [pop, time, batch, ·] tensors, which are never copied into another layout. The
+backward pass computes every elementwise derivative for the whole unroll at once, so that its loop holds seven operations.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from popgraft.nn.blocks import Params, orthogonal
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+
+
+class _Recurrence(torch.autograd.Function):
+    """The unroll over time, given the input's share of the gates.
+
+    The rows of gate g arrive doubled, so that one sigmoid serves all gates: tanh x = 2σ(2x) − 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, keep: Tensor) -> Outputs:
+        """gates_x [pop, T, B, 4H], weight [pop, 4H, H], h0 and c0 [pop, B, H], keep [pop, T, B, 1] (0 at a reset)."""
+        pop, time, batch, width = gates_x.shape
+        hidden = width // 4
+        gates = torch.empty_like(gates_x)
+        y, cell, cell_tanh = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(3))
+        pre, h = gates_x.new_empty(pop, batch, width), gates_x.new_empty(pop, batch, hidden)
+        weight_t = weight.mT
+        h_tm1, c_tm1 = h0, c0
+        for t in range(time):
+            keep_t, gates_t, c, tanh_c = keep[:, t], gates[:, t], cell[:, t], cell_tanh[:, t]
+            torch.mul(h_tm1, keep_t, out=h)
+            torch.baddbmm(gates_x[:, t], h, weight_t, out=pre)
+            torch.sigmoid(pre, out=gates_t)
+            i, f, g, o = gates_t.split(hidden, dim=-1)
+            torch.mul(c_tm1, keep_t, out=c)
+            c.mul_(f).addcmul_(i, g, value=2).sub_(i)
+            torch.mul(c, 2, out=tanh_c)
+            tanh_c.sigmoid_().mul_(2).sub_(1)
+            torch.mul(o, tanh_c, out=y[:, t])
+            h_tm1, c_tm1 = y[:, t], c
+        ctx.save_for_backward(weight, h0, c0, keep, gates, cell, cell_tanh, y)
+        return y, y[:, -1].clone(), cell[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dh_last: Tensor, dc_last: Tensor) -> tuple[Tensor | None, ...]:
+        weight, h0, c0, keep, gates, cell, cell_tanh, y = ctx.saved_tensors
+        pop, time, batch, hidden = y.shape
+        i, f, g, o = gates.split(hidden, dim=-1)
+        c_in = torch.cat([c0.unsqueeze(1), cell[:, :-1]], dim=1).mul_(keep)
+        # Derivative of every gate's preactivation: by dc for i, f, g and by dh for o. It becomes the gradient in place.
+        dgates = torch.addcmul(gates, gates, gates, value=-1)
+        dgates_cell = dgates[..., : 3 * hidden].unflatten(-1, (3, hidden))
+        dgates_out = dgates[..., 3 * hidden :]
+        dgates_cell[..., 0, :].mul_(2 * g - 1)
+        dgates_cell[..., 1, :].mul_(c_in)
+        dgates_cell[..., 2, :].mul_(i).mul_(2)
+        dgates_out.mul_(cell_tanh)
+        dc_by_dh = torch.addcmul(o, o * cell_tanh, cell_tanh, value=-1)
+        dc_tm1_by_dc = f * keep
+        dh_next, dc, dh = dh_last.clone(), dc_last.clone(), torch.empty_like(h0)
+        for t in range(time - 1, -1, -1):
+            torch.add(dh_next, dy[:, t], out=dh)
+            dc.addcmul_(dh, dc_by_dh[:, t])
+            dgates_cell[:, t].mul_(dc.unsqueeze(-2))
+            dgates_out[:, t].mul_(dh)
+            torch.bmm(dgates[:, t], weight, out=dh_next)
+            dh_next.mul_(keep[:, t])
+            dc.mul_(dc_tm1_by_dc[:, t])
+        h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
+        dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
+        return dgates, dweight, dh_next, dc, None
+
+
+class LSTM:
+    """Stacked LSTM layers for every member of the population.
+
+    The state of one environment is a flat vector: (h, c) of the first layer, then of the next.
+
+    Args:
+        n_in: input features.
+        hidden_size: features of every layer.
+        layers: number of layers.
+    """
+
+    def __init__(self, n_in: int, hidden_size: int, layers: int = 1) -> None:
+        self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
+        self.state_size = 2 * hidden_size * layers
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Orthogonal gate matrices; zero biases but for the forget gate's, which is 1 (Jozefowicz et al. 2015)."""
+        hidden = self.n_out
+        params: Params = {}
+        for layer in range(self.layers):
+            n_in = self.n_in if layer == 0 else hidden
+            bias = torch.zeros(4 * hidden)
+            bias[hidden : 2 * hidden] = 1
+            params[f"layer{layer}"] = {
+                "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(4)]),
+                "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(4)]),
+                "bias": bias,
+            }
+        return params
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Tensor, "pop time batch n_in"],
+        state: Float[Tensor, "pop batch state"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
+        """Unrolls over time.
+
+        Args:
+            params: what `init` made, stacked.
+            x: inputs.
+            state: state before the first step.
+            start: where an episode begins: the state is zeroed before that step.
+
+        Returns:
+            the last layer's output at every step, and the state after the last step.
+        """
+        hidden = self.n_out
+        keep = start.logical_not().to(x.dtype).unsqueeze(-1)
+        double_g = x.new_ones(4, 1).index_fill_(0, torch.tensor(2, device=x.device), 2).expand(4, hidden).reshape(-1, 1)
+        final = []
+        for layer in range(self.layers):
+            p = params[f"layer{layer}"]
+            h0, c0 = state[..., 2 * layer * hidden : 2 * (layer + 1) * hidden].split(hidden, dim=-1)
+            bias = (p["bias"] * double_g.squeeze(-1)).unsqueeze(1)
+            gates_x = torch.baddbmm(bias, x.flatten(1, 2), (p["weight_ih"] * double_g).mT)
+            gates_x = gates_x.view(*x.shape[:3], 4 * hidden)
+            x, h, c = _Recurrence.apply(gates_x, p["weight_hh"] * double_g, h0, c0, keep)
+            final += [h, c]
+        return x, torch.cat(final, dim=-1)

@@ -1,0 +1,132 @@
+"""The agent's network: encoder, actor and critic memory, action head and quantile value head."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from popgraft.config import NetworkConfig
+from popgraft.nn.blocks import Block, Layout, Params, initialise
+from popgraft.nn.dense import MLP, Linear
+from popgraft.nn.encoder import Encoder
+from popgraft.nn.gru import GRU
+from popgraft.nn.heads import make_head
+from popgraft.nn.lstm import LSTM
+from popgraft.spaces import Spaces
+
+Memory = LSTM | GRU
+
+
+class Unrolled(NamedTuple):
+    """What the network says about a stretch of time.
+
+    Attributes:
+        outputs: parameters of the action distribution (logits or means).
+        critic: features from which `Policy.quantiles` predicts the return.
+        state: recurrent state after the last step.
+    """
+
+    outputs: Float[Tensor, "pop time batch outputs"]
+    critic: Float[Tensor, "pop time batch critic"]
+    state: Float[Tensor, "pop batch state"]
+
+
+class Policy:
+    """Recurrent actor and quantile critic of every member, over one flat parameter tensor [pop, n].
+
+    The recurrent state of an environment is a flat vector: the actor's memory, then the critic's if it has its own.
+
+    Args:
+        spaces: what the agent sees and does.
+        config: the network's settings.
+    """
+
+    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
+        self.encoder = Encoder(spaces, config)
+        features = self.encoder.n_out
+        self.actor_memory = _memory(config, features)
+        own_critic_memory = config.critic_recurrent == "separate"
+        self.critic_memory = _memory(config, features) if own_critic_memory else None
+        self.critic_reads_actor = config.critic_recurrent == "shared" and self.actor_memory is not None
+        recalled = self.actor_memory.n_out if self.actor_memory else features
+        valued = recalled if self.critic_memory or self.critic_reads_actor else features
+        self.actor_mlp = MLP(recalled, config.head_layers, config.activation, config.layer_norm)
+        self.critic_mlp = MLP(valued, config.head_layers, config.activation, config.layer_norm)
+        self.head = make_head(spaces.action, self.actor_mlp.n_out)
+        self.value = Linear(self.critic_mlp.n_out, config.n_quantiles, gain=1.0)
+        self._blocks: dict[str, Block] = {
+            "encoder": self.encoder,
+            "actor_mlp": self.actor_mlp,
+            "critic_mlp": self.critic_mlp,
+            "head": self.head,
+            "value": self.value,
+        }
+        if self.actor_memory:
+            self._blocks["actor_memory"] = self.actor_memory
+        if self.critic_memory:
+            self._blocks["critic_memory"] = self.critic_memory
+        self.layout = Layout(self.init(torch.Generator()))
+        self._actor_state = self.actor_memory.state_size if self.actor_memory else 0
+        self.state_size = self._actor_state + (self.critic_memory.state_size if self.critic_memory else 0)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Parameters of one member."""
+        return {name: block.init(generator) for name, block in self._blocks.items()}
+
+    def init_population(self, generators: list[torch.Generator]) -> Float[Tensor, "pop n"]:
+        """Flat parameters, one member per generator."""
+        return self.layout.flatten(initialise(self, generators))
+
+    def views(self, flat: Float[Tensor, "pop n"]) -> Params:
+        """Named parameters that share the memory of a flat tensor."""
+        return self.layout.views(flat)
+
+    def unroll(
+        self,
+        params: Params,
+        obs: dict[str, Tensor],
+        state: Float[Tensor, "pop batch state"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> Unrolled:
+        """Runs the network over time; acting is an unroll of one step.
+
+        Args:
+            params: named parameters.
+            obs: every key [pop, time, batch, *shape].
+            state: recurrent state before the first step.
+            start: where an episode begins: the state is zeroed before that step.
+        """
+        features = self.encoder(params["encoder"], obs)
+        actor_state, critic_state = state.split([self._actor_state, self.state_size - self._actor_state], dim=-1)
+        recalled = valued = features
+        if self.actor_memory:
+            recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start)
+        if self.critic_memory:
+            valued, critic_state = self.critic_memory(params["critic_memory"], features, critic_state, start)
+            state = torch.cat([actor_state, critic_state], dim=-1)
+        else:
+            state = actor_state
+        if self.critic_reads_actor:
+            valued = recalled
+        outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
+        return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
+
+    def quantiles(
+        self, params: Params, critic: Float[Tensor, "pop *batch critic"]
+    ) -> Float[Tensor, "pop *batch quantiles"]:
+        """Predicted quantiles of the return at levels (i + ½)/N."""
+        return self.value(params["value"], critic)
+
+    def values(self, params: Params, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch"]:
+        """Predicted mean return."""
+        return self.quantiles(params, critic).mean(-1)
+
+
+def _memory(config: NetworkConfig, n_in: int) -> Memory | None:
+    if config.recurrent == "none":
+        return None
+    kind = LSTM if config.recurrent == "lstm" else GRU
+    return kind(n_in, config.hidden_size, config.recurrent_layers)
+
+

@@ -1,0 +1,1 @@
+"""Mathematics on [pop, ...] tensors: returns, losses, running statistics."""

@@ -1,0 +1,65 @@
+"""Adam and AdamW for a whole population in one pass over its flat parameters."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from popgraft.state import AdamState
+
+
+def initial_adam_state(params: Float[Tensor, "pop n"]) -> AdamState:
+    """Zero moments, no steps taken."""
+    return AdamState(
+        exp_avg=torch.zeros_like(params),
+        exp_avg_sq=torch.zeros_like(params),
+        step=params.new_zeros(params.shape[0]),
+    )
+
+
+def adam_(
+    params: Float[Tensor, "pop n"],
+    grad: Float[Tensor, "pop n"],
+    state: AdamState,
+    learning_rate: Float[Tensor, "pop"],
+    active: Bool[Tensor, "pop"],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> None:
+    """One optimizer step, in place; members that are not `active` are left exactly as they are.
+
+        m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  θ ← θ − α · m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
+
+    Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1; decoupled decay θ ← θ − αλθ: Loshchilov & Hutter 2019
+    (arXiv:1711.05101).
+
+    Args:
+        params: θ.
+        grad: g.
+        state: moments and step count.
+        learning_rate: α of every member.
+        active: members that take the step.
+        betas: decay rates β₁, β₂.
+        eps: ε.
+        weight_decay: λ; added to the gradient unless `decoupled`.
+        decoupled: whether the decay is AdamW's.
+    """
+    beta1, beta2 = betas
+    moving = active.to(params.dtype)
+    row = moving.unsqueeze(1)
+    grad = grad.masked_fill(active.logical_not().unsqueeze(1), 0)  # a resting member's gradient may be NaN
+    rate = (learning_rate * moving).unsqueeze(1)
+    if weight_decay and decoupled:
+        params.mul_(1 - rate * weight_decay)
+    elif weight_decay:
+        grad = torch.addcmul(grad, params, row, value=weight_decay)
+    state.step.add_(moving)
+    step = state.step.clamp(min=1)
+    state.exp_avg.lerp_(grad, row * (1 - beta1))
+    state.exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
+    correction1 = (1 - beta1**step).unsqueeze(1)
+    correction2 = (1 - beta2**step).sqrt().unsqueeze(1)
+    denominator = state.exp_avg_sq.sqrt().div_(correction2).add_(eps)
+    params.sub_(state.exp_avg / denominator * (rate / correction1))

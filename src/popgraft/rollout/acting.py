@@ -1,0 +1,56 @@
+"""From an observation to an action: normalise, unroll one step, choose."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from popgraft.nn import Params, Policy, Unrolled
+from popgraft.ops import moments
+from popgraft.state import Member, Normalizer
+
+
+@dataclasses.dataclass
+class Actor:
+    """A policy with the parameters and statistics it acts with, fixed for a rollout."""
+
+    policy: Policy
+    params: Params
+    normalizer: Normalizer
+    device: torch.device
+
+    @classmethod
+    def of(cls, policy: Policy, member: Member) -> "Actor":
+        """The members as they are now."""
+        return cls(policy, policy.views(member.params), member.normalizer, member.params.device)
+
+    def tensors(self, observations: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """The environments' arrays on the device (on a CPU: sharing their memory)."""
+        return {key: torch.from_numpy(array).to(self.device) for key, array in observations.items()}
+
+    def normalized(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Standardises the keys that have statistics; [pop, env, *shape] each."""
+        known = self.normalizer.obs
+        return {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
+
+    def step(
+        self, obs: dict[str, Tensor], state: Float[Tensor, "pop env state"], start: Bool[Tensor, "pop env"]
+    ) -> Unrolled:
+        """Unrolls one step from normalised observations; the time axis of the result has length 1."""
+        one_step = {key: x.unsqueeze(1) for key, x in obs.items()}
+        return self.policy.unroll(self.params, one_step, state, start.unsqueeze(1))
+
+    def values(self, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch"]:
+        """Predicted mean return."""
+        return self.policy.values(self.params, critic)
+
+
+def action_noise(
+    policy: Policy, generators: list[torch.Generator], time: int, envs: int, device: torch.device
+) -> Float[Tensor, "pop time env dims"]:
+    """All the randomness of a rollout's actions in one block, each member's from its own generator."""
+    draw = torch.rand if policy.head.noise == "uniform" else torch.randn
+    shape = (time, envs, policy.head.noise_dims)
+    return torch.stack([draw(shape, generator=generator) for generator in generators]).to(device)

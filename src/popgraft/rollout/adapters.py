@@ -1,0 +1,264 @@
+"""One member's environments behind one interface, whichever library steps them."""
+
+import abc
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+
+from popgraft.errors import ConfigError, EnvironmentFault
+
+Finals = Any
+"""Terminal observations that were replaced already: indexed by environment, or a dict of such arrays."""
+
+Outcome = tuple[Any, Any, Any, Any, Finals]
+"""Observations, rewards, terminations, truncations [env], and `Finals` (None in next-step mode)."""
+
+
+class MemberEnv(abc.ABC):
+    """The environments of one member.
+
+    A step is split in two, so that members whose environments live in other processes or threads run at the same time.
+
+    Attributes:
+        observation_space: of one environment.
+        action_space: of one environment.
+        next_step: whether a finished environment shows its terminal observation and spends the next step on its reset;
+            otherwise it shows the new episode's first observation at once.
+    """
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    next_step: bool
+
+    @abc.abstractmethod
+    def reset(self, seed: int) -> Any:
+        """Starts fresh episodes everywhere and returns their first observations."""
+
+    @abc.abstractmethod
+    def send(self, actions: np.ndarray) -> None:
+        """Begins a step."""
+
+    @abc.abstractmethod
+    def receive(self) -> Outcome:
+        """Completes the step."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases processes and memory, also of environments that have failed."""
+
+
+class GymnasiumEnv(MemberEnv):
+    """A Gymnasium vector environment in any autoreset mode; DISABLED is made to behave like SAME_STEP.
+
+    Args:
+        env: the vector environment.
+
+    Raises:
+        ConfigError: it does not say when it resets itself.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ConfigError(
+                f"{type(env).__name__} does not say when a finished environment starts its next episode: "
+                f"metadata['autoreset_mode'] is {mode!r}; set it to a gymnasium.vector.AutoresetMode"
+            )
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        self.next_step = mode is AutoresetMode.NEXT_STEP
+        self._resets_here = mode is AutoresetMode.DISABLED
+        self._env = env
+        self._stepper: Any = env if isinstance(env, AsyncVectorEnv) else _Deferred(env)
+
+    def reset(self, seed: int) -> Any:
+        """Starts fresh episodes everywhere and returns their first observations."""
+        return self._env.reset(seed=seed)[0]
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begins a step."""
+        self._stepper.step_async(actions)
+
+    def receive(self) -> Outcome:
+        """Completes the step."""
+        obs, reward, terminated, truncated, info = self._stepper.step_wait()
+        if self.next_step:
+            return obs, reward, terminated, truncated, None
+        finals = info.get("final_obs")
+        if self._resets_here and (done := terminated | truncated).any():
+            finals = _copied(obs)
+            obs = self._env.reset(options={"reset_mask": done})[0]
+        return obs, reward, terminated, truncated, finals
+
+    def close(self) -> None:
+        """Releases processes and memory, also of environments that have failed."""
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of a step that will never be completed
+                self._env.close()
+        except Exception:
+            if not isinstance(self._env, AsyncVectorEnv):
+                raise
+            _kill(self._env)
+
+
+class StableBaselinesEnv(MemberEnv):
+    """A Stable-Baselines3 VecEnv, which always resets in the same step.
+
+    Args:
+        env: a stable_baselines3.common.vec_env.VecEnv.
+    """
+
+    next_step = False
+
+    def __init__(self, env: Any) -> None:
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self._env = env
+
+    def reset(self, seed: int) -> Any:
+        """Starts fresh episodes everywhere and returns their first observations."""
+        self._env.seed(seed)
+        return self._env.reset()
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begins a step."""
+        self._env.step_async(actions)
+
+    def receive(self) -> Outcome:
+        """Completes the step."""
+        obs, reward, done, infos = self._env.step_wait()
+        truncated = np.zeros_like(done)
+        finals = {}
+        for env in np.flatnonzero(done):
+            truncated[env] = infos[env].get("TimeLimit.truncated", False)
+            finals[int(env)] = infos[env].get("terminal_observation")
+        return obs, reward, done & ~truncated, truncated, _ByEnv(finals)
+
+    def close(self) -> None:
+        """Releases processes and memory, also of environments that have failed."""
+        self._env.close()
+
+
+class EnvPoolEnv(MemberEnv):
+    """An EnvPool, which resets in the next step and takes its seed at construction: a reset builds a new pool.
+
+    Args:
+        make: builds the pool for a seed.
+    """
+
+    next_step = True
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+        self._env = make(0)
+        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+
+    def reset(self, seed: int) -> Any:
+        """Starts fresh episodes everywhere and returns their first observations."""
+        self._env.close()
+        self._env = self._make(seed)
+        return self._env.reset()[0]
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begins a step."""
+        self._env.send(actions)
+
+    def receive(self) -> Outcome:
+        """Completes the step."""
+        obs, reward, terminated, truncated, _ = self._env.recv()
+        return obs, reward, terminated, truncated, None
+
+    def close(self) -> None:
+        """Releases processes and memory, also of environments that have failed."""
+        self._env.close()
+
+
+def adapt(env: Any, num_envs: int, source: str) -> MemberEnv:
+    """Puts what a factory returned behind the common interface.
+
+    Args:
+        env: the factory's result.
+        num_envs: environments that were asked for.
+        source: the factory's name, for errors.
+
+    Raises:
+        ConfigError: it is no vector environment, has another number of environments, or ignores seeds.
+    """
+    from stable_baselines3.common.vec_env import VecEnv  # slow to import, and most runs have no factory
+
+    if not isinstance(env, (VectorEnv, VecEnv)):
+        raise ConfigError(
+            f"{source} returned {type(env).__name__}, which is neither a gymnasium VectorEnv nor a "
+            f"stable_baselines3 VecEnv; return for example gymnasium.vector.SyncVectorEnv([make_env] * num_envs)"
+        )
+    if env.num_envs != num_envs:
+        raise ConfigError(
+            f"{source} returned {env.num_envs} environments, but num_envs={num_envs} were asked for; "
+            "use the argument num_envs"
+        )
+    if any(base.__name__ == "EnvPoolMixin" for base in type(env).__mro__):
+        raise ConfigError(
+            f"{source} returned an EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"
+        )
+    return GymnasiumEnv(env) if isinstance(env, VectorEnv) else StableBaselinesEnv(env)
+
+
+def final_observation(finals: Finals, env: int) -> Any:
+    """The terminal observation of one environment, as the environment returned it.
+
+    Raises:
+        EnvironmentFault: the vector environment did not hand it over, and it cannot be had in any other way.
+    """
+    final = None
+    if isinstance(finals, Mapping):
+        final = {key: values[env] for key, values in finals.items()}
+    elif finals is not None:
+        final = finals[env]
+    if final is None:
+        raise EnvironmentFault(
+            "an episode was truncated and reset in the same step without its terminal observation, which a vector "
+            "environment hands over as info['final_obs'] (a VecEnv as infos[i]['terminal_observation'])"
+        )
+    return final
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByEnv:
+    """Indexes single observations by environment, unlike a dict observation, which is indexed by key."""
+
+    observations: dict[int, Any]
+
+    def __getitem__(self, env: int) -> Any:
+        return self.observations[env]
+
+
+class _Deferred:
+    """Gives a vector environment that steps at once the two halves of an asynchronous one."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self._step = env.step
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        return self._step(self._actions)
+
+
+def _copied(obs: Any) -> Any:
+    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, Mapping) else obs.copy()
+
+
+def _kill(env: AsyncVectorEnv) -> None:
+    """Ends workers that a closing message no longer reaches, because one of them has died."""
+    for process in env.processes:
+        process.terminate()
+    for process in env.processes:
+        process.join()
+    for pipe in env.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    env.closed = True

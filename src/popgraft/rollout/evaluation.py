@@ -1,0 +1,61 @@
+"""Separate evaluation: whole episodes, on seeds that training never sees, the same for every member."""
+
+import numpy as np
+import torch
+
+from popgraft.nn import Policy
+from popgraft.rollout.acting import Actor, action_noise
+from popgraft.rollout.grid import EnvGrid
+from popgraft.state import Member, Scores, Seat
+
+NOISE_BLOCK = 64
+"""Steps for which the noise of stochastic evaluation is drawn at once."""
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy, member: Member, grid: EnvGrid, seeds: list[int], deterministic: bool, max_steps: int
+) -> Scores:
+    """Plays one episode in every environment of the grid and scores each member by its mean return.
+
+    Every environment contributes its first episode and no other, so that short episodes are not counted more often.
+
+    Args:
+        policy: the network.
+        member: who plays; read only.
+        grid: environments; all of them start afresh.
+        seeds: environment seed of every member (equal seeds give every member the same episodes).
+        deterministic: whether the most likely action is taken.
+        max_steps: steps after which an unfinished episode counts as it stands.
+    """
+    pop, envs = next(iter(grid.observations.values())).shape[:2]
+    grid.reset(range(pop), seeds)
+    actor = Actor.of(policy, member)
+    head, params = policy.head, actor.params["head"]
+    seat = Seat.empty(pop, envs, policy.state_size, actor.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    total, playing = np.zeros((pop, envs)), np.ones((pop, envs), bool)
+    for t in range(max_steps):
+        obs = actor.normalized(actor.tensors(grid.observations))
+        step = actor.step(obs, seat.carry, seat.episode_start)
+        if deterministic:
+            action = head.mode(params, step.outputs[:, 0])
+        else:
+            if t % NOISE_BLOCK == 0:
+                noise = action_noise(policy, generators, NOISE_BLOCK, envs, actor.device)
+            action = head.sample(params, step.outputs[:, 0], noise[:, t % NOISE_BLOCK])
+        transition = grid.step(action.cpu().numpy())
+        seat.carry = step.state
+        seat.episode_start = torch.from_numpy(transition.started.copy()).to(actor.device)
+        total += np.where(playing, transition.reward, 0)
+        playing &= ~(transition.terminated | transition.truncated)
+        playing[list(grid.failures)] = False
+        if not playing.any():
+            break
+    total[list(grid.failures)] = np.nan
+    stderr = total.std(axis=1, ddof=1) / np.sqrt(envs) if envs > 1 else np.zeros(pop)
+    return Scores(
+        mean=torch.from_numpy(total.mean(axis=1)).float(),
+        stderr=torch.from_numpy(stderr).float(),
+        episodes=torch.full((pop,), envs),
+    )

@@ -1,0 +1,253 @@
+"""The environments of a whole population: members × environments, one vector environment for every member."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from popgraft.config import EnvConfig
+from popgraft.errors import ConfigError
+from popgraft.rollout.adapters import MemberEnv, final_observation
+from popgraft.rollout.sources import maker_of
+from popgraft.rollout.spaces_of import Field, action_encoder, fields_of, spaces_of
+from popgraft.rollout.wrappers import built_in_wrappers
+from popgraft.spaces import ObsSpec
+
+
+@dataclasses.dataclass
+class Transition:
+    """What one step of all environments brought. Its arrays are used again by the next step.
+
+    Attributes:
+        reward: as the environment gave it.
+        terminated: whether the task ended the episode.
+        truncated: whether the episode was cut off, and the task did not end it in the same step.
+        valid: false where the environment ignored the action because it only reset itself (next-step autoreset).
+        started: whether the current observation is the first of a new episode.
+        final: whether the episode was truncated and its terminal observation has already been replaced.
+        final_observations: terminal observations where `final`, anything elsewhere.
+    """
+
+    reward: Float32[np.ndarray, "pop env"]
+    terminated: Bool[np.ndarray, "pop env"]
+    truncated: Bool[np.ndarray, "pop env"]
+    valid: Bool[np.ndarray, "pop env"]
+    started: Bool[np.ndarray, "pop env"]
+    final: Bool[np.ndarray, "pop env"]
+    final_observations: dict[str, np.ndarray]
+
+
+class EnvGrid:
+    """Members × environments, stepped together.
+
+    Every member has a vector environment of its own, so its episodes depend on its own seed and actions alone. A member
+    whose environment raises gets NaN rewards and observations (zeros for images) until it is reset, and the others
+    go on.
+
+    Args:
+        config: the environments.
+        pop: members.
+        num_envs: environments per member; None takes the configuration's.
+        factory: takes the place of the configured source; called as factory(num_envs=..., **config.kwargs).
+
+    Attributes:
+        spaces: what an agent sees and does.
+        observations: the observations to act on, [pop, env, *shape]; updated in place.
+        failures: for every member whose environment has raised since its last reset, what it said.
+
+    Raises:
+        ConfigError: a source, space or wrapper that cannot work.
+        MissingExtra: the source belongs to a package that is not installed.
+        EnvironmentFault: the environment cannot be made.
+    """
+
+    def __init__(
+        self, config: EnvConfig, pop: int, num_envs: int | None = None, factory: Callable[..., Any] | None = None
+    ) -> None:
+        self.pop, self.num_envs = pop, num_envs or config.num_envs
+        self.failures: dict[int, str] = {}
+        self._make = maker_of(config, self.num_envs, factory)
+        first = self._make()
+        self._observation_space, self._action_space = first.observation_space, first.action_space
+        self._next_step = first.next_step
+        fields = fields_of(first.observation_space)
+        self._encode_actions = action_encoder(first.action_space)
+        shown = spaces_of(first.observation_space, first.action_space)
+        self._wrappers, self.spaces = built_in_wrappers(config.wrappers, shown)
+        self._envs: list[MemberEnv | None] = [first]
+        self._envs += [self._remade() for _ in range(1, pop)]
+        self._unready = set(range(pop))
+
+        self.observations = self._arrays(self.spaces.obs)
+        final_observations = self._arrays(self.spaces.obs)
+        # What the environments show and what the agents see are the same arrays unless a wrapper stands between.
+        self._shown = self._arrays(shown.obs) if self._wrappers else self.observations
+        self._shown_final = self._arrays(shown.obs) if self._wrappers else final_observations
+        self._slots = [self._slots_of(row, fields) for row in range(pop)]
+        self._fields = fields
+        shape = (pop, self.num_envs)
+        self._ended = np.zeros(shape, dtype=np.bool_)
+        self._transition = Transition(
+            reward=np.zeros(shape, dtype=np.float32),
+            terminated=np.zeros(shape, dtype=np.bool_),
+            truncated=np.zeros(shape, dtype=np.bool_),
+            valid=np.ones(shape, dtype=np.bool_),
+            started=np.zeros(shape, dtype=np.bool_),
+            final=np.zeros(shape, dtype=np.bool_),
+            final_observations=final_observations,
+        )
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Starts fresh episodes in all environments of some members, and revives those that had failed.
+
+        Args:
+            rows: the members.
+            seeds: a seed for each of them.
+        """
+        rows = list(rows)
+        for row, seed in zip(rows, seeds, strict=True):
+            self.failures.pop(row, None)
+            self._ended[row] = False
+            self._unready.discard(row)
+            for wrapper in self._wrappers:
+                wrapper.reset(row, int(seed))
+            try:
+                env = self._envs[row] or self._remade()
+                self._envs[row] = env
+                self._show(row, env.reset(int(seed)))
+            except Exception as error:
+                self._fail(row, error)
+        self._wrap(self._shown, self.observations, rows)
+        self._blank_failures()
+
+    def step(self, actions: np.ndarray) -> Transition:
+        """Takes one action in every environment.
+
+        Args:
+            actions: [pop, env, dims]; choices counted from 0, or the numbers of a box, which are clipped to its bounds.
+
+        Raises:
+            ValueError: actions of another shape.
+            RuntimeError: a member has never been reset.
+        """
+        if actions.shape != (self.pop, self.num_envs, self.spaces.action.dims):
+            expected = (self.pop, self.num_envs, self.spaces.action.dims)
+            raise ValueError(f"actions have shape {actions.shape}, not (pop, env, dims) = {expected}")
+        if self._unready:
+            raise RuntimeError(f"members {sorted(self._unready)} have never been reset; call reset before step")
+        result = self._transition
+        if self._next_step:
+            np.logical_not(self._ended, out=result.valid)
+            result.started[...] = self._ended
+        finals = self._step_members(self._encode_actions(actions), result)
+        result.truncated &= ~result.terminated
+        np.logical_or(result.terminated, result.truncated, out=self._ended)
+        if not self._next_step:
+            result.started[...] = self._ended
+            result.final[...] = result.truncated
+            if result.final.any():
+                self._keep_finals(finals, result)
+        self._wrap(self._shown, self.observations, range(self.pop))
+        self._blank_failures()
+        return result
+
+    def close(self) -> None:
+        """Releases the processes and memory of all environments."""
+        for env in self._envs:
+            if env is not None:
+                with contextlib.suppress(Exception):  # what fails on the way out has nothing left to spoil
+                    env.close()
+        self._envs = [None] * self.pop
+
+    def _step_members(self, actions: np.ndarray, result: Transition) -> list[Any]:
+        """Steps all members; returns their replaced terminal observations."""
+        reward, terminated, truncated = result.reward, result.terminated, result.truncated
+        finals: list[Any] = [None] * self.pop
+        for row, env in enumerate(self._envs):
+            if env is not None:
+                try:
+                    env.send(actions[row])
+                except Exception as error:
+                    self._fail(row, error)
+        for row, env in enumerate(self._envs):
+            if env is not None:
+                try:
+                    raw, reward[row], terminated[row], truncated[row], finals[row] = env.receive()
+                    self._show(row, raw)
+                except Exception as error:
+                    self._fail(row, error)
+        return finals
+
+    def _show(self, row: int, raw: Any) -> None:
+        for key, write, out in self._slots[row]:
+            write(raw if key is None else raw[key], out)
+
+    def _keep_finals(self, finals: list[Any], result: Transition) -> None:
+        """Stores the terminal observations of truncated episodes."""
+        rows = np.flatnonzero(result.final.any(1)).tolist()
+        for row in rows:
+            try:
+                for env in np.flatnonzero(result.final[row]).tolist():
+                    raw = final_observation(finals[row], env)
+                    for name, field in self._fields.items():
+                        value = np.asarray(raw if field.key is None else raw[field.key])
+                        field.write(value[None], self._shown_final[name][row, env : env + 1])
+            except Exception as error:
+                self._fail(row, error)
+        self._wrap(self._shown_final, result.final_observations, rows)
+
+    def _wrap(self, shown: Mapping[str, np.ndarray], seen: dict[str, np.ndarray], rows: Sequence[int]) -> None:
+        """Passes what the environments of some members show through the wrappers."""
+        if not self._wrappers or not rows:
+            return
+        select = slice(None) if len(rows) == self.pop else rows
+        current = {key: value[select] for key, value in shown.items()}
+        for wrapper in self._wrappers:
+            current = wrapper(current, rows)
+        for key, value in current.items():
+            seen[key][select] = value
+
+    def _fail(self, row: int, error: Exception) -> None:
+        """Takes a member whose environment raised out of the game until its next reset."""
+        self.failures[row] = f"{type(error).__name__}: {error}"
+        env, self._envs[row] = self._envs[row], None
+        if env is not None:
+            with contextlib.suppress(Exception):  # the failure itself is what the user hears about
+                env.close()
+
+    def _blank_failures(self) -> None:
+        result = self._transition
+        for row in self.failures:
+            result.reward[row] = np.nan
+            result.valid[row] = True
+            for flags in (result.terminated, result.truncated, result.started, result.final, self._ended):
+                flags[row] = False
+            for key, spec in self.spaces.obs.items():
+                self.observations[key][row] = 0 if spec.image else np.nan
+
+    def _remade(self) -> MemberEnv:
+        """Makes a member's environments anew, which must be like the first member's."""
+        env = self._make()
+        found = (env.observation_space, env.action_space, env.next_step)
+        expected = (self._observation_space, self._action_space, self._next_step)
+        if found != expected:
+            env.close()
+            raise ConfigError(
+                f"the members' environments differ: {found} is not {expected} (observation space, action space, "
+                "next-step autoreset); a source must make the same kind every time"
+            )
+        return env
+
+    def _arrays(self, specs: Mapping[str, ObsSpec]) -> dict[str, np.ndarray]:
+        leading = (self.pop, self.num_envs)
+        return {
+            key: np.zeros((*leading, *spec.shape), dtype=np.uint8 if spec.image else np.float32)
+            for key, spec in specs.items()
+        }
+
+    def _slots_of(self, row: int, fields: Mapping[str, Field]) -> list[tuple[str | None, Any, np.ndarray]]:
+        """For every observation key of a member: its name in the raw observation, its writer, and where it goes."""
+        return [(field.key, field.write, self._shown[name][row]) for name, field in fields.items()]

@@ -1,0 +1,223 @@
+"""The database of one run: what every member scored, who inherited from whom, and what happened.
+
+SQLite in write-ahead mode: one process writes while others read. A number that JSON cannot hold, an infinite
+hyperparameter such as an absent target KL, is stored as null.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from popgraft.errors import StoreError
+from popgraft.state import Decision, Scores
+
+APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
+VERSION = 1
+
+SCHEMA = f"""
+BEGIN;
+CREATE TABLE members (
+    generation INTEGER NOT NULL,
+    member INTEGER NOT NULL,
+    score REAL,
+    stderr REAL,
+    episodes INTEGER NOT NULL,
+    steps INTEGER NOT NULL,
+    hyperparams TEXT NOT NULL,
+    PRIMARY KEY (generation, member)
+);
+CREATE TABLE grafts (
+    generation INTEGER NOT NULL,
+    member INTEGER NOT NULL,
+    parent INTEGER NOT NULL CHECK (parent != member),
+    reason TEXT NOT NULL,
+    score_before REAL,
+    parent_score REAL,
+    hyperparams_before TEXT NOT NULL,
+    hyperparams_after TEXT NOT NULL,
+    PRIMARY KEY (generation, member),
+    FOREIGN KEY (generation, member) REFERENCES members,
+    FOREIGN KEY (generation, parent) REFERENCES members
+);
+CREATE TABLE events (
+    time REAL NOT NULL,
+    generation INTEGER,
+    kind TEXT NOT NULL,
+    text TEXT NOT NULL
+);
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberRecord:
+    """One member in one generation.
+
+    Attributes:
+        generation: number of the generation.
+        member: index in the population.
+        score: fitness; NaN if it could not be scored.
+        stderr: standard error of the score.
+        episodes: episodes that the score was taken over.
+        steps: environment steps taken at this place since the run began.
+        hyperparams: values that the generation was trained with.
+    """
+
+    generation: int
+    member: int
+    score: float
+    stderr: float
+    episodes: int
+    steps: int
+    hyperparams: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraftRecord:
+    """One member that was overwritten with another after a generation.
+
+    Attributes:
+        generation: number of the generation that was scored.
+        member: the recipient.
+        parent: the donor.
+        reason: "truncation" or "rescue".
+        score_before: the recipient's score.
+        parent_score: the donor's score.
+        hyperparams_before: values that the recipient was trained with.
+        hyperparams_after: values that it goes on with.
+    """
+
+    generation: int
+    member: int
+    parent: int
+    reason: str
+    score_before: float
+    parent_score: float
+    hyperparams_before: dict[str, float]
+    hyperparams_after: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class EventRecord:
+    """Something that happened.
+
+    Attributes:
+        time: seconds since 1970.
+        generation: number of the generation in progress; None outside of training.
+        kind: one word, for filtering.
+        text: a sentence.
+    """
+
+    time: float
+    generation: int | None
+    kind: str
+    text: str
+
+
+class RunDatabase:
+    """The open database of a run; a context manager that closes it.
+
+    Args:
+        path: the SQLite file, as made by `create`.
+
+    Raises:
+        StoreError: the file is missing, damaged or foreign. Every method raises it too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise StoreError(f"{path} is missing; give the folder of a run")
+        with self._speaking():
+            self._connection = sqlite3.connect(path)
+        try:
+            with self._speaking():
+                identity = [self._connection.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version")]
+                if identity != [APPLICATION, VERSION]:
+                    raise StoreError(f"{path} was not written by this version of popgraft")
+                self._connection.execute("PRAGMA foreign_keys = ON")
+        except StoreError:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Makes an empty database, durably. Raises StoreError if it cannot be written."""
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot make the database {path}: {error}") from None
+
+    def record_generation(
+        self,
+        generation: int,
+        scores: Scores,
+        hyperparams: dict[str, Float[Tensor, "pop"]],
+        steps: int,
+        decision: Decision,
+    ) -> None:
+        """Writes a generation and its grafts in one transaction: all of it, or nothing.
+
+        Args:
+            generation: its number, which must be new.
+            scores: fitness of every member.
+            hyperparams: values that it was trained with.
+            steps: environment steps of one member since the run began.
+            decision: who inherited from whom.
+        """
+        mean, before, after = scores.mean.tolist(), _rows(hyperparams), _rows(decision.hyperparams)
+        columns = zip(mean, scores.stderr.tolist(), scores.episodes.tolist(), before, strict=True)
+        members = [(generation, i, score, err, n, steps, values) for i, (score, err, n, values) in enumerate(columns)]
+        parents = decision.parents.tolist()
+        grafts = [
+            (generation, i, parents[i], reason, mean[i], mean[parents[i]], before[i], after[i])
+            for i, reason in decision.reasons.items()
+        ]
+        with self._speaking(), self._connection:
+            try:
+                self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", members)
+            except sqlite3.IntegrityError:
+                raise StoreError(f"generation {generation} is already recorded in {self.path}") from None
+            self._connection.executemany("INSERT INTO grafts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", grafts)
+
+    def record_event(self, kind: str, text: str, generation: int | None = None) -> None:
+        """Writes an event with the time of now."""
+        with self._speaking(), self._connection:
+            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (time.time(), generation, kind, text))
+
+    def scores(self) -> list[MemberRecord]:
+        """Every member of every generation, in that order."""
+        rows = self._rows_of("SELECT * FROM members ORDER BY generation, member")
+        return [MemberRecord(g, i, _number(score), _number(err), n, steps, h) for g, i, score, err, n, steps, h in rows]
+
+    def lineage(self) -> list[GraftRecord]:
+        """Every graft, by generation and recipient."""
+        rows = self._rows_of("SELECT * FROM grafts ORDER BY generation, member")
+        return [GraftRecord(g, i, j, why, _number(a), _number(b), h, k) for g, i, j, why, a, b, h, k in rows]
+
+    def events(self) -> list[EventRecord]:
+        """Every event, in the order of writing."""
+        return [EventRecord(*row) for row in self._rows_of("SELECT * FROM events ORDER BY rowid")]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

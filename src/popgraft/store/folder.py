@@ -1,0 +1,114 @@
+"""The folder of one run.
+
+    RUN/
+    ├── config.yaml     every setting of the run; written last, so a folder that has it is complete
+    ├── run.sqlite      scores, grafts and events (`RunDatabase`)
+    ├── snapshots/      one folder per snapshot (`popgraft.store.snapshot`)
+    └── tensorboard/    event files
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Self
+
+from popgraft.errors import RunExists, StoreError
+from popgraft.store.database import RunDatabase
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, and a crash at any moment, sees the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of `RunDatabase`."""
+        return self.path / "run.sqlite"
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the snapshots."""
+        return self.path / "snapshots"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the event files."""
+        return self.path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: str | Path, config_yaml: str) -> Self:
+        """Makes the folder of a new run.
+
+        Args:
+            path: a folder that does not exist yet, or an empty one.
+            config_yaml: every setting of the run.
+
+        Raises:
+            RunExists: the folder holds a run, or something else.
+            StoreError: the folder cannot be written.
+        """
+        folder = cls(Path(path).expanduser())
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()):
+                what = "already holds a run" if folder.config.is_file() else "is not empty"
+                raise RunExists(f"{folder.path} {what}; set run_dir to another folder, or delete this one")
+            folder.snapshots.mkdir()  # of two processes that found the folder empty, one fails here
+            folder.tensorboard.mkdir()
+            RunDatabase.create(folder.database)
+            write_atomic(folder.config, config_yaml.encode())
+        except RunExists:
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StoreError(f"cannot make the run folder {folder.path}: {reason}; set run_dir to another folder") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Finds the folder of an earlier run.
+
+        Raises:
+            StoreError: there is no run at `path`; names the runs directly below it, if any.
+        """
+        folder = cls(Path(path).expanduser())
+        parts = {file.name: file.exists() for file in (folder.config, folder.database, folder.snapshots)}
+        if all(parts.values()):
+            return folder
+        if not folder.path.is_dir():
+            raise StoreError(f"{folder.path} is not a folder; give the folder of a run")
+        missing = ", ".join(name for name, found in parts.items() if not found)
+        runs = sorted(str(file.parent) for file in folder.path.glob(f"*/{folder.config.name}"))
+        hint = f"; did you mean {' or '.join(runs)}?" if runs else "; give the folder of a run (its run_dir)"
+        raise StoreError(f"{folder.path} holds no complete run: it lacks {missing}{hint}")

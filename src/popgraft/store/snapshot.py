@@ -1,0 +1,191 @@
+"""Snapshots: any tree of tensors as safetensors, with a JSON manifest that proves it whole.
+
+    snapshots/NAME/
+    ├── manifest.json                   format, checksums, shapes and dtypes of all leaves in save order, metadata
+    └── tensors-DIGEST.safetensors      the leaves; the name is part of the file's SHA-256
+
+Replacing the manifest is the one atomic act that turns the old snapshot of a name into the new one: tensors are written
+before it, under a name of their own, and the old ones are removed after it. A reader therefore finds the old snapshot or
+the new one, whole, whatever the writer does meanwhile and wherever it dies. One process writes, any number read.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.errors import StoreError
+from popgraft.store.folder import RunFolder, sync_directory, write_atomic
+
+T = TypeVar("T")
+Metadata = dict[str, Any]
+"""JSON values by name."""
+
+FORMAT = "popgraft-snapshot-1"
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
+    """Writes a snapshot, over an earlier one of that name if there is one.
+
+    Args:
+        folder: the run.
+        name: letters, digits, ".", "_" and "-".
+        state: a tree of tensors.
+        metadata: JSON values that belong to it, such as the generation.
+
+    Raises:
+        StoreError: the name cannot be used, or the files cannot be written.
+    """
+    _check_name(name)
+    leaves = list(tree.items(state))
+    flat = {path: leaf.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise StoreError(f"snapshot {name!r}: two leaves have the same dotted path; rename a key that contains a dot")
+    blob = safetensors.torch.save(flat)
+    body = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "leaves": [_describe(path, leaf) for path, leaf in flat.items()],
+        "metadata": metadata,
+    }
+    manifest = json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode()
+    place = folder.snapshots / name
+    try:
+        place.mkdir(exist_ok=True)
+        sync_directory(folder.snapshots)
+        tensors = place / _tensors_name(body)
+        write_atomic(tensors, blob)
+        write_atomic(place / MANIFEST, manifest)
+        for file in place.iterdir():
+            if file.name not in (MANIFEST, tensors.name):
+                file.unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write snapshot {name!r} in {folder.snapshots}: {_reason(error)}") from None
+
+
+def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
+    """Reads a snapshot into the structure of `like`.
+
+    Args:
+        folder: the run.
+        name: the snapshot's name.
+        like: a tree with the names, shapes and dtypes that the snapshot must have; tensors go to its devices.
+
+    Returns:
+        The tree, which shares no memory with `like`, and the metadata.
+
+    Raises:
+        StoreError: the snapshot is missing, damaged, foreign, or of another shape than `like`.
+    """
+    manifest, blob = _read(folder, name)
+    found = {leaf["name"]: leaf for leaf in manifest["leaves"]}
+    expected = {path: _describe(path, leaf) for path, leaf in tree.items(like)}
+    for path in {**expected, **found}:
+        if found.get(path) != expected.get(path):
+            here, there = _in_words(found.get(path)), _in_words(expected.get(path))
+            raise StoreError(
+                f"snapshot {name!r} in {folder.path} does not fit this configuration: {path} is {here} in the snapshot "
+                f"but {there} here; use the configuration that the run was started with"
+            )
+    flat = safetensors.torch.load(blob)
+    return tree.restore(like, {path: flat[path].to(leaf.device) for path, leaf in tree.items(like)}), manifest["metadata"]
+
+
+def load_flat(folder: RunFolder, name: str) -> tuple[dict[str, Tensor], Metadata]:
+    """Reads a snapshot's leaves by dotted path, in save order, and its metadata.
+
+    Raises:
+        StoreError: the snapshot is missing, damaged or foreign.
+    """
+    manifest, blob = _read(folder, name)
+    flat = safetensors.torch.load(blob)
+    return {leaf["name"]: flat[leaf["name"]] for leaf in manifest["leaves"]}, manifest["metadata"]
+
+
+def names(folder: RunFolder) -> list[str]:
+    """Names of the snapshots of a run, sorted."""
+    return sorted(manifest.parent.name for manifest in folder.snapshots.glob(f"*/{MANIFEST}"))
+
+
+def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
+    """The verified manifest of a snapshot, and the verified bytes of its tensors."""
+    manifest = _read_manifest(folder, name)
+    place = folder.snapshots / name
+    while True:
+        try:
+            blob = (place / _tensors_name(manifest)).read_bytes()
+            break
+        except FileNotFoundError:
+            # A writer may have replaced the snapshot since its manifest was read.
+            earlier, manifest = manifest, _read_manifest(folder, name)
+            if manifest == earlier:
+                raise StoreError(f"snapshot {place} is damaged: {_tensors_name(manifest)} is missing{_others(folder, name)}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read snapshot {place}: {_reason(error)}") from None
+    if hashlib.sha256(blob).hexdigest() != manifest["sha256"]:
+        raise StoreError(
+            f"snapshot {place} is damaged: the content of {_tensors_name(manifest)} does not match its checksum"
+            f"{_others(folder, name)}"
+        )
+    return manifest, blob
+
+
+def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
+    _check_name(name)
+    path = folder.snapshots / name / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"there is no snapshot {name!r} in {folder.snapshots}{_others(folder, name)}") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {_reason(error)}") from None
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path} is damaged: it is not JSON{_others(folder, name)}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"{path} was not written by this version of popgraft: its format is not {FORMAT!r}")
+    checksum = manifest.pop("checksum", None)
+    if checksum != _checksum(manifest):
+        raise StoreError(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
+    return manifest
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot name a snapshot; use at most 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or a digit"
+        )
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its checksum, however it is laid out."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_name(manifest: dict[str, Any]) -> str:
+    return f"tensors-{manifest['sha256'][:16]}.safetensors"
+
+
+def _describe(path: str, leaf: Tensor) -> dict[str, Any]:
+    return {"name": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+
+
+def _in_words(leaf: dict[str, Any] | None) -> str:
+    return f"{leaf['dtype']} {leaf['shape']}" if leaf else "absent"
+
+
+def _others(folder: RunFolder, name: str) -> str:
+    """The fix for a snapshot that cannot be read: the others."""
+    others = [other for other in names(folder) if other != name]
+    return f"; other snapshots: {', '.join(others)}" if others else "; the run has no other snapshot"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,237 @@
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from popgraft.config import HYPERPARAMS, Config, ModelConfig, PBTConfig, load_config
+from popgraft.config import schema as schema_module
+from popgraft.config.schema import Section
+from popgraft.errors import ConfigError
+
+BASE: dict[str, Any] = {"env": {"id": "CartPole-v1"}}
+SECTIONS = [kind for kind in vars(schema_module).values() if isinstance(kind, type) and issubclass(kind, Section)]
+
+
+def refusal(*overrides: str, source: Any = BASE) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_says_what_it_is(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        assert field.description, f"{section.__name__}.{name}"
+        assert field.description.endswith("."), f"{section.__name__}.{name}"
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = load_config(BASE)
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("seed=-1", "seed = -1: must be greater than or equal to 0"),
+        ("seed=4294967296", "seed = 4294967296: must be less than 4294967296"),
+        ("total_timesteps=0", "total_timesteps = 0: must be greater than 0"),
+        ("stop_at_score=.nan", "stop_at_score = nan: must be a finite number"),
+        ("env.num_envs=0", "env.num_envs = 0: must be greater than 0"),
+        ("model.learning_rate=20", "model.learning_rate = 20: must lie in [0, 10]"),
+        ("model.learning_rate=-1e-3", "model.learning_rate = -0.001: must lie in [0, 10]"),
+        ("model.learning_rate=.nan", "model.learning_rate = nan: must be a finite number"),
+        ("model.gamma=1.1", "model.gamma = 1.1: must lie in [0, 1]"),
+        ("model.clip_range=0", "model.clip_range = 0: must lie in [1e-06, 1e+06]"),
+        ("model.target_kl=.inf", "model.target_kl = inf: must be a finite number"),
+        ("model.optimizer_kwargs.betas=[0.9, 1]", "model.optimizer_kwargs.betas.1 = 1: must be less than 1"),
+        ("model.optimizer_kwargs.eps=0", "model.optimizer_kwargs.eps = 0: must be greater than 0"),
+        ("model.optimizer_kwargs.weight_decay=.inf", "weight_decay = inf: must be a finite number"),
+        ("pbt.truncation_ratio=0.6", "pbt.truncation_ratio = 0.6: must be less than or equal to 0.5"),
+        ("pbt.ready_percentage=.nan", "pbt.ready_percentage = nan: must be a finite number"),
+        ("pbt.min_ready_members=1", "pbt.min_ready_members = 1: must be greater than or equal to 2"),
+        ("evaluation.episodes=0", "evaluation.episodes = 0: must be greater than 0"),
+        ("execute.shards=0", "execute.shards = 0: must be greater than 0"),
+        ("engine.threads=0", "engine.threads = 0: must be greater than 0"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(override: str, sentence: str) -> None:
+    assert sentence in refusal(override)
+
+
+@pytest.mark.parametrize("value", ["0.0", "1.0"])
+def test_bounds_are_inclusive(value: str) -> None:
+    assert load_config(BASE, [f"model.gae_lambda={value}"]).model.gae_lambda == float(value)
+
+
+def test_exactly_one_source_of_environments() -> None:
+    assert "env: give either env.id or env.factory, not id=None and factory=None" in refusal(source={"env": {}})
+    assert "not id='CartPole-v1' and factory='a:b'" in refusal("env.factory=a:b")
+    assert "not id='' and factory=None" in refusal("env.id=''")
+    assert load_config({"env": {"factory": "pkg.mod:make"}}).env.factory == "pkg.mod:make"
+
+
+@pytest.mark.parametrize("factory", ["make", "pkg.mod", ":make", "pkg:", "pkg mod:make", "pkg:a:b"])
+def test_a_factory_is_module_and_function(factory: str) -> None:
+    message = refusal(source={"env": {"factory": factory}})
+    assert f"env.factory = {factory!r}: must have the form module:name" in message
+
+
+def test_an_encoder_is_built_in_or_somebodys_own() -> None:
+    assert "model.network.encoder = 'mpl': must be one of auto, mlp, cnn, or module:Class" in refusal(
+        "model.network.encoder=mpl"
+    )
+    assert "encoder_kwargs are for an own encoder, and encoder is 'auto'" in refusal(
+        "model.network.encoder_kwargs={width: 8}"
+    )
+    network = load_config(BASE, ["model.network.encoder=pkg:Net", "model.network.encoder_kwargs={width: 8}"])
+    assert network.model.network.encoder_kwargs == {"width": 8}
+
+
+def test_a_population_of_one_has_nobody_to_copy_from() -> None:
+    message = refusal("pbt.population_size=1")
+    assert "raise pbt.population_size or set pbt.exploit_method: none" in message
+    alone = load_config(BASE, ["pbt.population_size=1", "pbt.exploit_method=none"])
+    assert alone.pbt.population_size == 1
+
+
+def test_waiting_for_more_members_than_there_are_is_refused() -> None:
+    assert "min_ready_members=9 exceeds population_size=8" in refusal("pbt.min_ready_members=9")
+    assert load_config(BASE, ["pbt.min_ready_members=8"]).pbt.min_ready_members == 8
+
+
+def test_a_sequence_length_divides_the_rollout() -> None:
+    assert "engine.sequence_length=48 must divide model.n_steps=128; nearest: 32 or 64" in refusal(
+        "engine.sequence_length=48"
+    )
+    assert "engine.sequence_length=999 must divide model.n_steps=128; nearest: 128" in refusal(
+        "engine.sequence_length=999"
+    )
+
+
+def test_minibatches_divide_the_sequences() -> None:
+    # 8 environments x 128 / 32 steps = 32 sequences; 5 lies between the divisors 4 and 8.
+    message = refusal("engine.sequence_length=32", "model.n_minibatches=5")
+    assert "model.n_minibatches=5 must divide the 32 sequences of a rollout" in message
+    assert "(env.num_envs=8 x n_steps/sequence_length=4); nearest: 4 or 8" in message
+
+
+def test_divisors_of_a_huge_rollout_are_found_at_once() -> None:
+    # 2^31 - 1 is prime.
+    message = refusal("model.n_steps=2147483647", "engine.sequence_length=7")
+    assert "nearest: 1 or 2147483647" in message
+
+
+def test_a_shard_holds_a_member() -> None:
+    assert "execute.shards=9 exceeds pbt.population_size=8" in refusal("execute.shards=9")
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ("{name: learning_rte, min_value: 0, max_value: 1}", "unknown hyperparameter 'learning_rte'; a population may"),
+        ("{name: gamma, min_value: 0.9, max_value: 0.5}", "min_value=0.9 is above max_value=0.5; swap them"),
+        ("{name: gamma, min_value: .nan, max_value: 0.5}", "must be finite numbers"),
+        ("{name: gamma, min_value: 0.5, max_value: 1.5}", "gamma: 1.5 must be a number in [0, 1]"),
+        ("{name: gamma, values: [0.9, true]}", "gamma: True must be a number in [0, 1]"),
+        ("{name: gamma, values: [0.9, .nan]}", "gamma: nan must be a number in [0, 1]"),
+        ("{name: gamma, values: [0.9, '0.8']}", "gamma: '0.8' must be a number in [0, 1]"),
+        ("{name: gamma}", "give both bounds, or a list of `values`"),
+        ("{name: gamma, values: [0.9], min_value: 0, max_value: 1}", "it has both values and bounds"),
+        ("{name: gamma, min_value: 0, max_value: 1, is_log_scale: true}", "is_log_scale needs min_value > 0"),
+        ("{name: gamma, min_value: 0, max_value: 1, perturbation_factor: 1}", "must be finite and above 1"),
+        ("{name: gamma, values: [0.9]}, {name: gamma, values: [0.8]}", "'gamma' is listed twice; keep one"),
+        ("{name: ent_coef, values: [0]}, {name: entropy_coef, values: [0]}", "'ent_coef' is listed twice; keep one"),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused(space: str, sentence: str) -> None:
+    message = refusal(f"pbt.hyperparams=[{space}]")
+    assert sentence in message
+    assert "pbt.hyperparams" in message
+
+
+def test_an_alias_takes_the_hyperparameters_own_name() -> None:
+    config = load_config(BASE, ["pbt.hyperparams=[{name: entropy_coef, min_value: 0, max_value: 0.1}]"])
+    assert config.pbt.hyperparams[0].name == "ent_coef"
+
+
+def test_an_initial_value_lies_in_its_space() -> None:
+    space = "pbt.hyperparams=[{name: gamma, min_value: 0.5, max_value: 0.9}]"
+    assert "model.gamma=0.95 is outside the bounds [0.5, 0.9] that pbt.hyperparams gives it" in refusal(
+        space, "model.gamma=0.95"
+    )
+    assert "outside the values [0.02, 0.05]" in refusal(
+        "pbt.hyperparams=[{name: target_kl, values: [0.02, 0.05]}]", "model.target_kl=null"
+    )
+    assert load_config(BASE, [space, "model.gamma=0.8"]).model.gamma == 0.8
+    # Nobody asked for the default of 0.99: the population draws its own values.
+    assert load_config(BASE, [space]).pbt.hyperparams[0].bounds == (0.5, 0.9)
+
+
+def test_initial_values_hold_every_tunable_number() -> None:
+    values = ModelConfig(learning_rate=1e-3).hyperparams()
+    assert list(values) == list(HYPERPARAMS)
+    assert values["learning_rate"] == 1e-3
+    assert values["target_kl"] == math.inf
+    assert ModelConfig(target_kl=0.02).hyperparams()["target_kl"] == 0.02
+
+
+@pytest.mark.parametrize("name", HYPERPARAMS)
+def test_defaults_lie_in_their_domain(name: str) -> None:
+    low, high = HYPERPARAMS[name]
+    default = getattr(ModelConfig(), name)
+    assert default is None or low <= default <= high
+
+
+def test_derived_numbers() -> None:
+    config = load_config(
+        {
+            "env": {"id": "CartPole-v1", "num_envs": 4},
+            "model": {"n_steps": 64, "n_minibatches": 2},
+            "pbt": {"population_size": 3, "perturbation_interval": 5},
+            "engine": {"sequence_length": 16},
+            "total_timesteps": 10_000,
+        }
+    )
+    assert config.steps_per_generation == 3 * 4 * 64 * 5
+    assert config.generations == 3  # 3840 steps each; 2 generations are 7680, 3 are 11520
+    assert (config.sequence_length, config.sequences) == (16, 4 * 4)
+    whole = load_config(BASE)
+    assert (whole.sequence_length, whole.sequences) == (whole.model.n_steps, whole.env.num_envs)
+
+
+def test_defaults_of_the_population_are_the_published_contract() -> None:
+    # Specification A17.
+    pbt = PBTConfig()
+    assert (pbt.exploit_method, pbt.explore_method, pbt.truncation_ratio) == ("truncation", "both", 0.2)
+    assert (pbt.metric_mode, pbt.ready_percentage, pbt.min_ready_members) == ("max", 0.8, 2)
+    assert (pbt.perturbation_interval, pbt.ready_check_max_wait) == (5, 10)
+
+
+def test_paths_are_paths() -> None:
+    assert load_config(BASE, ["run_dir=runs/a b"]).run_dir == Path("runs/a b")
+
+
+def test_random_documents_give_a_configuration_or_a_refusal() -> None:
+    """Whatever values stand in a file, the outcome is a `Config` or a `ConfigError`, never another exception."""
+    draw = random.Random(0)
+    junk: list[Any] = [None, True, -1, 0, 1, 3.5, math.nan, math.inf, 1e6, "", "x", "1", [], [1], [{}], {}, {"x": 1}]
+    keys = [
+        f"{section}.{name}" if section else name
+        for section, kind in [("", Config), *((name, field.annotation) for name, field in Config.model_fields.items())]
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for name in kind.model_fields
+    ]
+    accepted = 0
+    for _ in range(1500):
+        overrides = {draw.choice(keys): draw.choice(junk) for _ in range(draw.randint(1, 2))}
+        try:
+            config = load_config(BASE, overrides)
+        except ConfigError:
+            continue
+        accepted += isinstance(config, Config)
+    assert 0 < accepted < 1500

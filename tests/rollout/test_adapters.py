@@ -1,0 +1,265 @@
+"""Every library and autoreset mode must show the trajectories of a plain loop over single environments."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from popgraft.config import EnvConfig
+from popgraft.errors import ConfigError, EnvironmentFault
+from popgraft.rollout import EnvGrid
+from popgraft.rollout.adapters import GymnasiumEnv, adapt, final_observation
+
+POP, ENVS, STEPS = 2, 2, 40
+SEEDS = [50, 90]
+
+
+class Counting(gym.Env):
+    """Shows (episode, step, a random number); lengths are random; odd episodes are truncated, every third of them in
+    the step in which it also terminates."""
+
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, as_dict: bool = False) -> None:
+        box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.as_dict = as_dict
+        self.observation_space = gym.spaces.Dict({"b": gym.spaces.Discrete(9), "a": box}) if as_dict else box
+        self.episode = -1
+
+    def observe(self) -> Any:
+        vector = np.array([self.episode, self.time, self.np_random.random()], np.float32)
+        return {"a": vector, "b": self.time} if self.as_dict else vector
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode = 0 if seed is not None else self.episode + 1
+        self.time, self.length = 0, self.np_random.integers(1, 6)
+        return self.observe(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        end = bool(self.time == self.length)
+        truncated = end and self.episode % 2 == 1
+        terminated = end and (self.episode % 2 == 0 or self.episode % 3 == 0)
+        return self.observe(), float(action) + self.time / 8, terminated, truncated, {}
+
+
+@dataclasses.dataclass
+class Step:
+    seen: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    after: np.ndarray
+    """The next observation of the same episode, the terminal one at its end."""
+
+
+def action_at(row: int, env: int, step: int) -> int:
+    return (row + 2 * env + step * step) % 3
+
+
+def reference(row: int, env: int, as_dict: bool) -> list[Step]:
+    single = Counting(as_dict)
+    flat: Callable[[Any], np.ndarray] = lambda obs: np.concatenate([obs["a"], np.eye(9)[obs["b"]]]) if as_dict else obs
+    obs, _ = single.reset(seed=SEEDS[row] + env)
+    steps = []
+    for step in range(STEPS):
+        after, reward, terminated, truncated, _ = single.step(action_at(row, env, step))
+        steps.append(Step(flat(obs), reward, terminated, truncated and not terminated, flat(after)))
+        obs = single.reset()[0] if terminated or truncated else after
+    return steps
+
+
+def played(grid: EnvGrid) -> list[list[list[Step]]]:
+    """Steps of every environment of every member, without the dummy ones."""
+    flat: Callable[[dict[str, np.ndarray]], np.ndarray] = lambda obs: np.concatenate([obs[key] for key in sorted(obs)], axis=-1).copy()
+    steps: list[list[list[Step]]] = [[[] for _ in range(ENVS)] for _ in range(POP)]
+    grid.reset(range(POP), SEEDS)
+    for _ in range(2 * STEPS):
+        actions = [[[action_at(row, env, len(steps[row][env]))] for env in range(ENVS)] for row in range(POP)]
+        before = flat(grid.observations)
+        result = grid.step(np.array(actions))
+        assert not grid.failures
+        after, final = flat(grid.observations), flat(result.final_observations)
+        for row, env in np.ndindex(POP, ENVS):
+            if not result.valid[row, env]:
+                assert result.reward[row, env] == 0
+                assert result.started[row, env]
+                continue
+            last = final if result.final[row, env] else after
+            ended = bool(result.terminated[row, env] or result.truncated[row, env])
+            assert bool(result.started[row, env]) == (ended and not grid._next_step)
+            steps[row][env].append(
+                Step(
+                    before[row, env],
+                    float(result.reward[row, env]),
+                    bool(result.terminated[row, env]),
+                    bool(result.truncated[row, env]),
+                    last[row, env],
+                )
+            )
+    return steps
+
+
+def check(grid: EnvGrid, as_dict: bool = False) -> None:
+    same_step = not grid._next_step
+    for row, envs in enumerate(played(grid)):
+        for env, steps in enumerate(envs):
+            for found, expected in zip(steps[:STEPS], reference(row, env, as_dict), strict=True):
+                np.testing.assert_array_equal(found.seen, expected.seen)
+                assert found.reward == expected.reward
+                assert (found.terminated, found.truncated) == (expected.terminated, expected.truncated)
+                if not (expected.terminated and same_step):  # the terminal observation of a solved task has no use
+                    np.testing.assert_array_equal(found.after, expected.after)
+    grid.close()
+
+
+def vectorized(kind: type, mode: AutoresetMode) -> Callable[..., Any]:
+    return lambda num_envs, as_dict: kind([lambda: Counting(as_dict)] * num_envs, autoreset_mode=mode)
+
+
+def stable_baselines(num_envs: int, as_dict: bool) -> Any:
+    return DummyVecEnv([lambda: Counting(as_dict)] * num_envs)
+
+
+FACTORIES = {
+    "sync next-step": vectorized(SyncVectorEnv, AutoresetMode.NEXT_STEP),
+    "sync same-step": vectorized(SyncVectorEnv, AutoresetMode.SAME_STEP),
+    "sync disabled": vectorized(SyncVectorEnv, AutoresetMode.DISABLED),
+    "async next-step": vectorized(AsyncVectorEnv, AutoresetMode.NEXT_STEP),
+    "async same-step": vectorized(AsyncVectorEnv, AutoresetMode.SAME_STEP),
+    "async disabled": vectorized(AsyncVectorEnv, AutoresetMode.DISABLED),
+    "stable-baselines3": stable_baselines,
+}
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("name", FACTORIES)
+def test_all_modes_show_the_same_trajectories(name: str, as_dict: bool) -> None:
+    config = EnvConfig(factory="not:used", kwargs={"as_dict": as_dict}, num_envs=ENVS)
+    check(EnvGrid(config, POP, factory=FACTORIES[name]), as_dict)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+def test_configured_modes_show_the_same_trajectories(vectorization: Any, autoreset: Any) -> None:
+    if "Counting-v0" not in gym.registry:
+        gym.register("Counting-v0", entry_point=Counting)
+    grid = EnvGrid(EnvConfig(id="Counting-v0", num_envs=ENVS, vectorization=vectorization, autoreset=autoreset), POP)
+    assert grid._next_step == (autoreset == "next_step")
+    check(grid)
+
+
+def test_envpool_resets_in_the_next_step_and_follows_its_seed() -> None:
+    envpool = pytest.importorskip("envpool")
+    grid = EnvGrid(EnvConfig(id="CartPole-v1", num_envs=2, vectorization="envpool", kwargs={"max_episode_steps": 12}), 2)
+    grid.reset([0, 1], [3, 4])
+    first = grid.observations["obs"].copy()
+    with pytest.warns(UserWarning, match="precision lowered"):
+        other = envpool.make_gymnasium("CartPole-v1", num_envs=2, seed=4, max_episode_steps=12)
+        other.observation_space  # noqa: B018 - warns on first use
+    np.testing.assert_array_equal(first[1], other.reset()[0])
+    ended = np.zeros((2, 2), dtype=bool)
+    seen_truncation = False
+    for step in range(40):
+        actions = np.full((2, 2, 1), step % 2)
+        actions[0] = 1  # falls over before the time limit
+        result = grid.step(actions)
+        obs, reward, terminated, truncated, _ = other.step(actions[1, :, 0])
+        np.testing.assert_array_equal(grid.observations["obs"][1], obs)
+        np.testing.assert_array_equal(result.reward[1], reward)
+        np.testing.assert_array_equal(result.terminated[1], terminated)
+        np.testing.assert_array_equal(result.truncated[1], truncated & ~terminated)
+        np.testing.assert_array_equal(result.valid, ~ended)
+        np.testing.assert_array_equal(result.started, ended)
+        assert (result.reward == np.where(ended, 0, 1)).all()
+        assert not result.final.any()
+        # A fresh CartPole stands within ±0.05; a terminal one does not.
+        assert (abs(grid.observations["obs"][ended]) <= 0.05).all()
+        ended = result.terminated | result.truncated
+        assert (abs(grid.observations["obs"][ended]).max(-1) > 0.05).all()
+        seen_truncation |= result.truncated.any()
+    assert seen_truncation
+    grid.reset([0, 1], [3, 4])
+    np.testing.assert_array_equal(grid.observations["obs"], first)
+    grid.reset([0, 1], [5, 4])
+    assert (grid.observations["obs"][0] != first[0]).any()
+    np.testing.assert_array_equal(grid.observations["obs"][1], first[1])
+    grid.close()
+
+
+def test_terminal_observation_of_a_batched_dict() -> None:
+    finals = {"a": np.array([[1.0], [2.0]]), "b": np.array([3, 4])}
+    assert final_observation(finals, 1) == {"a": np.array([2.0]), "b": 4}
+    np.testing.assert_array_equal(final_observation(np.array([[1.0], [2.0]]), 1), [2.0])
+
+
+@pytest.mark.parametrize("finals", [None, np.array([None, None])])
+def test_a_missing_terminal_observation_is_a_fault(finals: Any) -> None:
+    with pytest.raises(EnvironmentFault, match="truncated and reset in the same step without its terminal observation"):
+        final_observation(finals, 1)
+
+
+def test_a_vector_environment_must_say_when_it_resets() -> None:
+    env = SyncVectorEnv([Counting] * 2)
+    del env.metadata["autoreset_mode"]
+    with pytest.raises(ConfigError, match=r"SyncVectorEnv does not say when .* is None; set it to a gymnasium"):
+        GymnasiumEnv(env)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Counting, "f returned Counting, which is neither a gymnasium VectorEnv nor a stable_baselines3 VecEnv"),
+        (lambda: SyncVectorEnv([Counting] * 3), "f returned 3 environments, but num_envs=2 were asked for"),
+        (lambda: DummyVecEnv([Counting] * 3), "f returned 3 environments, but num_envs=2 were asked for"),
+    ],
+)
+def test_a_factory_must_return_what_was_asked_for(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapt(make(), 2, "f")
+
+
+def test_an_envpool_from_a_factory_is_refused() -> None:
+    envpool = pytest.importorskip("envpool")
+    with pytest.raises(ConfigError, match="EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"):
+        adapt(envpool.make_gymnasium("CartPole-v1", num_envs=2), 2, "f")
+
+
+class Dying(Counting):
+    """Its process ends in the second step where the seed is 91."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.deadly = seed == 91 if seed is not None else self.deadly
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.deadly and self.time == 1:
+            os._exit(1)
+        return super().step(action)
+
+
+def test_a_dead_worker_is_a_failure_of_its_member_only() -> None:
+    factory = lambda num_envs: AsyncVectorEnv([Dying] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)  # noqa: E731
+    grid, calm = (EnvGrid(EnvConfig(factory="not:used", num_envs=2), 2, factory=factory) for _ in range(2))
+    grid.reset([0, 1], [50, 90])
+    calm.reset([0, 1], [50, 20])
+    doomed = grid._envs[1]
+    for _ in range(12):
+        found, expected = grid.step(np.zeros((2, 2, 1), np.int64)), calm.step(np.zeros((2, 2, 1), np.int64))
+        np.testing.assert_array_equal(found.reward[0], expected.reward[0])
+        np.testing.assert_array_equal(grid.observations["obs"][0], calm.observations["obs"][0])
+    assert list(grid.failures) == [1]
+    assert np.isnan(found.reward[1]).all()
+    assert not any(process.is_alive() for process in doomed._env.processes)
+    grid.reset([1], [20])
+    assert not grid.failures
+    assert np.isfinite(grid.observations["obs"]).all()
+    grid.close()
+    calm.close()
