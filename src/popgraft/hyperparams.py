@@ -36,11 +36,11 @@ class HyperparamConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: str
-    min_value: float | None = None
-    max_value: float | None = None
+    min_value: int | float | None = None
+    max_value: int | float | None = None
     values: tuple[Value, ...] | list[Value] | None = None
-    perturbation_factor: float = 1.2
-    resample_probability: float = 0.25
+    perturbation_factor: int | float = 1.2
+    resample_probability: int | float = 0.25
     is_log_scale: bool = False
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class HyperparamConfig:
         return self.values is not None
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[int | float, int | float]:
         """(min_value, max_value) of a continuous hyperparameter."""
         assert self.min_value is not None
         assert self.max_value is not None
@@ -148,9 +148,9 @@ class HyperparamConfig:
 
     @property
     def _is_integer(self) -> bool:
-        return isinstance(self.min_value, int) and isinstance(self.max_value, int)
+        return all(isinstance(bound, int) for bound in (self.min_value, self.max_value))
 
-    def _clip(self, value: float, integer: bool) -> float | int:
+    def _clip(self, value: int | float, integer: bool) -> int | float:
         low, high = self.bounds
         clipped = min(max(value, low), high)
         return round(clipped) if integer else float(clipped)

@@ -44,15 +44,14 @@ class Layout:
 
     def flatten(self, params: Params) -> Tensor:
         """Packs stacked parameters into [pop, n]."""
-        return torch.cat([leaf.flatten(1) for _, leaf in tree.items(params)], dim=1)
+        leaves = [leaf for _, leaf in tree.items(params)]
+        return torch.cat([leaf.reshape(len(leaf), n) for leaf, n in zip(leaves, self.sizes, strict=True)], dim=1)
 
     def views(self, flat: Tensor) -> Params:
         """Names the parameters of a [pop, n] tensor: leaves [pop, *shape] that share its memory."""
         parts = flat.split(self.sizes, dim=1)
-        named = {
-            path: part.unflatten(1, shape) if len(shape) != 1 else part
-            for (path, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        pairs = zip(self.shapes.items(), parts, strict=True)
+        named = {path: part.view(len(part), *shape) for (path, shape), part in pairs}
         return tree.restore(self._example, named)
 
 
@@ -84,7 +83,7 @@ class _Tanh(torch.autograd.Function):
 
 def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent, once differentiable."""
-    return _Tanh.apply(x)  # type: ignore[no-any-return]
+    return _Tanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

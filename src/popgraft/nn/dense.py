@@ -1,5 +1,6 @@
 """Dense layers with a population axis."""
 
+import itertools
 import math
 
 import torch
@@ -71,7 +72,7 @@ class MLP:
         self.n_out = widths[-1] if widths else n_in
         self.activation = ACTIVATIONS[activation]
         sizes = [n_in, *widths]
-        self.linears = [Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.linears = [Linear(a, b) for a, b in itertools.pairwise(sizes)]
         self.norms = [LayerNorm(width) for width in widths] if layer_norm else []
 
     def init(self, generator: torch.Generator) -> Params:

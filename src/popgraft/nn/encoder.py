@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from popgraft import tree
 from popgraft.config import NetworkConfig
 from popgraft.errors import ConfigError
 from popgraft.nn.blocks import Params
@@ -44,19 +43,14 @@ def _user_module(path: str, observation_space: Any, kwargs: dict[str, Any]) -> n
         ) from error
 
 
-def _pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """8-bit pixels as numbers between 0 and 1."""
-    return x.to(dtype).div_(255)
-
-
 class Encoder:
     """Turns a dictionary of observations into one vector of features.
 
     `auto` sends every image through its own `CNN` and takes every other key as it is; `mlp` takes images as vectors of
     pixels too; `cnn` is `auto` for observations that are all images. The parts, joined in the order of their names, go
     through the dense layers `encoder_layers`. An encoder `module:Class` of the user stands alone: it is made as
-    Class(observation_space, **encoder_kwargs), takes float tensors, images divided by 255, and a dictionary of them where
-    the observation space is one (the convention of Stable-Baselines3's BaseFeaturesExtractor).
+    Class(observation_space, **encoder_kwargs), takes float tensors, images divided by 255, and a dictionary of them
+    where the observation space is one (the convention of Stable-Baselines3's BaseFeaturesExtractor).
 
     Args:
         spaces: what the agent sees.
@@ -103,15 +97,14 @@ class Encoder:
     def __call__(self, params: Params, obs: dict[str, Tensor]) -> Float[Tensor, "pop *batch n_out"]:
         """Encodes every key [pop, *batch, *shape]."""
         if isinstance(self.body, Lifted):
-            leaves = [leaf for _, leaf in tree.items(params["body"])]
-            dtype = leaves[0].dtype if leaves else torch.get_default_dtype()
-            floats = {name: _pixels(obs[name], dtype) if spec.image else obs[name] for name, spec in self.specs.items()}
+            floats = {name: obs[name] / 255 if spec.image else obs[name] for name, spec in self.specs.items()}
             return self.body(params["body"], floats if self.takes_dict else floats["obs"])
         parts = [self._part(params, name, spec, obs[name]) for name, spec in self.specs.items()]
         return self.body(params["body"], parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
 
     def _part(self, params: Params, name: str, spec: ObsSpec, x: Tensor) -> Tensor:
+        """The share of one observation key in the features."""
         if name in self.cnns:
             return self.cnns[name](params[f"cnn_{name}"], x)
         flat = x.reshape(*x.shape[: x.dim() - len(spec.shape)], math.prod(spec.shape))
-        return flat
+        return flat / 255 if spec.image else flat

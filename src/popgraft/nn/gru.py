@@ -27,7 +27,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gates_x: Tensor, weight: Tensor, bias_n: Tensor, h0: Tensor, keep: Tensor) -> Tensor:
-        """gates_x [pop, T, B, 3H], weight [pop, 3H, H], bias_n [pop, H], h0 [pop, B, H], keep [pop, T, B, 1] (0: reset)."""
+        """gates_x [pop, T, B, 3H], weight [pop, 3H, H], bias_n [pop, H], h0 [pop, B, H], keep [pop, T, B, 1] (0, 1)."""
         pop, time, batch, width = gates_x.shape
         hidden = width // 3
         gates = torch.empty_like(gates_x)
@@ -57,7 +57,7 @@ class _Recurrence(torch.autograd.Function):
         weight, keep, gates, h_in, n_h = ctx.saved_tensors
         pop, time, batch, hidden = h_in.shape
         r, z, n = gates.split(hidden, dim=-1)
-        # Derivative of the preactivations r, z and n by dh; for n first its hidden share, which the matrix product needs.
+        # Derivative of the preactivations r, z and n by dh; for n first its hidden share, which U takes.
         dn = torch.addcmul(torch.ones_like(n), n, n, value=-1).mul_(1 - z).mul_(0.5)
         dgates = torch.addcmul(gates, gates, gates, value=-1)
         dgates[..., :hidden].mul_(dn).mul_(n_h)
@@ -132,6 +132,7 @@ class GRU:
             bias = (p["bias"] * double_n.squeeze(-1)).unsqueeze(1)
             gates_x = torch.baddbmm(bias, x.flatten(1, 2), (p["weight_ih"] * double_n).mT)
             gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
-            x = _Recurrence.apply(gates_x, p["weight_hh"] * double_n, 2 * p["bias_n"], h0, keep)
+            weight_hh, bias_n = p["weight_hh"] * double_n, 2 * p["bias_n"]
+            x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, keep)  # type: ignore[no-untyped-call]
             final.append(x[:, -1])
         return x, torch.cat(final, dim=-1)

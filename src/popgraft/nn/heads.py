@@ -47,9 +47,7 @@ class ActionHead(ABC):
         """Parameters of one member beside the linear layer's."""
         return {}
 
-    def __call__(
-        self, params: Params, latent: Float[Tensor, "pop *batch n_in"]
-    ) -> Float[Tensor, "pop *batch outputs"]:
+    def __call__(self, params: Params, latent: Float[Tensor, "pop *batch n_in"]) -> Float[Tensor, "pop *batch outputs"]:
         """Logits or means."""
         return self.linear(params["linear"], latent)
 
@@ -60,9 +58,7 @@ class ActionHead(ABC):
         """Draws an action as a function of the noise; it is in range even where outputs are not finite."""
 
     @abstractmethod
-    def mode(
-        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
-    ) -> Real[Tensor, "pop *batch dims"]:
+    def mode(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Real[Tensor, "pop *batch dims"]:
         """The most likely action."""
 
     @abstractmethod
@@ -72,9 +68,7 @@ class ActionHead(ABC):
         """Logarithm of the probability, or of the density, of an action."""
 
     @abstractmethod
-    def entropy(
-        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
-    ) -> Float[Tensor, "pop *batch"]:
+    def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Float[Tensor, "pop *batch"]:
         """Entropy, differential for a density."""
 
 
@@ -97,7 +91,8 @@ class Categorical(ActionHead):
 
     def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Float[Tensor, "_ pop *batch"], ...]:
         """Logits of every sub-action, choices first."""
-        return outputs.movedim(-1, 0).contiguous().split(self.sizes)
+        parts: tuple[Tensor, ...] = outputs.movedim(-1, 0).contiguous().split(self.sizes)
+        return parts
 
     def sample(
         self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch dims"]
@@ -110,9 +105,7 @@ class Categorical(ActionHead):
             actions.append((cumulative[:-1] <= u * cumulative[-1]).sum(0))
         return torch.stack(actions, dim=-1)
 
-    def mode(
-        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
-    ) -> Int[Tensor, "pop *batch dims"]:
+    def mode(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Int[Tensor, "pop *batch dims"]:
         """The largest logit of every sub-action."""
         return torch.stack([logits.argmax(0) for logits in self._split(outputs)], dim=-1)
 
@@ -124,9 +117,7 @@ class Categorical(ActionHead):
         pairs = zip(self._split(outputs), choices, strict=True)
         return reduce(torch.add, [logits.log_softmax(0).gather(0, choice) for logits, choice in pairs]).squeeze(0)
 
-    def entropy(
-        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]
-    ) -> Float[Tensor, "pop *batch"]:
+    def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Float[Tensor, "pop *batch"]:
         """−Σ p log p."""
         log_p = [logits.log_softmax(0) for logits in self._split(outputs)]
         return -reduce(torch.add, [(each.exp() * each).sum(0) for each in log_p])

@@ -62,16 +62,16 @@ class Lifted:
             random = not torch.equal(state, torch.get_rng_state())
         if random:
             raise ConfigError(
-                f"the module {self._name} draws random numbers in its forward pass (dropout?), so that the policy that is "
-                "updated would not be the one that acted; remove it, or regularise with optimizer_kwargs.weight_decay"
+                f"the module {self._name} draws random numbers in its forward pass (dropout?), so that the policy "
+                "that is updated would not be the one that acted; remove it, or regularise with weight_decay"
             )
         after = dict(self._module.named_buffers())
         changed = [name for name, leaf in before.items() if not torch.equal(leaf, after[name])]
         if changed:
             raise ConfigError(
                 f"the module {self._name} changes its buffers {', '.join(changed)} in its forward pass (batch "
-                "normalisation?), so that the policy that is updated would not be the one that acted; use nn.LayerNorm or "
-                "nn.GroupNorm, or freeze the layer with .eval()"
+                "normalisation?), so that the policy that is updated would not be the one that acted; use nn.LayerNorm "
+                "or nn.GroupNorm, or freeze the layer with .eval()"
             )
         if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 2:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -33,7 +33,7 @@ def explore(space: HyperparamConfig, donor_value: Value, method: Method, rng: np
             assert_never(method)
 
 
-def to_single(space: HyperparamConfig, value: float) -> float:
+def to_single(space: HyperparamConfig, value: int | float) -> float:
     """Rounds to single precision, away from a bound that rounding would cross (1e-5 rounds to 0.9999999747e-5).
 
     Where no single lies between the bounds, the nearest one.

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -143,10 +143,11 @@ class RunDatabase:
             self._connection = sqlite3.connect(path)
         try:
             with self._speaking():
-                identity = [self._connection.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version")]
-                if identity != [APPLICATION, VERSION]:
-                    raise StoreError(f"{path} was not written by this version of popgraft")
+                application = self._connection.execute("PRAGMA application_id").fetchone()
+                version = self._connection.execute("PRAGMA user_version").fetchone()
                 self._connection.execute("PRAGMA foreign_keys = ON")
+            if (application, version) != ((APPLICATION,), (VERSION,)):
+                raise StoreError(f"{path} was not written by this version of popgraft; give the folder of a run")
         except StoreError:
             self.close()
             raise
@@ -178,7 +179,8 @@ class RunDatabase:
             steps: environment steps of one member since the run began.
             decision: who inherited from whom.
         """
-        mean, before, after = scores.mean.tolist(), _rows(hyperparams), _rows(decision.hyperparams)
+        mean = scores.mean.tolist()
+        before, after = _texts(hyperparams, len(mean)), _texts(decision.hyperparams, len(mean))
         columns = zip(mean, scores.stderr.tolist(), scores.episodes.tolist(), before, strict=True)
         members = [(generation, i, score, err, n, steps, values) for i, (score, err, n, values) in enumerate(columns)]
         parents = decision.parents.tolist()
@@ -200,17 +202,28 @@ class RunDatabase:
 
     def scores(self) -> list[MemberRecord]:
         """Every member of every generation, in that order."""
-        rows = self._rows_of("SELECT * FROM members ORDER BY generation, member")
-        return [MemberRecord(g, i, _number(score), _number(err), n, steps, h) for g, i, score, err, n, steps, h in rows]
+        with self._speaking():
+            rows = self._connection.execute("SELECT * FROM members ORDER BY generation, member")
+            return [
+                MemberRecord(generation, member, _number(score), _number(stderr), episodes, steps, _values(hyperparams))
+                for generation, member, score, stderr, episodes, steps, hyperparams in rows
+            ]
 
     def lineage(self) -> list[GraftRecord]:
         """Every graft, by generation and recipient."""
-        rows = self._rows_of("SELECT * FROM grafts ORDER BY generation, member")
-        return [GraftRecord(g, i, j, why, _number(a), _number(b), h, k) for g, i, j, why, a, b, h, k in rows]
+        with self._speaking():
+            rows = self._connection.execute("SELECT * FROM grafts ORDER BY generation, member")
+            return [
+                GraftRecord(
+                    generation, member, parent, reason, _number(own), _number(donors), _values(before), _values(after)
+                )
+                for generation, member, parent, reason, own, donors, before, after in rows
+            ]
 
     def events(self) -> list[EventRecord]:
         """Every event, in the order of writing."""
-        return [EventRecord(*row) for row in self._rows_of("SELECT * FROM events ORDER BY rowid")]
+        with self._speaking():
+            return [EventRecord(*row) for row in self._connection.execute("SELECT * FROM events ORDER BY rowid")]
 
     def close(self) -> None:
         """Closes the file."""
@@ -221,3 +234,30 @@ class RunDatabase:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Turns SQLite's errors, and unreadable cells, into StoreError."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"the database {self.path} cannot be used: {error}") from None
+
+
+def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
+    """JSON of every member's values."""
+    columns = {name: values.tolist() for name, values in hyperparams.items()}
+    return [
+        json.dumps({name: column[i] if math.isfinite(column[i]) else None for name, column in columns.items()})
+        for i in range(pop)
+    ]
+
+
+def _values(text: str) -> dict[str, float]:
+    """Inverse of `_texts` for one member."""
+    return {name: math.inf if value is None else value for name, value in json.loads(text).items()}
+
+
+def _number(value: float | None) -> float:
+    """SQLite keeps NaN as NULL."""
+    return math.nan if value is None else value

@@ -1,10 +1,10 @@
 """The folder of one run.
 
-    RUN/
-    ├── config.yaml     every setting of the run; written last, so a folder that has it is complete
-    ├── run.sqlite      scores, grafts and events (`RunDatabase`)
-    ├── snapshots/      one folder per snapshot (`popgraft.store.snapshot`)
-    └── tensorboard/    event files
+RUN/
+├── config.yaml     every setting of the run; written last, so a folder that has it is complete
+├── run.sqlite      scores, grafts and events (`RunDatabase`)
+├── snapshots/      one folder per snapshot (`popgraft.store.snapshot`)
+└── tensorboard/    event files
 """
 
 import dataclasses
@@ -92,7 +92,9 @@ class RunFolder:
             raise
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise StoreError(f"cannot make the run folder {folder.path}: {reason}; set run_dir to another folder") from None
+            raise StoreError(
+                f"cannot make the run folder {folder.path}: {reason}; set run_dir to another folder"
+            ) from None
         return folder
 
     @classmethod

@@ -4,9 +4,10 @@
     ├── manifest.json                   format, checksums, shapes and dtypes of all leaves in save order, metadata
     └── tensors-DIGEST.safetensors      the leaves; the name is part of the file's SHA-256
 
-Replacing the manifest is the one atomic act that turns the old snapshot of a name into the new one: tensors are written
-before it, under a name of their own, and the old ones are removed after it. A reader therefore finds the old snapshot or
-the new one, whole, whatever the writer does meanwhile and wherever it dies. One process writes, any number read.
+Replacing the manifest is the one atomic act that turns the old snapshot of a name into the new one: tensors are
+written before it, under a name of their own, and the old ones are removed after it. A reader therefore finds the old
+snapshot or the new one, whole, whatever the writer does meanwhile and wherever it dies. One process writes, any number
+read.
 """
 
 import hashlib
@@ -49,11 +50,11 @@ def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
     if len(flat) != len(leaves):
         raise StoreError(f"snapshot {name!r}: two leaves have the same dotted path; rename a key that contains a dot")
     blob = safetensors.torch.save(flat)
-    body = {
+    body: dict[str, Any] = {
         "format": FORMAT,
         "sha256": hashlib.sha256(blob).hexdigest(),
         "leaves": [_describe(path, leaf) for path, leaf in flat.items()],
-        "metadata": metadata,
+        "metadata": json.loads(json.dumps(metadata)),
     }
     manifest = json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode()
     place = folder.snapshots / name
@@ -94,8 +95,9 @@ def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
                 f"snapshot {name!r} in {folder.path} does not fit this configuration: {path} is {here} in the snapshot "
                 f"but {there} here; use the configuration that the run was started with"
             )
-    flat = safetensors.torch.load(blob)
-    return tree.restore(like, {path: flat[path].to(leaf.device) for path, leaf in tree.items(like)}), manifest["metadata"]
+    flat = _build(folder, name, manifest, blob)
+    state = tree.restore(like, {path: flat[path].to(leaf.device) for path, leaf in tree.items(like)})
+    return state, manifest["metadata"]
 
 
 def load_flat(folder: RunFolder, name: str) -> tuple[dict[str, Tensor], Metadata]:
@@ -105,8 +107,7 @@ def load_flat(folder: RunFolder, name: str) -> tuple[dict[str, Tensor], Metadata
         StoreError: the snapshot is missing, damaged or foreign.
     """
     manifest, blob = _read(folder, name)
-    flat = safetensors.torch.load(blob)
-    return {leaf["name"]: flat[leaf["name"]] for leaf in manifest["leaves"]}, manifest["metadata"]
+    return _build(folder, name, manifest, blob), manifest["metadata"]
 
 
 def names(folder: RunFolder) -> list[str]:
@@ -126,7 +127,9 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
             # A writer may have replaced the snapshot since its manifest was read.
             earlier, manifest = manifest, _read_manifest(folder, name)
             if manifest == earlier:
-                raise StoreError(f"snapshot {place} is damaged: {_tensors_name(manifest)} is missing{_others(folder, name)}") from None
+                raise StoreError(
+                    f"snapshot {place} is damaged: {_tensors_name(manifest)} is missing{_others(folder, name)}"
+                ) from None
         except OSError as error:
             raise StoreError(f"cannot read snapshot {place}: {_reason(error)}") from None
     if hashlib.sha256(blob).hexdigest() != manifest["sha256"]:
@@ -135,6 +138,18 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
             f"{_others(folder, name)}"
         )
     return manifest, blob
+
+
+def _build(folder: RunFolder, name: str, manifest: dict[str, Any], blob: bytes) -> dict[str, Tensor]:
+    """The leaves, in save order, checked against the manifest."""
+    try:
+        flat = safetensors.torch.load(blob)
+    except safetensors.SafetensorError as error:
+        raise StoreError(f"snapshot {name!r} in {folder.path} is foreign: {error}") from None
+    built = {leaf["name"]: flat.pop(leaf["name"], torch.empty(0)) for leaf in manifest["leaves"]}
+    if flat or [_describe(path, leaf) for path, leaf in built.items()] != manifest["leaves"]:
+        raise StoreError(f"snapshot {name!r} in {folder.path} is foreign: its tensors are not those of its manifest")
+    return built
 
 
 def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""What the training loop asks of an executor, wherever its shards live."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from popgraft.state import Decision, Member, Scores
+
+
+@dataclasses.dataclass
+class Advance:
+    """What some updates of some members brought.
+
+    Attributes:
+        metrics: what to log of every update, by name.
+        scores: returns of the episodes that ended meanwhile.
+        steps: environment steps taken by all members together.
+        healthy: whether a member's environment and all its numbers are sound.
+        faults: member index → what its environment said.
+    """
+
+    metrics: dict[str, Float[Tensor, "pop updates"]]
+    scores: Scores
+    steps: int
+    healthy: Bool[Tensor, "pop"]
+    faults: dict[int, str]
+
+    @classmethod
+    def join(cls, parts: list["Advance"]) -> "Advance":
+        """Puts the shards of a population together again."""
+        names = parts[0].metrics
+        return cls(
+            metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in names},
+            scores=join_scores([part.scores for part in parts]),
+            steps=sum(part.steps for part in parts),
+            healthy=torch.cat([part.healthy for part in parts]),
+            faults={member: text for part in parts for member, text in part.faults.items()},
+        )
+
+
+def join_scores(parts: list[Scores]) -> Scores:
+    """Scores of several shards, in order."""
+    return Scores(
+        mean=torch.cat([part.mean for part in parts]),
+        stderr=torch.cat([part.stderr for part in parts]),
+        episodes=torch.cat([part.episodes for part in parts]),
+    )
+
+
+class Executor(abc.ABC):
+    """A whole population, as the loop sees it. Members are counted from 0 over all shards."""
+
+    @abc.abstractmethod
+    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
+        """Takes up to `updates` collect-and-learn rounds; fewer if `stop()` turns true between two of them."""
+
+    @abc.abstractmethod
+    def evaluate(self, seed: int) -> Scores:
+        """Scores every member on the same evaluation episodes, which `seed` names."""
+
+    @abc.abstractmethod
+    def graft(self, decision: Decision, generation: int) -> None:
+        """Carries out a decision: recipients inherit everything, get their new hyperparameters and a fresh seat."""
+
+    @abc.abstractmethod
+    def export(self, members: Int[Tensor, "rows"]) -> Member:
+        """A copy of some members on the CPU, in the given order."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases environments and processes."""

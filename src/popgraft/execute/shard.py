@@ -1,0 +1,196 @@
+"""A shard: some members of the population, stacked into one program, and their seats."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.config import Config
+from popgraft.execute.base import Advance
+from popgraft.nn import Policy
+from popgraft.ops.returns import discounted_sums
+from popgraft.ppo import initial_member, learn_
+from popgraft.rng import derive, torch_generator
+from popgraft.rollout.batch import Rollout
+from popgraft.rollout.collector import Collector
+from popgraft.rollout.evaluation import evaluate
+from popgraft.rollout.grid import EnvGrid
+from popgraft.state import Decision, Member, Scores, Seat
+
+FEW_MEMBERS = 4
+"""Up to here operators are too small to gain from several threads."""
+
+
+class Shard:
+    """A stacked sub-population: all that happens between two decisions happens here.
+
+    Everything a shard holds is its members (inherited) and their seats (bound to the place: recurrent state, generators,
+    environments). Members of different shards never touch but through `export` and `graft`.
+
+    Args:
+        config: the run.
+        members: index in the population of every member of this shard.
+        hyperparams: initial values of the whole population.
+        factory: makes the environments, in place of the configured source.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        members: Sequence[int],
+        hyperparams: dict[str, Float[Tensor, "population"]],
+        factory: Callable[..., Any] | None = None,
+    ) -> None:
+        self.config, self.members, self._factory = config, list(members), factory
+        self.device = resolve_device(config.engine.device)
+        pop, envs = len(self.members), config.env.num_envs
+        self.grid = EnvGrid(config.env, pop, factory=factory)
+        self._evaluation_grid: EnvGrid | None = None
+        self.policy = Policy(self.grid.spaces, config.model.network)
+        self.member = initial_member(
+            self.policy,
+            self.grid.spaces,
+            config.model,
+            {name: values[torch.tensor(self.members)] for name, values in hyperparams.items()},
+            [torch_generator(config.seed, "weights", member) for member in self.members],
+            self.device,
+        )
+        self.seat = Seat.empty(pop, envs, self.policy.state_size, self.device)
+        self.generators = [torch.Generator() for _ in self.members]
+        self.collector = Collector(self.policy, self.grid, config.model.n_steps, config.sequence_length, self.device)
+        self.reset_seats(range(pop), generation=0)
+
+    def reset_seats(self, places: Sequence[int], generation: int) -> None:
+        """Gives some places of the shard zero recurrent state, new episodes, and generators named by the generation."""
+        ids = [self.members[place] for place in places]
+        seed = self.config.seed
+        for place, member in zip(places, ids, strict=True):
+            self.generators[place] = torch_generator(seed, "action", generation, member)
+        self.grid.reset(list(places), [derive(seed, "environment", generation, member) for member in ids])
+        fresh = Seat.empty(len(ids), self.config.env.num_envs, self.policy.state_size, self.device)
+        tree.put_(self.seat, torch.tensor(list(places)), fresh)
+
+    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
+        """Collects and learns `updates` times, or until `stop()`."""
+        pop = len(self.members)
+        metrics: list[dict[str, Tensor]] = []
+        returns: list[list[float]] = [[] for _ in range(pop)]
+        steps = 0
+        with self._threads():
+            for _ in range(updates):
+                rollout = self.collector.collect(self.member, self.seat, self.generators)
+                episodes = self._finished_episodes(rollout)
+                learned = learn_(
+                    self.policy, self.member, self.seat, rollout, self.config.model, self.generators
+                )
+                metrics.append({**learned, **_episode_metrics(episodes)})
+                for own, (ended, _) in zip(returns, episodes, strict=True):
+                    own += ended.tolist()
+                steps += rollout.reward.numel()
+                if stop():
+                    break
+        failed = self.grid.failures
+        sound = tree.finite(
+            {"params": self.member.params, "optimizer": self.member.optimizer, "normalizer": self.member.normalizer}
+        )
+        sound[list(failed)] = False
+        return Advance(
+            metrics={name: torch.stack([update[name].cpu() for update in metrics], 1) for name in metrics[0]},
+            scores=_training_scores(returns),
+            steps=steps,
+            healthy=sound,
+            faults={self.members[place]: text for place, text in failed.items()},
+        )
+
+    def evaluate(self, seed: int) -> Scores:
+        """Plays one episode in each of `evaluation.episodes` environments per member, the same for all members."""
+        settings, pop = self.config.evaluation, len(self.members)
+        if self._evaluation_grid is None:
+            self._evaluation_grid = EnvGrid(self.config.env, pop, settings.episodes, self._factory)
+        with self._threads():
+            return evaluate(
+                self.policy,
+                self.member,
+                self._evaluation_grid,
+                [seed] * pop,
+                settings.deterministic,
+                settings.max_steps,
+            )
+
+    def export(self, places: Int[Tensor, "rows"]) -> Member:
+        """A copy of the members at some places of the shard, on the CPU."""
+        return tree.map(lambda leaf: leaf.cpu(), tree.gather(self.member, places))
+
+    def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
+        """Overwrites this shard's recipients with their donors, whole.
+
+        Args:
+            decision: who inherits from whom, over the whole population.
+            donors: row in `incoming` of every donor.
+            incoming: the donors, of whichever shard.
+            generation: names the fresh seats of the recipients.
+        """
+        parents = decision.parents.tolist()
+        places = [place for place, member in enumerate(self.members) if parents[member] != member]
+        if places:
+            sources = torch.tensor([donors[parents[self.members[place]]] for place in places])
+            arrivals = tree.map(lambda leaf: leaf.to(self.device), tree.gather(incoming, sources))
+            tree.put_(self.member, torch.tensor(places), arrivals)
+            self.reset_seats(places, generation)
+        own = torch.tensor(self.members)
+        for name, values in self.member.hyperparams.items():
+            values.copy_(decision.hyperparams[name][own])
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.grid.close()
+        if self._evaluation_grid is not None:
+            self._evaluation_grid.close()
+
+    def _finished_episodes(self, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
+        """Return and length of every episode that ended, by member; the seat keeps what is still running."""
+        one = torch.ones(len(self.members), device=self.device)
+        sums, self.seat.episode_return = discounted_sums(rollout.reward, rollout.end, one, self.seat.episode_return)
+        lengths, running = discounted_sums(rollout.valid, rollout.end, one, self.seat.episode_length.to(one.dtype))
+        self.seat.episode_length = running.long()
+        return [(sums[place][end], lengths[place][end]) for place, end in enumerate(rollout.end)]
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Threads inside operators, for as long as the shard computes."""
+        before = torch.get_num_threads()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        automatic = 1 if len(self.members) <= FEW_MEMBERS else cores
+        torch.set_num_threads(self.config.engine.threads or automatic)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `engine.device` names."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _episode_metrics(episodes: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Mean return and length of an update's finished episodes; NaN for a member without any."""
+    return {
+        "ep_rew_mean": torch.stack([ended.mean() for ended, _ in episodes]),
+        "ep_len_mean": torch.stack([lengths.mean() for _, lengths in episodes]),
+    }
+
+
+def _training_scores(returns: list[list[float]]) -> Scores:
+    """Mean and standard error over the episodes that ended in training."""
+    samples = [torch.tensor(own, dtype=torch.float32) for own in returns]
+    return Scores(
+        mean=torch.stack([own.mean() for own in samples]),
+        stderr=torch.stack([own.std() / len(own) ** 0.5 if len(own) > 1 else own.new_zeros(()) for own in samples]),
+        episodes=torch.tensor([len(own) for own in returns]),
+    )
