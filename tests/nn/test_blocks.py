@@ -48,7 +48,11 @@ def test_layout_gradient_is_flat():
     layout = Layout(example())
     flat = torch.ones(2, layout.size, requires_grad=True)
     views = layout.views(flat)
-    loss = 2 * views["a"].sum() + (views["b"]["matrix"] * torch.arange(6.0).view(2, 3)).sum() + 7 * views["b"]["scalar"].sum()
+    loss = (
+        2 * views["a"].sum()
+        + (views["b"]["matrix"] * torch.arange(6.0).view(2, 3)).sum()
+        + 7 * views["b"]["scalar"].sum()
+    )
     (grad,) = torch.autograd.grad(loss, flat)
     assert grad.tolist() == [[2, 2, 2, 2, 0, 1, 2, 3, 4, 5, 7]] * 2
 

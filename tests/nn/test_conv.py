@@ -24,7 +24,9 @@ def reference(channels, kernels, params, member):
     layers = []
     for i, (kernel, a, b) in enumerate(zip(kernels, [channels, 4, 5], [4, 5, 6], strict=True)):
         conv = nn.Conv2d(a, b, *kernel)
-        conv.weight.data, conv.bias.data = (params[f"conv{i}"][name][member].detach().clone() for name in ("weight", "bias"))
+        conv.weight.data, conv.bias.data = (
+            params[f"conv{i}"][name][member].detach().clone() for name in ("weight", "bias")
+        )
         layers += [conv, nn.ReLU()]
     weight, bias = (params["dense"][name][member].detach().clone() for name in ("weight", "bias"))
     dense = nn.Linear(weight.shape[1], 8)
@@ -49,7 +51,9 @@ def test_equals_torch_member_by_member(shape, kernels, stacked, normal):
         (expected * weight[m]).sum().backward()
         for name, layer in (("conv0", net[0]), ("conv1", net[2]), ("conv2", net[4]), ("dense", net[7])):
             for part in ("weight", "bias"):
-                torch.testing.assert_close(grads[f"{name}.{part}"][m], getattr(layer, part).grad, atol=1e-10, rtol=1e-10)
+                torch.testing.assert_close(
+                    grads[f"{name}.{part}"][m], getattr(layer, part).grad, atol=1e-10, rtol=1e-10
+                )
 
 
 def test_nature_cnn_has_the_published_size():
@@ -79,7 +83,7 @@ def test_the_image_is_left_alone(stacked):
 
 @pytest.mark.parametrize("shape", [(), (7,), (7, 7), (3, 0, 7), (1, 3, 7, 7)])
 def test_a_shape_that_is_not_an_image_is_refused(shape):
-    with pytest.raises(ConfigError, match="needs \\(channels, height, width\\).*encoder: mlp"):
+    with pytest.raises(ConfigError, match=r"needs \(channels, height, width\).*encoder: mlp"):
         CNN(shape)
 
 

@@ -95,6 +95,8 @@ def test_linear_takes_an_input_that_is_not_contiguous(stacked, normal):
     torch.testing.assert_close(block(params, x.permute(0, 2, 3, 1)), expected, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize("block", [Linear(5, 4), LayerNorm(5), MLP(5, [4, 3], layer_norm=True)], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize(
+    "block", [Linear(5, 4), LayerNorm(5), MLP(5, [4, 3], layer_norm=True)], ids=lambda b: type(b).__name__
+)
 def test_population_laws(block, stacked, normal, check_laws):
     check_laws(block, stacked(block), normal(3, 2, 4, 5))

@@ -127,14 +127,18 @@ def test_mlp_takes_an_image_as_a_vector_of_pixels():
 
 
 def test_cnn_refuses_what_is_not_an_image():
-    with pytest.raises(ConfigError, match=r"'cnn' needs images, but the observation 'speed' of shape \(5,\).*encoder: auto"):
+    with pytest.raises(
+        ConfigError, match=r"'cnn' needs images, but the observation 'speed' of shape \(5,\).*encoder: auto"
+    ):
         Encoder(spaces(view=IMAGE, speed=VECTOR), NetworkConfig(encoder="cnn"))
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGE])
 def test_an_own_module_is_the_whole_encoder(spec):
     own = spaces(obs=spec)
-    block = Encoder(own, NetworkConfig(encoder="users_nets:Extractor", encoder_kwargs={"features_dim": 6}, encoder_layers=[9]))
+    block = Encoder(
+        own, NetworkConfig(encoder="users_nets:Extractor", encoder_kwargs={"features_dim": 6}, encoder_layers=[9])
+    )
     params, obs = population(block), observe(own, 3, 2, 4)
     y = block(params, obs)
     assert block.n_out == 6
@@ -185,4 +189,4 @@ def test_a_module_that_cannot_be_made_is_refused_with_the_reason(encoder, kwargs
 def test_population_laws(encoder, check_laws):
     own = spaces(view=ObsSpec((1, 3, 3), image=True), speed=VECTOR)
     block = Encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[6], layer_norm=True))
-    check_laws(block, population(block), observe(own, 3, 2, 4), atol=1e-3)
+    check_laws(block, population(block), observe(own, 3, 2, 4), atol=1e-4)

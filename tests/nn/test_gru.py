@@ -53,7 +53,9 @@ def test_equals_torch_member_by_member_forward_and_backward(layers, make, normal
         ((y_m * weight_y[m]).sum() + (final_m * weight_final[m]).sum()).backward()
         pairs = [(y[m], y_m), (final[m], final_m), (dx[m], x_m.grad), (dstate[m], state_m.grad)]
         for layer in range(layers):
-            theirs = {name: getattr(net, f"{name}_l{layer}").grad for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            theirs = {
+                name: getattr(net, f"{name}_l{layer}").grad for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            }
             own = {name: named[f"layer{layer}.{name}"][m] for name in ("weight_ih", "weight_hh", "bias", "bias_n")}
             pairs += [(own["weight_ih"], theirs["weight_ih"]), (own["weight_hh"], theirs["weight_hh"])]
             pairs += [(own["bias"], theirs["bias_ih"]), (own["bias_n"], theirs["bias_hh"][2 * HIDDEN :])]

@@ -43,7 +43,10 @@ def test_log_prob_entropy_and_their_gradients(kind, batch, stacked, normal):
     outputs = (3 * normal(3, *batch, head.n_outputs)).requires_grad_()
     action = head.sample(params, outputs, draw(head, 3, *batch)).detach()
     sources = [outputs, params["log_std"]] if kind == "box" else [outputs]
-    for ours, name in ((head.log_prob(params, outputs, action), "log_prob"), (head.entropy(params, outputs), "entropy")):
+    for ours, name in (
+        (head.log_prob(params, outputs, action), "log_prob"),
+        (head.entropy(params, outputs), "entropy"),
+    ):
         expected = []
         for m in range(3):
             parts = reference(kind, params, outputs, m)
@@ -69,7 +72,11 @@ def test_sampling_frequencies(kind, stacked, normal):
         for dim, part in enumerate(reference(kind, params, outputs, m)):
             values = action[m, :, dim]
             if kind == "box":
-                observed, expected, spread = [values.mean(), values.std()], [part.mean[0], part.stddev[0]], part.stddev[0]
+                observed, expected, spread = (
+                    [values.mean(), values.std()],
+                    [part.mean[0], part.stddev[0]],
+                    part.stddev[0],
+                )
             else:
                 support = part.enumerate_support(expand=False).flatten().double()
                 observed = [(values == value).double().mean() for value in support]

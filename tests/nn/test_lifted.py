@@ -17,6 +17,8 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.LayerNorm(5))
         self.again = self.body[0]
+        self.tied = nn.Linear(6, 5, bias=False)
+        self.tied.weight = self.body[0].weight
         self.scale = nn.Parameter(torch.tensor(1.5))
         self.frozen = nn.Parameter(torch.randn(5), requires_grad=False)
         self.register_buffer("offset", torch.randn(5))
@@ -24,7 +26,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = x.flatten(1)
-        return self.norm(self.scale * self.body(x) * self.frozen + self.offset + self.again(x))
+        return self.norm(self.scale * self.body(x) * self.frozen + self.offset + self.again(x) * self.tied(x))
 
 
 class Keyed(nn.Module):
@@ -73,7 +75,15 @@ def test_parameters_are_nested_and_constants_are_not_among_them(stacked):
     lifted = Lifted(make_net, torch.zeros(6, dtype=torch.float64))
     params = lifted.init(torch.Generator().manual_seed(0))
     paths = [path for path, _ in tree.items(params)]
-    assert paths == ["body.0.bias", "body.0.weight", "body.2.bias", "body.2.weight", "norm.bias", "norm.weight", "scale"]
+    assert paths == [
+        "body.0.bias",
+        "body.0.weight",
+        "body.2.bias",
+        "body.2.weight",
+        "norm.bias",
+        "norm.weight",
+        "scale",
+    ]
     assert not any(leaf.requires_grad for _, leaf in tree.items(params))
     stack = stacked(lifted)
     layout = Layout(params)

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault
@@ -233,10 +233,10 @@ def test_an_envpool_from_a_factory_is_refused() -> None:
 
 
 class Dying(Counting):
-    """Its process ends in the second step where the seed is 91."""
+    """Its process ends in the second step where the seed is 90."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        self.deadly = seed == 91 if seed is not None else self.deadly
+        self.deadly = seed == 90 if seed is not None else self.deadly
         return super().reset(seed=seed)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -245,8 +245,16 @@ class Dying(Counting):
         return super().step(action)
 
 
-def test_a_dead_worker_is_a_failure_of_its_member_only() -> None:
-    factory = lambda num_envs: AsyncVectorEnv([Dying] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)  # noqa: E731
+def workers(num_envs: int) -> Any:
+    return AsyncVectorEnv([Dying] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def stable_baselines_workers(num_envs: int) -> Any:
+    return SubprocVecEnv([Dying] * num_envs, start_method="fork")
+
+
+@pytest.mark.parametrize("factory", [workers, stable_baselines_workers])
+def test_a_dead_worker_is_a_failure_of_its_member_only(factory: Callable[..., Any]) -> None:
     grid, calm = (EnvGrid(EnvConfig(factory="not:used", num_envs=2), 2, factory=factory) for _ in range(2))
     grid.reset([0, 1], [50, 90])
     calm.reset([0, 1], [50, 20])
@@ -256,6 +264,7 @@ def test_a_dead_worker_is_a_failure_of_its_member_only() -> None:
         np.testing.assert_array_equal(found.reward[0], expected.reward[0])
         np.testing.assert_array_equal(grid.observations["obs"][0], calm.observations["obs"][0])
     assert list(grid.failures) == [1]
+    assert grid.failures[1].startswith(("EOFError", "ConnectionResetError"))
     assert np.isnan(found.reward[1]).all()
     assert not any(process.is_alive() for process in doomed._env.processes)
     grid.reset([1], [20])

@@ -14,6 +14,21 @@ from popgraft.nn.blocks import Params
 Input = Tensor | dict[str, Tensor]
 
 
+def _slots(module: nn.Module) -> dict[str, str]:
+    """Every place in which a module keeps a trainable parameter, with the name of that parameter.
+
+    A parameter that is tied has several places. (functional_call can tie weights too, but where one layer is registered
+    twice it leaves its arguments behind in the module.)
+    """
+    names = {leaf: name for name, leaf in module.named_parameters() if leaf.requires_grad}
+    return {
+        f"{prefix}.{name}" if prefix else name: names[leaf]
+        for prefix, part in module.named_modules()
+        for name, leaf in part.named_parameters(recurse=False, remove_duplicate=False)
+        if leaf in names
+    }
+
+
 class Lifted:
     """Any `nn.Module` with one copy of its parameters per member (torch.func.functional_call under vmap).
 
@@ -32,7 +47,7 @@ class Lifted:
         self._make = make
         self._module = self._seeded(0)
         self._shapes = {path: leaf.shape for path, leaf in tree.items(example)}
-        self._trainable = [name for name, leaf in self._module.named_parameters() if leaf.requires_grad]
+        self._slots = _slots(self._module)
         batch = tree.map(lambda leaf: leaf.expand(2, *leaf.shape).clone(), example)
         self.n_out = self._trial(batch)
         self._trial_population(batch)
@@ -97,7 +112,7 @@ class Lifted:
         module = self._seeded(int(torch.randint(2**63 - 1, (), generator=generator)))
         fresh = dict(module.named_parameters())
         params: Params = {}
-        for name in self._trainable:
+        for name in dict.fromkeys(self._slots.values()):
             *path, last = name.split(".")
             node = params
             for part in path:
@@ -112,6 +127,8 @@ class Lifted:
         leading = first.shape[: first.dim() - len(self._shapes[path])]
         rows = {path: leaf.reshape(leading[0], -1, *self._shapes[path]) for path, leaf in flat.items()}
         self._module.to(first.device)
-        apply = vmap(lambda p, row: functional_call(self._module, p, (row,)))
-        out: Tensor = apply(dict(tree.items(params)), tree.restore(x, rows))
+        named = dict(tree.items(params))
+        filled = {slot: named[name] for slot, name in self._slots.items()}
+        apply = vmap(lambda p, row: functional_call(self._module, p, (row,), tie_weights=False))
+        out: Tensor = apply(filled, tree.restore(x, rows))
         return out.reshape(*leading, self.n_out)

@@ -96,13 +96,10 @@ class GymnasiumEnv(MemberEnv):
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of a step that will never be completed
-                self._env.close()
-        except Exception:
-            if not isinstance(self._env, AsyncVectorEnv):
-                raise
-            _kill(self._env)
+        if isinstance(self._env, AsyncVectorEnv):
+            _close_workers(self._env)
+        else:
+            self._env.close()
 
 
 class StableBaselinesEnv(MemberEnv):
@@ -139,7 +136,12 @@ class StableBaselinesEnv(MemberEnv):
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
-        self._env.close()
+        base = self._env.unwrapped
+        try:
+            if not getattr(base, "waiting", False):  # a worker that has died leaves a SubprocVecEnv waiting for ever
+                self._env.close()
+        finally:
+            _end(getattr(base, "processes", []))
 
 
 class EnvPoolEnv(MemberEnv):
@@ -252,13 +254,21 @@ def _copied(obs: Any) -> Any:
     return {key: value.copy() for key, value in obs.items()} if isinstance(obs, Mapping) else obs.copy()
 
 
-def _kill(env: AsyncVectorEnv) -> None:
-    """Ends workers that a closing message no longer reaches, because one of them has died."""
-    for process in env.processes:
+def _close_workers(env: AsyncVectorEnv) -> None:
+    """Asks the workers to close, and ends them where one has died and left a call unanswered for ever."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the unanswered call
+            env.close(timeout=0)
+    finally:
+        _end(env.processes)
+        for pipe in env.parent_pipes:
+            if pipe is not None:
+                pipe.close()
+        env.closed = True
+
+
+def _end(processes: list[Any]) -> None:
+    for process in processes:
         process.terminate()
-    for process in env.processes:
+    for process in processes:
         process.join()
-    for pipe in env.parent_pipes:
-        if pipe is not None:
-            pipe.close()
-    env.closed = True

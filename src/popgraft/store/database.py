@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -229,7 +228,7 @@ class RunDatabase:
         """Closes the file."""
         self._connection.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunDatabase":
         return self
 
     def __exit__(self, *_: object) -> None:

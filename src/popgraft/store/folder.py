@@ -10,7 +10,6 @@ RUN/
 import dataclasses
 import os
 from pathlib import Path
-from typing import Self
 
 from popgraft.errors import RunExists, StoreError
 from popgraft.store.database import RunDatabase
@@ -67,7 +66,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @classmethod
-    def create(cls, path: str | Path, config_yaml: str) -> Self:
+    def create(cls, path: str | Path, config_yaml: str) -> "RunFolder":
         """Makes the folder of a new run.
 
         Args:
@@ -98,7 +97,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path) -> "RunFolder":
         """Finds the folder of an earlier run.
 
         Raises:

@@ -1,0 +1,8 @@
+"""The training loop, the run it leaves behind, and the agent that comes out."""
+
+from popgraft.train.agent import Agent
+from popgraft.train.loop import train
+from popgraft.train.observer import Generation, Observer, Plan
+from popgraft.train.run import Run
+
+__all__ = ["Agent", "Generation", "Observer", "Plan", "Run", "train"]

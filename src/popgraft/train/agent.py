@@ -1,0 +1,127 @@
+"""One trained agent, ready to act."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.config import Config
+from popgraft.errors import ConfigError
+from popgraft.execute.shard import resolve_device
+from popgraft.nn import Policy
+from popgraft.ppo import initial_member
+from popgraft.rng import derive
+from popgraft.rollout.acting import Actor, action_noise
+from popgraft.rollout.evaluation import evaluate
+from popgraft.rollout.grid import EnvGrid
+from popgraft.spaces import Spaces
+from popgraft.state import Member, Scores
+
+
+class Agent:
+    """A policy with its weights and observation statistics.
+
+    Args:
+        config: the run that it comes from.
+        spaces: what it sees and does.
+        member: a population of one.
+        factory: makes environments for `evaluate`, in place of the configured source.
+    """
+
+    def __init__(
+        self, config: Config, spaces: Spaces, member: Member, factory: Callable[..., Any] | None = None
+    ) -> None:
+        self.config, self.spaces, self._factory = config, spaces, factory
+        device = resolve_device(config.engine.device)
+        self.policy = Policy(spaces, config.model.network)
+        self.member = tree.map(lambda leaf: leaf.to(device), member)
+        self._actor = Actor.of(self.policy, self.member)
+        self._generator = torch.Generator().manual_seed(derive(config.seed, "agent"))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Tensor | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Tensor]:
+        """Chooses actions for a batch of environments.
+
+        Args:
+            observation: [env, *shape] as the agent was trained to see it (after the configured wrappers), or a dict of
+                such arrays.
+            state: what the previous call returned; None before the first step.
+            episode_start: [env] whether an observation is the first of an episode; None: only where `state` is None.
+            deterministic: whether the most likely action is taken instead of a sampled one.
+
+        Returns:
+            Actions as the environment takes them, [env, *action shape], and the recurrent state for the next call.
+
+        Raises:
+            ConfigError: an observation of another shape or name than the agent knows.
+        """
+        arrays = observation if isinstance(observation, dict) else {"obs": observation}
+        self._check(arrays)
+        batch = {key: np.asarray(arrays[key])[None] for key in self.spaces.obs}
+        envs = next(iter(batch.values())).shape[1]
+        obs = {
+            key: torch.from_numpy(x.astype(np.uint8 if self.spaces.obs[key].image else np.float32))
+            for key, x in batch.items()
+        }
+        device = self._actor.device
+        start = np.full(envs, state is None) if episode_start is None else np.asarray(episode_start, bool)
+        if state is None:
+            state = torch.zeros(1, envs, self.policy.state_size, device=device)
+        normalized = self._actor.normalized({key: x.to(device) for key, x in obs.items()})
+        step = self._actor.step(normalized, state, torch.from_numpy(start[None]).to(device))
+        head, params = self.policy.head, self._actor.params["head"]
+        if deterministic:
+            action = head.mode(params, step.outputs[:, 0])
+        else:
+            noise = action_noise(self.policy, [self._generator], 1, envs, device)
+            action = head.sample(params, step.outputs[:, 0], noise[:, 0])
+        return self._as_environment_takes_it(action[0].cpu().numpy()), step.state
+
+    def evaluate(self, episodes: int, seed: int, deterministic: bool = True) -> Scores:
+        """Plays whole episodes on fresh seeds and returns mean, standard error and count.
+
+        Args:
+            episodes: how many, each in an environment of its own.
+            seed: names the episodes; the seeds of training and of a run's own evaluations are never among them.
+            deterministic: whether the most likely action is taken.
+        """
+        grid = EnvGrid(self.config.env, 1, episodes, self._factory)
+        try:
+            seeds = [derive(seed, "agent evaluation")]
+            max_steps = self.config.evaluation.max_steps
+            return evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps)
+        finally:
+            grid.close()
+
+    def _as_environment_takes_it(self, action: np.ndarray) -> np.ndarray:
+        spec = self.spaces.action
+        if spec.kind == "box":
+            action = np.clip(action, np.array(spec.low, np.float32), np.array(spec.high, np.float32))
+        elif spec.start:
+            action = action + np.array(spec.start)
+        return action.reshape(len(action), *spec.shape)
+
+    def _check(self, arrays: dict[str, np.ndarray]) -> None:
+        if set(arrays) != set(self.spaces.obs):
+            raise ConfigError(f"the observation has the keys {sorted(arrays)}; the agent knows {sorted(self.spaces.obs)}")
+        for key, spec in self.spaces.obs.items():
+            shape = np.shape(arrays[key])
+            if shape[1:] != spec.shape:
+                expected = ("env", *spec.shape)
+                raise ConfigError(f"observation {key!r} has shape {shape}; the agent expects {expected}")
+
+
+def empty_member(config: Config, spaces: Spaces) -> Member:
+    """A population of one with the shapes that the configuration gives it, to read a snapshot into."""
+    hyperparams = {name: torch.full((1,), value) for name, value in config.model.hyperparams().items()}
+    policy = Policy(spaces, config.model.network)
+    return initial_member(policy, spaces, config.model, hyperparams, [torch.Generator()], torch.device("cpu"))

@@ -1,0 +1,198 @@
+"""The training loop: advance, score, decide, record, graft."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from popgraft.config import Config, dump_config, load_config
+from popgraft.errors import PopulationLost
+from popgraft.execute import Advance, Executor, LocalExecutor
+from popgraft.pbt import Schedule
+from popgraft.rng import derive
+from popgraft.state import Scores
+from popgraft.store import RunDatabase, RunFolder, snapshot
+from popgraft.train.observer import Generation, Observer, Plan
+from popgraft.train.run import BEST, LAST, Run
+from popgraft.train.tensorboard import TensorBoard
+
+
+def train(
+    config: str | Path | Mapping[str, Any] | Config,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    observer: Observer | None = None,
+    factory: Callable[..., Any] | None = None,
+) -> Run:
+    """Trains a population and returns the run it leaves behind.
+
+    Ctrl-C ends the run after the update in progress; what was reached is kept. A second Ctrl-C interrupts at once.
+
+    Args:
+        config: path of a YAML file, a mapping of the same shape, or a `Config`.
+        overrides: settings that win over it, as {"env.id": "Pendulum-v1"} or ["env.id=Pendulum-v1"].
+        observer: is told of progress.
+        factory: makes a member's environments, called as factory(num_envs=..., **env.kwargs); takes the place of the
+            configured source.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        RunExists: the run folder is in use.
+        EnvironmentFault: the environments cannot be made.
+        PopulationLost: every member has failed; what was reached before is kept.
+    """
+    settings = load_config(config, overrides)
+    schedule = Schedule(settings.pbt, settings.seed)
+    initial = schedule.initial_hyperparams(settings.model.hyperparams())
+    executor = LocalExecutor(settings, initial, factory)  # before the folder: a typo leaves nothing behind
+    try:
+        folder = RunFolder.create(settings.run_dir, dump_config(settings))
+        with RunDatabase(folder.database) as database, _stop_on_interrupt() as stop:
+            observers = [TensorBoard(folder.tensorboard), *([observer] if observer else [])]
+            run = Run(folder.path, factory)
+            _Training(settings, schedule, executor, run, database, observers, stop.is_set).train()
+    finally:
+        executor.close()
+    return run
+
+
+@dataclasses.dataclass
+class _Training:
+    """One run while it goes on."""
+
+    config: Config
+    schedule: Schedule
+    executor: Executor
+    run: Run
+    database: RunDatabase
+    observers: list[Observer]
+    stop: Callable[[], bool]
+    steps: int = 0
+    best: float = float("nan")
+
+    def train(self) -> None:
+        """The whole run; whatever ends it, the best agent and the population are on disk afterwards."""
+        everyone = torch.arange(self.config.pbt.population_size)
+        parameters = self.executor.export(everyone[:1]).params.shape[1]
+        self._tell("on_start", Plan(self.config, self.run.path, parameters))
+        generation = 0
+        try:
+            began = time.monotonic()
+            for generation in range(self.config.generations):
+                if not self._generation(generation, began):
+                    break
+            self._evaluate_best()
+        except (PopulationLost, KeyboardInterrupt) as error:
+            self._event("stopped", str(error) or "interrupted", generation)
+            raise
+        finally:
+            metadata = {"generation": generation, "steps": self.steps, "schedule": self.schedule.state_dict()}
+            snapshot.save(self.run.folder, LAST, self.executor.export(everyone), metadata)
+            self._tell("on_end")
+
+    def _generation(self, number: int, began: float) -> bool:
+        """Advance, score, decide, record, graft; false if the run should end here."""
+        advance = self.executor.advance(self.config.pbt.perturbation_interval, self.stop)
+        self.steps += advance.steps
+        for member, fault in advance.faults.items():
+            self._event("environment", f"the environment of member {member} failed: {fault}", number)
+        if self.stop():
+            self._event("stopped", "interrupted by the user; the population is kept as it is", number)
+            return False
+        scores = self._scores(number, advance)
+        hyperparams = self.executor.export(torch.arange(len(scores.mean))).hyperparams
+        self._keep_best(number, scores)
+        decision = self.schedule(number, scores, hyperparams)
+        steps_each = self.steps // len(scores.mean)
+        self.database.record_generation(number, scores, hyperparams, steps_each, decision)
+        self.executor.graft(decision, number + 1)
+        for member, reason in decision.reasons.items():
+            if reason == "rescue":
+                donor = int(decision.parents[member])
+                self._event("rescue", f"member {member} had no finite score and continues as member {donor}", number)
+        seconds = time.monotonic() - began
+        self._tell(
+            "on_generation",
+            Generation(number, self.steps, seconds, scores, hyperparams, decision, advance.metrics, self.best),
+        )
+        threshold = self.config.stop_at_score
+        if threshold is not None and self._at_least(self.best, threshold):
+            self._event("reached", f"the best score {self.best:g} has reached stop_at_score={threshold:g}", number)
+            return False
+        return True
+
+    def _scores(self, number: int, advance: Advance) -> Scores:
+        """Fitness as configured; NaN for a member that is not healthy."""
+        if self.config.pbt.fitness == "training":
+            scores = advance.scores
+        else:
+            scores = self.executor.evaluate(derive(self.config.seed, "evaluation", number))
+        return dataclasses.replace(scores, mean=scores.mean.masked_fill(~advance.healthy, float("nan")))
+
+    def _keep_best(self, number: int, scores: Scores) -> None:
+        """Saves the generation's best member if nobody was better before."""
+        sign = 1 if self.config.pbt.metric_mode == "max" else -1
+        ranked = (sign * scores.mean).masked_fill(~scores.mean.isfinite(), float("-inf"))
+        member = int(ranked.argmax())
+        score = float(scores.mean[member])
+        if not torch.isfinite(ranked[member]) or (self.best == self.best and not self._at_least(score, self.best)):
+            return
+        self.best = score
+        metadata = {
+            "generation": number,
+            "member": member,
+            "score": score,
+            "stderr": float(scores.stderr[member]),
+            "steps": self.steps,
+        }
+        snapshot.save(self.run.folder, BEST, self.executor.export(torch.tensor([member])), metadata)
+
+    def _evaluate_best(self) -> None:
+        """Scores the best member on fresh episodes, because the best of many noisy scores flatters."""
+        episodes = self.config.evaluation.final_episodes
+        if self.best != self.best or self.stop():
+            return
+        self._tell("on_final_evaluation", episodes)
+        agent, found = self.run.best, self.run.summary
+        scores = agent.evaluate(episodes, self.config.seed)
+        score, stderr = float(scores.mean[0]), float(scores.stderr[0])
+        final = {"final_score": score, "final_stderr": stderr, "final_episodes": episodes}
+        snapshot.save(self.run.folder, BEST, agent.member, {**found, **final})
+        self._event("final", f"the best agent scores {score:.1f} ± {stderr:.1f} over {episodes} fresh episodes")
+
+    def _at_least(self, score: float, threshold: float) -> bool:
+        return score >= threshold if self.config.pbt.metric_mode == "max" else score <= threshold
+
+    def _event(self, kind: str, text: str, generation: int | None = None) -> None:
+        self.database.record_event(kind, text, generation)
+        self._tell("on_event", kind, text)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for observer in self.observers:
+            getattr(observer, what)(*arguments)
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(*_: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

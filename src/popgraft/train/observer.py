@@ -1,0 +1,74 @@
+"""What a training run tells whoever watches it."""
+
+import dataclasses
+from pathlib import Path
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from popgraft.config import Config
+from popgraft.state import Decision, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is about to happen.
+
+    Attributes:
+        config: every setting.
+        folder: where the run is kept.
+        parameters: numbers that one member's networks hold.
+    """
+
+    config: Config
+    folder: Path
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generation, scored and decided upon.
+
+    Attributes:
+        number: counted from 0.
+        steps: environment steps of the whole population since the run began.
+        seconds: wall-clock time since the run began.
+        scores: fitness of every member.
+        hyperparams: values that it was trained with.
+        decision: who inherits from whom.
+        metrics: what every update of every member reported.
+        best_score: highest score so far (lowest with metric_mode "min").
+    """
+
+    number: int
+    steps: int
+    seconds: float
+    scores: Scores
+    hyperparams: dict[str, Float[Tensor, "pop"]]
+    decision: Decision
+    metrics: dict[str, Float[Tensor, "pop updates"]]
+    best_score: float
+
+    @property
+    def exploits(self) -> Int[Tensor, "recipients"]:
+        """Members that were overwritten."""
+        return self.decision.recipients
+
+
+class Observer:
+    """Hears about a run while it goes on; the methods do nothing, for a subclass to override those it needs."""
+
+    def on_start(self, plan: Plan) -> None:
+        """Training is about to begin."""
+
+    def on_generation(self, generation: Generation) -> None:
+        """A generation has been scored, decided upon and recorded."""
+
+    def on_event(self, kind: str, text: str) -> None:
+        """Something happened that a person should hear of; it has been recorded."""
+
+    def on_final_evaluation(self, episodes: int) -> None:
+        """Training is over; the best member plays its last evaluation episodes."""
+
+    def on_end(self) -> None:
+        """The run is over, whichever way it ended."""

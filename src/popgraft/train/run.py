@@ -1,0 +1,78 @@
+"""A run on disk, seen from Python."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from popgraft.config import Config, load_config
+from popgraft.rollout.grid import EnvGrid
+from popgraft.store import EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.train.agent import Agent, empty_member
+
+BEST = "best"
+"""Snapshot of the best member there ever was: a population of one."""
+LAST = "last"
+"""Snapshot of the whole population as the run left it."""
+
+
+class Run:
+    """Everything that a run has left in its folder.
+
+    Args:
+        path: the run folder.
+        factory: makes environments, for a run that was given one in Python.
+
+    Raises:
+        StoreError: there is no run at `path`.
+    """
+
+    def __init__(self, path: str | Path, factory: Callable[..., Any] | None = None) -> None:
+        self.folder, self._factory = RunFolder.open(path), factory
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @cached_property
+    def config(self) -> Config:
+        """Every setting of the run."""
+        return load_config(self.folder.config)
+
+    @property
+    def scores(self) -> list[MemberRecord]:
+        """Score and hyperparameters of every member in every generation."""
+        with RunDatabase(self.folder.database) as database:
+            return database.scores()
+
+    @property
+    def lineage(self) -> list[GraftRecord]:
+        """Every graft: who inherited from whom, when, why, and what changed."""
+        with RunDatabase(self.folder.database) as database:
+            return database.lineage()
+
+    @property
+    def events(self) -> list[EventRecord]:
+        """What happened besides, in order."""
+        with RunDatabase(self.folder.database) as database:
+            return database.events()
+
+    @cached_property
+    def best(self) -> Agent:
+        """The best agent, ready to use.
+
+        Raises:
+            StoreError: the run ended before its first generation was scored.
+        """
+        grid = EnvGrid(self.config.env, 1, 1, self._factory)
+        spaces = grid.spaces
+        grid.close()
+        member, _ = snapshot.load(self.folder, BEST, empty_member(self.config, spaces))
+        return Agent(self.config, spaces, member, self._factory)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Generation, place and score at which the best agent was found, and its final evaluation if there was one."""
+        _, metadata = snapshot.load_flat(self.folder, BEST)
+        return metadata

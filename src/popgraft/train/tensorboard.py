@@ -1,0 +1,69 @@
+"""TensorBoard event files: one folder for every member, one for the population."""
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from popgraft.train.observer import Generation, Observer, Plan
+
+
+def tag_of(metric: str) -> str:
+    """Where a metric is found in TensorBoard."""
+    return f"rollout/{metric}" if metric.startswith("ep_") else f"train/{metric}"
+
+
+class TensorBoard(Observer):
+    """Writes `tensorboard/member_NN` and `tensorboard/population`; the x axis counts environment steps.
+
+    Members are plotted over the steps taken at their own place, the population over the steps of all members together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._members: list[SummaryWriter] = []
+        self._population: SummaryWriter | None = None
+        self._exploits = 0
+
+    def on_start(self, plan: Plan) -> None:
+        """Opens the event files."""
+        size = plan.config.pbt.population_size
+        width = max(2, len(str(size - 1)))
+        self._members = [SummaryWriter(str(self._folder / f"member_{i:0{width}d}")) for i in range(size)]
+        self._population = SummaryWriter(str(self._folder / "population"))
+
+    def on_generation(self, generation: Generation) -> None:
+        """Writes every update of every member, and the population's scores."""
+        assert self._population is not None
+        pop = len(self._members)
+        updates = next(iter(generation.metrics.values())).shape[1]
+        per_update = generation.steps // pop / (updates * (generation.number + 1))
+        for name, values in generation.metrics.items():
+            for writer, row in zip(self._members, values.tolist(), strict=True):
+                for update, value in enumerate(row):
+                    step = round((generation.number * updates + update + 1) * per_update)
+                    if value == value:  # an update in which no episode ended has no return to show
+                        writer.add_scalar(tag_of(name), value, step)
+        scores = generation.scores.mean
+        healthy = scores[scores.isfinite()]
+        self._exploits += len(generation.exploits)
+        for writer, score in zip(self._members, scores.tolist(), strict=True):
+            writer.add_scalar("pbt/score", score, generation.steps // pop)
+        summary = {
+            "population_size": float(pop),
+            "ready_members": float(len(healthy)),
+            "exploitation_count": float(self._exploits),
+        }
+        if len(healthy):
+            summary |= {
+                "mean_performance": healthy.mean().item(),
+                "std_performance": healthy.std(correction=0).item(),
+                "min_performance": healthy.min().item(),
+                "max_performance": healthy.max().item(),
+            }
+        for name, value in summary.items():
+            self._population.add_scalar(f"pbt/{name}", value, generation.steps)
+
+    def on_end(self) -> None:
+        """Closes the event files."""
+        for writer in (*self._members, *([self._population] if self._population else [])):
+            writer.close()

@@ -1,0 +1,170 @@
+import json
+import math
+import sqlite3
+import time
+
+import pytest
+import torch
+
+from popgraft.errors import StoreError
+from popgraft.state import Decision, Scores
+from popgraft.store import EventRecord, GraftRecord, MemberRecord, RunDatabase
+
+NAN = math.nan
+BEFORE = {"learning_rate": torch.tensor([0.5, 0.25, 0.125]), "target_kl": torch.full((3,), math.inf)}
+AFTER = {"learning_rate": torch.tensor([0.5, 0.625, 0.5]), "target_kl": torch.full((3,), math.inf)}
+SCORES = Scores(torch.tensor([2.0, -1.0, NAN]), torch.tensor([0.5, NAN, NAN]), torch.tensor([10, 1, 0]))
+GRAFT = Decision(torch.tensor([0, 0, 0]), AFTER, {1: "truncation", 2: "rescue"})
+NO_GRAFT = Decision(torch.arange(3), BEFORE, {})
+
+
+@pytest.fixture
+def path(tmp_path):
+    RunDatabase.create(tmp_path / "run.sqlite")
+    return tmp_path / "run.sqlite"
+
+
+@pytest.fixture
+def database(path):
+    with RunDatabase(path) as database:
+        yield database
+
+
+def test_a_generation_is_read_back(database):
+    database.record_generation(4, SCORES, BEFORE, 640, GRAFT)
+    best, worse, lost = database.scores()
+    assert best == MemberRecord(4, 0, 2.0, 0.5, 10, 640, {"learning_rate": 0.5, "target_kl": math.inf})
+    assert (worse.score, worse.episodes, worse.hyperparams["learning_rate"]) == (-1.0, 1, 0.25)
+    assert math.isnan(worse.stderr)
+    assert math.isnan(lost.score)
+    first, second = database.lineage()
+    assert first == GraftRecord(
+        generation=4,
+        member=1,
+        parent=0,
+        reason="truncation",
+        score_before=-1.0,
+        parent_score=2.0,
+        hyperparams_before={"learning_rate": 0.25, "target_kl": math.inf},
+        hyperparams_after={"learning_rate": 0.625, "target_kl": math.inf},
+    )
+    assert (second.member, second.reason, second.parent_score) == (2, "rescue", 2.0)
+    assert math.isnan(second.score_before)
+
+
+def test_generations_come_in_order_and_keep_single_precision(database):
+    rate = torch.tensor([3e-4, 1e-5, 0.1])
+    for generation in (2, 0, 1):
+        database.record_generation(generation, SCORES, {"learning_rate": rate}, 10 * generation, NO_GRAFT)
+    assert [(row.generation, row.member) for row in database.scores()] == [(g, i) for g in range(3) for i in range(3)]
+    assert torch.equal(torch.tensor([row.hyperparams["learning_rate"] for row in database.scores()[:3]]), rate)
+    assert database.lineage() == []
+
+
+def test_sqlite_alone_can_read_it(database, path):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("SELECT member FROM members WHERE score IS NULL").fetchall() == [(2,)]
+        rows = connection.execute("SELECT json_extract(hyperparams, '$.learning_rate') FROM members").fetchall()
+        assert rows == [(0.5,), (0.25,), (0.125,)]
+        text = connection.execute("SELECT hyperparams_after FROM grafts").fetchone()[0]
+        assert json.loads(text, parse_constant=pytest.fail) == {"learning_rate": 0.625, "target_kl": None}
+    connection.close()
+
+
+def test_a_generation_is_recorded_once(database):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    written = str(database.scores()), str(database.lineage())
+    with pytest.raises(StoreError, match="generation 0 is already recorded"):
+        database.record_generation(0, SCORES, AFTER, 20, NO_GRAFT)
+    assert (str(database.scores()), str(database.lineage())) == written
+
+
+def test_a_generation_is_written_whole_or_not_at_all(database):
+    itself = Decision(torch.arange(3), BEFORE, {1: "truncation"})  # a member that is its own donor
+    with pytest.raises(StoreError, match="CHECK constraint"):
+        database.record_generation(0, SCORES, BEFORE, 10, itself)
+    assert database.scores() == []
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    assert len(database.scores()) == 3
+
+
+def test_a_graft_must_join_members_of_its_generation(database):
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), database._connection as connection:
+        connection.execute("INSERT INTO grafts VALUES (0, 1, 0, 'truncation', 0, 0, '{}', '{}')")
+
+
+def test_events_come_in_the_order_of_writing(database):
+    start = time.time()
+    database.record_event("start", "The run began.")
+    database.record_event("rescue", "Member 2 was lost; größer.", generation=3)
+    first, second = database.events()
+    assert isinstance(first, EventRecord)
+    assert (first.generation, first.kind, first.text) == (None, "start", "The run began.")
+    assert (second.generation, second.kind, second.text) == (3, "rescue", "Member 2 was lost; größer.")
+    assert start <= first.time <= second.time <= time.time()
+
+
+def test_others_read_while_one_writes(database, path):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    with RunDatabase(path) as reader:
+        assert len(reader.scores()) == 3
+        database.record_generation(1, SCORES, BEFORE, 20, GRAFT)
+        assert len(reader.scores()) == 6
+
+
+def test_records_survive_without_a_close(path):
+    writer = RunDatabase(path)
+    writer.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    with RunDatabase(path) as reader:
+        assert len(reader.lineage()) == 2
+    writer.close()
+
+
+def test_a_missing_database_is_not_made(tmp_path):
+    with pytest.raises(StoreError, match=r"run\.sqlite is missing"):
+        RunDatabase(tmp_path / "run.sqlite")
+    assert not (tmp_path / "run.sqlite").exists()
+
+
+def test_an_existing_database_is_not_made_again(path):
+    with pytest.raises(StoreError, match="cannot make the database"):
+        RunDatabase.create(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but longer than a header of one hundred bytes " * 9])
+def test_a_file_that_is_no_database_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"cannot be used: file is not a database|was not written by"):
+        RunDatabase(path)
+
+
+def test_a_database_of_something_else_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "run.sqlite") as connection:
+        connection.execute("CREATE TABLE members (name TEXT)")
+    connection.close()
+    with pytest.raises(StoreError, match="was not written by this version of popgraft"):
+        RunDatabase(tmp_path / "run.sqlite")
+
+
+def test_damaged_pages_are_an_error_in_words(path):
+    with RunDatabase(path) as database:
+        for generation in range(50):
+            database.record_generation(generation, SCORES, BEFORE, 10, GRAFT)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\x55" * (len(whole) - 4096))
+    with RunDatabase(path) as database, pytest.raises(StoreError, match=r"run\.sqlite cannot be used: .*malformed"):
+        database.scores()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="cannot be used"), RunDatabase(path) as database:
+        database.scores()
+
+
+@pytest.mark.parametrize("text", ["", "{", "nonsense"])
+def test_a_damaged_cell_is_an_error_in_words(database, text):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    with database._connection as connection:
+        connection.execute("UPDATE members SET hyperparams = ?", (text,))
+    with pytest.raises(StoreError, match="cannot be used: Expecting"):
+        database.scores()

@@ -1,0 +1,90 @@
+import pytest
+
+from popgraft.errors import PopgraftError, RunExists, StoreError
+from popgraft.store import RunDatabase, RunFolder
+from popgraft.store.folder import write_atomic
+
+
+def test_create_then_open(tmp_path):
+    folder = RunFolder.create(tmp_path / "deep" / "run", "seed: 3  # größer\n")
+    assert folder.config.read_text(encoding="utf-8") == "seed: 3  # größer\n"
+    assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "run.sqlite", "snapshots", "tensorboard"}
+    assert RunFolder.open(str(folder.path)) == folder
+    with RunDatabase(folder.database) as database:
+        assert database.scores() == []
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    assert RunFolder.create(tmp_path, "").config.is_file()
+
+
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder.create("~/run", "").path == tmp_path / "run"
+    assert RunFolder.open("~/run").path == tmp_path / "run"
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    RunFolder.create(tmp_path / "run", "seed: 1\n")
+    with pytest.raises(RunExists, match="run already holds a run; set run_dir to another folder, or delete this one"):
+        RunFolder.create(tmp_path / "run", "seed: 2\n")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("text")
+    with pytest.raises(RunExists, match="is not empty"):
+        RunFolder.create(tmp_path, "")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("tail", ["file", "file/run"])
+def test_a_path_that_cannot_be_a_folder(tmp_path, tail):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(StoreError, match=r"cannot make the run folder .*file.*: .*; set run_dir to another folder"):
+        RunFolder.create(tmp_path / tail, "")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_a_folder_that_another_process_is_filling_is_in_use(tmp_path, monkeypatch):
+    # The other process makes its snapshots folder between the look and the act.
+    look = type(tmp_path).iterdir
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda path: (list(look(path)), (path / "snapshots").mkdir())[0])
+    with pytest.raises(PopgraftError, match="file exists; set run_dir to another folder"):
+        RunFolder.create(tmp_path / "run", "")
+
+
+def test_open_says_what_is_missing(tmp_path):
+    with pytest.raises(StoreError, match="nowhere is not a folder"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=r"lacks config\.yaml, run\.sqlite, snapshots; give the folder of a run"):
+        RunFolder.open(tmp_path)
+    folder = RunFolder.create(tmp_path / "run", "")
+    folder.database.unlink()
+    with pytest.raises(StoreError, match=r"run holds no complete run: it lacks run\.sqlite"):
+        RunFolder.open(folder.path)
+
+
+def test_open_names_the_runs_below(tmp_path):
+    for name in ("b", "a"):
+        RunFolder.create(tmp_path / name, "")
+    with pytest.raises(StoreError, match=r"did you mean .*/a or .*/b"):
+        RunFolder.open(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError("power failure")
+
+    for act in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(act, fail)
+            with pytest.raises(OSError, match="power failure"):
+                write_atomic(path, b"new")
+        assert path.read_bytes() == b"old"
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
