@@ -148,6 +148,12 @@ def test_each_hyperparameter_and_generation_draws_its_own():
         assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(200)
 
 
+def test_each_recipient_draws_its_own():
+    schedule = make(explore_method="resample", truncation_ratio=0.5)
+    decision = schedule(0, scored(range(8)), schedule.initial_hyperparams(DEFAULTS))
+    assert len(set(decision.hyperparams["learning_rate"][:4].tolist())) == 4
+
+
 def test_low_is_good_on_negated_scores_is_the_same_run():
     assert history(make(metric_mode="min"), sign=-1.0) == history(make(metric_mode="max"))
 

@@ -66,7 +66,10 @@ def action_at(row: int, env: int, step: int) -> int:
 
 def reference(row: int, env: int, as_dict: bool) -> list[Step]:
     single = Counting(as_dict)
-    flat: Callable[[Any], np.ndarray] = lambda obs: np.concatenate([obs["a"], np.eye(9)[obs["b"]]]) if as_dict else obs
+
+    def flat(obs: Any) -> np.ndarray:
+        return np.concatenate([obs["a"], np.eye(9)[obs["b"]]]) if as_dict else obs
+
     obs, _ = single.reset(seed=SEEDS[row] + env)
     steps = []
     for step in range(STEPS):
@@ -78,7 +81,10 @@ def reference(row: int, env: int, as_dict: bool) -> list[Step]:
 
 def played(grid: EnvGrid) -> list[list[list[Step]]]:
     """Steps of every environment of every member, without the dummy ones."""
-    flat: Callable[[dict[str, np.ndarray]], np.ndarray] = lambda obs: np.concatenate([obs[key] for key in sorted(obs)], axis=-1).copy()
+
+    def flat(obs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([obs[key] for key in sorted(obs)], axis=-1)
+
     steps: list[list[list[Step]]] = [[[] for _ in range(ENVS)] for _ in range(POP)]
     grid.reset(range(POP), SEEDS)
     for _ in range(2 * STEPS):
@@ -158,12 +164,14 @@ def test_configured_modes_show_the_same_trajectories(vectorization: Any, autores
 
 def test_envpool_resets_in_the_next_step_and_follows_its_seed() -> None:
     envpool = pytest.importorskip("envpool")
-    grid = EnvGrid(EnvConfig(id="CartPole-v1", num_envs=2, vectorization="envpool", kwargs={"max_episode_steps": 12}), 2)
+    grid = EnvGrid(
+        EnvConfig(id="CartPole-v1", num_envs=2, vectorization="envpool", kwargs={"max_episode_steps": 12}), 2
+    )
     grid.reset([0, 1], [3, 4])
     first = grid.observations["obs"].copy()
+    other = envpool.make_gymnasium("CartPole-v1", num_envs=2, seed=4, max_episode_steps=12)
     with pytest.warns(UserWarning, match="precision lowered"):
-        other = envpool.make_gymnasium("CartPole-v1", num_envs=2, seed=4, max_episode_steps=12)
-        other.observation_space  # noqa: B018 - warns on first use
+        assert other.observation_space == grid.spaces.observation_space
     np.testing.assert_array_equal(first[1], other.reset()[0])
     ended = np.zeros((2, 2), dtype=bool)
     seen_truncation = False
@@ -228,7 +236,9 @@ def test_a_factory_must_return_what_was_asked_for(make: Callable[[], Any], messa
 
 def test_an_envpool_from_a_factory_is_refused() -> None:
     envpool = pytest.importorskip("envpool")
-    with pytest.raises(ConfigError, match="EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"):
+    with pytest.raises(
+        ConfigError, match=r"EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"
+    ):
         adapt(envpool.make_gymnasium("CartPole-v1", num_envs=2), 2, "f")
 
 

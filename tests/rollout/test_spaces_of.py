@@ -64,7 +64,9 @@ def test_choices_become_indicators() -> None:
 
 def test_a_dict_keeps_its_keys() -> None:
     camera = spaces.Box(0, 255, (9, 9, 3), np.uint8)
-    found = spaces_of(spaces.Dict({"camera": camera, "gear": spaces.Discrete(5), "speed": spaces.Box(-1, 1, (2,))}), DISCRETE)
+    found = spaces_of(
+        spaces.Dict({"camera": camera, "gear": spaces.Discrete(5), "speed": spaces.Box(-1, 1, (2,))}), DISCRETE
+    )
     assert found.obs == {"camera": ObsSpec((3, 9, 9), image=True), "gear": ObsSpec((5,)), "speed": ObsSpec((2,))}
     assert found.observation_space["camera"].shape == (3, 9, 9)
 
@@ -73,7 +75,10 @@ def test_a_dict_keeps_its_keys() -> None:
     ("space", "message"),
     [
         (spaces.Tuple([DISCRETE]), r"the observation space Tuple\(.*\) is not supported; supported are Box, Discrete"),
-        (spaces.Dict({"a": spaces.Dict({"b": DISCRETE})}), r"Dict\('b': Discrete\(2\)\) of key 'a' is not supported.*FlattenObservation"),
+        (
+            spaces.Dict({"a": spaces.Dict({"b": DISCRETE})}),
+            r"Dict\('b': Discrete\(2\)\) of key 'a' is not supported.*FlattenObservation",
+        ),
         (spaces.Dict({"a": spaces.Text(3)}), "of key 'a' is not supported"),
         (spaces.Dict({}), "has no keys"),
         (spaces.Dict({3: DISCRETE}), "has the key 3; keys must be strings"),
@@ -84,15 +89,19 @@ def test_other_observations_are_refused(space: spaces.Space, message: str) -> No
         spaces_of(space, DISCRETE)
 
 
-@pytest.mark.parametrize("space", [spaces.Tuple([DISCRETE]), spaces.Dict({"a": DISCRETE}), spaces.Text(3), spaces.MultiDiscrete([[2, 2]])])
+@pytest.mark.parametrize(
+    "space", [spaces.Tuple([DISCRETE]), spaces.Dict({"a": DISCRETE}), spaces.Text(3), spaces.MultiDiscrete([[2, 2]])]
+)
 def test_other_actions_are_refused(space: spaces.Space) -> None:
-    with pytest.raises(ConfigError, match="the action space .* is not supported; supported are Discrete"):
+    with pytest.raises(ConfigError, match=r"the action space .* is not supported; supported are Discrete"):
         spaces_of(DISCRETE, space)
 
 
 def test_action_specs() -> None:
     assert action_spec_of(spaces.Discrete(3, start=2)) == ActionSpec("discrete", (3,), (2,))
-    assert action_spec_of(spaces.MultiDiscrete([2, 3], start=[0, 4])) == ActionSpec("multi_discrete", (2, 3), (0, 4), (2,))
+    assert action_spec_of(spaces.MultiDiscrete([2, 3], start=[0, 4])) == ActionSpec(
+        "multi_discrete", (2, 3), (0, 4), (2,)
+    )
     assert action_spec_of(spaces.MultiBinary((2, 2))) == ActionSpec("multi_binary", (2,) * 4, (0,) * 4, (2, 2))
     box = spaces.Box(np.array([[-1.0, -np.inf]]), np.array([[1.0, np.inf]]), dtype=np.float64)
     assert action_spec_of(box) == ActionSpec("box", shape=(1, 2), low=(-1.0, -np.inf), high=(1.0, np.inf))

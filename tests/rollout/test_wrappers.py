@@ -176,7 +176,9 @@ def test_arguments_that_a_gymnasium_wrapper_does_not_take() -> None:
 def test_hide_on_mujoco() -> None:
     pytest.importorskip("mujoco")
     velocities = list(range(8, 17))
-    config = EnvConfig(id="HalfCheetah-v5", num_envs=2, vectorization="sync", wrappers=[wrapper("hide", indices=velocities)])
+    config = EnvConfig(
+        id="HalfCheetah-v5", num_envs=2, vectorization="sync", wrappers=[wrapper("hide", indices=velocities)]
+    )
     grid = EnvGrid(config, pop=2)
     grid.reset(range(2), [3, 4])
     reference = gym.make("HalfCheetah-v5")

@@ -180,6 +180,23 @@ def test_a_reader_finds_a_whole_snapshot_while_it_is_replaced(folder):
     writer.join()
 
 
+def test_a_reader_that_is_overtaken_reads_the_new_snapshot(folder, monkeypatch):
+    snapshot.save(folder, "last", {"w": torch.zeros(2)}, {"seed": 1})
+    real, overtaken = Path.read_bytes, []
+
+    def overtake(path):
+        content = real(path)
+        if not overtaken:
+            overtaken.append(path.name)
+            snapshot.save(folder, "last", {"w": torch.ones(2)}, {"seed": 2})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", overtake)
+    flat, metadata = snapshot.load_flat(folder, "last")
+    assert overtaken == ["manifest.json"]
+    assert (flat["w"].tolist(), metadata) == ([1, 1], {"seed": 2})
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "a\n", "a b", "a\\b", "x" * 101, "ä"]
 )

@@ -187,5 +187,5 @@ def _per_environment(config: WrapperConfig) -> Callable[[Any], Any]:
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"built-in ones are {', '.join(BUILT_IN)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"built-in ones are {', '.join(BUILT_IN)}."
     return f"unknown wrapper {name!r}; {hint} A Gymnasium wrapper is named as module:Class."
