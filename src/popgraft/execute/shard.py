@@ -85,9 +85,7 @@ class Shard:
             for _ in range(updates):
                 rollout = self.collector.collect(self.member, self.seat, self.generators)
                 episodes = self._finished_episodes(rollout)
-                learned = learn_(
-                    self.policy, self.member, self.seat, rollout, self.config.model, self.generators
-                )
+                learned = learn_(self.policy, self.member, self.seat, rollout, self.config.model, self.generators)
                 metrics.append({**learned, **_episode_metrics(episodes)})
                 for own, (ended, _) in zip(returns, episodes, strict=True):
                     own += ended.tolist()

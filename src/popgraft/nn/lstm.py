@@ -24,7 +24,7 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 class _Recurrence(torch.autograd.Function):
     """The unroll over time, given the input's share of the gates.
 
-    The rows of gate g arrive doubled, so that one sigmoid serves all gates: tanh x = 2σ(2x) − 1.
+    Gate g is doubled on its way, so that one sigmoid serves all gates: tanh x = 2σ(2x) − 1.
     """
 
     @staticmethod
@@ -35,12 +35,13 @@ class _Recurrence(torch.autograd.Function):
         gates = torch.empty_like(gates_x)
         y, cell, cell_tanh = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(3))
         pre, h = gates_x.new_empty(pop, batch, width), gates_x.new_empty(pop, batch, hidden)
-        weight_t = weight.mT
+        pre_g, weight_t = pre[..., 2 * hidden : 3 * hidden], weight.mT
         h_tm1, c_tm1 = h0, c0
         for t in range(time):
             keep_t, gates_t, c, tanh_c = keep[:, t], gates[:, t], cell[:, t], cell_tanh[:, t]
             torch.mul(h_tm1, keep_t, out=h)
             torch.baddbmm(gates_x[:, t], h, weight_t, out=pre)
+            pre_g.mul_(2)
             torch.sigmoid(pre, out=gates_t)
             i, f, g, o = gates_t.split(hidden, dim=-1)
             torch.mul(c_tm1, keep_t, out=c)
@@ -65,7 +66,7 @@ class _Recurrence(torch.autograd.Function):
         dgates_out = dgates[..., 3 * hidden :]
         dgates_cell[..., 0, :].mul_(2 * g - 1)
         dgates_cell[..., 1, :].mul_(c_in)
-        dgates_cell[..., 2, :].mul_(i).mul_(2)
+        dgates_cell[..., 2, :].mul_(i).mul_(4)
         dgates_out.mul_(cell_tanh)
         dc_by_dh = torch.addcmul(o, o * cell_tanh, cell_tanh, value=-1)
         dc_tm1_by_dc = f * keep
@@ -79,8 +80,9 @@ class _Recurrence(torch.autograd.Function):
             dh_next.mul_(keep[:, t])
             dc.mul_(dc_tm1_by_dc[:, t])
         h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
-        dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
-        return dgates, dweight, dh_next, dc, None
+        # Its transpose, because a product with more columns than rows is the faster one.
+        dweight_t = torch.bmm(h_in.flatten(1, 2).mT, dgates.flatten(1, 2))
+        return dgates, dweight_t.mT, dh_next, dc, None
 
 
 class LSTM:
@@ -133,14 +135,13 @@ class LSTM:
         """
         hidden = self.n_out
         keep = start.logical_not().to(x.dtype).unsqueeze(-1)
-        double_g = x.new_ones(4, 1).index_fill_(0, torch.tensor(2, device=x.device), 2).expand(4, hidden).reshape(-1, 1)
         final = []
         for layer in range(self.layers):
             p = params[f"layer{layer}"]
             h0, c0 = state[..., 2 * layer * hidden : 2 * (layer + 1) * hidden].split(hidden, dim=-1)
-            bias = (p["bias"] * double_g.squeeze(-1)).unsqueeze(1)
-            gates_x = torch.baddbmm(bias, x.flatten(1, 2), (p["weight_ih"] * double_g).mT)
+            bias = p["bias"].unsqueeze(1)
+            gates_x = torch.baddbmm(bias, x.flatten(1, 2), p["weight_ih"].mT)
             gates_x = gates_x.view(*x.shape[:3], 4 * hidden)
-            x, h, c = _Recurrence.apply(gates_x, p["weight_hh"] * double_g, h0, c0, keep)
+            x, h, c = _Recurrence.apply(gates_x, p["weight_hh"], h0, c0, keep)
             final += [h, c]
         return x, torch.cat(final, dim=-1)

@@ -128,5 +128,3 @@ def _memory(config: NetworkConfig, n_in: int) -> Memory | None:
         return None
     kind = LSTM if config.recurrent == "lstm" else GRU
     return kind(n_in, config.hidden_size, config.recurrent_layers)
-
-

@@ -55,9 +55,7 @@ def prepare_(member: Member, seat: Seat, rollout: Rollout, config: ModelConfig) 
         sums, seat.discounted_return = discounted_sums(reward, rollout.end, gamma, seat.discounted_return)
         moments.update_(member.normalizer.returns, sums.flatten(1), rollout.valid.flatten(1))
         reward = moments.scale(member.normalizer.returns, reward)
-    advantage = gae(
-        reward, rollout.value, rollout.next_value, rollout.end, gamma, member.hyperparams["gae_lambda"]
-    )
+    advantage = gae(reward, rollout.value, rollout.next_value, rollout.end, gamma, member.hyperparams["gae_lambda"])
     return Samples(
         obs=rollout.obs,
         action=rollout.action,

@@ -112,7 +112,9 @@ class Agent:
 
     def _check(self, arrays: dict[str, np.ndarray]) -> None:
         if set(arrays) != set(self.spaces.obs):
-            raise ConfigError(f"the observation has the keys {sorted(arrays)}; the agent knows {sorted(self.spaces.obs)}")
+            raise ConfigError(
+                f"the observation has the keys {sorted(arrays)}; the agent knows {sorted(self.spaces.obs)}"
+            )
         for key, spec in self.spaces.obs.items():
             shape = np.shape(arrays[key])
             if shape[1:] != spec.shape:

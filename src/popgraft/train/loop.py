@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
-from popgraft.errors import PopulationLost
 from popgraft.execute import Advance, Executor, LocalExecutor
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
-from popgraft.state import Scores
+from popgraft.state import Decision, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.train.observer import Generation, Observer, Plan
 from popgraft.train.run import BEST, LAST, Run
@@ -75,11 +76,11 @@ class _Training:
     stop: Callable[[], bool]
     steps: int = 0
     best: float = float("nan")
+    _known_scores: Tensor | None = None
 
     def train(self) -> None:
         """The whole run; whatever ends it, the best agent and the population are on disk afterwards."""
-        everyone = torch.arange(self.config.pbt.population_size)
-        parameters = self.executor.export(everyone[:1]).params.shape[1]
+        parameters = self.executor.export(torch.arange(1)).params.shape[1]
         self._tell("on_start", Plan(self.config, self.run.path, parameters))
         generation = 0
         try:
@@ -88,13 +89,22 @@ class _Training:
                 if not self._generation(generation, began):
                     break
             self._evaluate_best()
-        except (PopulationLost, KeyboardInterrupt) as error:
-            self._event("stopped", str(error) or "interrupted", generation)
+        except KeyboardInterrupt:  # an update may be half done: the snapshots stay as they are
+            self._event("stopped", "interrupted in the middle of an update", generation)
             raise
+        except Exception as error:
+            self._event("stopped", str(error), generation)
+            self._save_population(generation)
+            raise
+        else:
+            self._save_population(generation)
         finally:
-            metadata = {"generation": generation, "steps": self.steps, "schedule": self.schedule.state_dict()}
-            snapshot.save(self.run.folder, LAST, self.executor.export(everyone), metadata)
             self._tell("on_end")
+
+    def _save_population(self, generation: int) -> None:
+        everyone = torch.arange(self.config.pbt.population_size)
+        metadata = {"generation": generation, "steps": self.steps, "schedule": self.schedule.state_dict()}
+        snapshot.save(self.run.folder, LAST, self.executor.export(everyone), metadata)
 
     def _generation(self, number: int, began: float) -> bool:
         """Advance, score, decide, record, graft; false if the run should end here."""
@@ -108,10 +118,9 @@ class _Training:
         scores = self._scores(number, advance)
         hyperparams = self.executor.export(torch.arange(len(scores.mean))).hyperparams
         self._keep_best(number, scores)
-        decision = self.schedule(number, scores, hyperparams)
-        steps_each = self.steps // len(scores.mean)
-        self.database.record_generation(number, scores, hyperparams, steps_each, decision)
+        decision = self._decide(number, scores, hyperparams, advance)
         self.executor.graft(decision, number + 1)
+        self._known_scores = scores.mean[decision.parents]
         for member, reason in decision.reasons.items():
             if reason == "rescue":
                 donor = int(decision.parents[member])
@@ -130,10 +139,30 @@ class _Training:
     def _scores(self, number: int, advance: Advance) -> Scores:
         """Fitness as configured; NaN for a member that is not healthy."""
         if self.config.pbt.fitness == "training":
-            scores = advance.scores
+            scores, mean = advance.scores, advance.scores.mean
+            if self._known_scores is not None:  # a member none of whose episodes has ended is as good as it was
+                mean = torch.where(scores.episodes > 0, mean, self._known_scores)
         else:
             scores = self.executor.evaluate(derive(self.config.seed, "evaluation", number))
-        return dataclasses.replace(scores, mean=scores.mean.masked_fill(~advance.healthy, float("nan")))
+            mean = scores.mean
+        return dataclasses.replace(scores, mean=mean.masked_fill(~advance.healthy, float("nan")))
+
+    def _decide(
+        self, number: int, scores: Scores, hyperparams: dict[str, Float[Tensor, "pop"]], advance: Advance
+    ) -> Decision:
+        """Asks the schedule, and records the generation whatever comes of it."""
+        members = torch.arange(len(scores.mean))
+        decision = Decision(members, hyperparams, {})
+        waiting = advance.healthy & (scores.episodes == 0) & ~scores.mean.isfinite()
+        try:
+            if waiting.any():
+                names = ", ".join(str(member) for member in members[waiting].tolist())
+                self._event("waiting", f"no episode has ended yet for member {names}; nobody is replaced", number)
+            else:
+                decision = self.schedule(number, scores, hyperparams)
+        finally:
+            self.database.record_generation(number, scores, hyperparams, self.steps // len(members), decision)
+        return decision
 
     def _keep_best(self, number: int, scores: Scores) -> None:
         """Saves the generation's best member if nobody was better before."""

@@ -1,0 +1,149 @@
+"""One measurement of collecting and learning, in a process of its own.
+
+    python benchmarks/speed/worker.py '{"engine": "popgraft", "population": 16, "seconds": 2}'
+
+prints one line of JSON: environment steps per second over all members, and the largest resident set of the process (MiB).
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from popgraft.config import Config, load_config
+
+WORKLOAD = Path(__file__).with_name("workload.yaml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What to measure.
+
+    Attributes:
+        engine: "popgraft" or "sb3-contrib".
+        population: members; sb3-contrib always trains one.
+        sequence_length: steps of backpropagation through time; sb3-contrib always cuts at episodes instead.
+        quantiles: outputs of the critic; sb3-contrib's has one.
+        threads: threads inside operators; None leaves the choice to popgraft.
+        seconds: time to measure for, after one update that warms up.
+        updates: updates to measure at least.
+        n_steps: environment steps per environment and update.
+    """
+
+    engine: str
+    population: int = 1
+    sequence_length: int = 128
+    quantiles: int = 21
+    threads: int | None = None
+    seconds: float = 2.0
+    updates: int = 2
+    n_steps: int = 128
+
+
+def measure(work: Work) -> dict[str, float]:
+    """Steps per second of whole updates, and the peak memory so far."""
+    update = {"popgraft": popgraft_update, "sb3-contrib": sb3_update}[work.engine](work)
+    update()
+    steps = updates = 0
+    start = time.perf_counter()
+    while updates < work.updates or time.perf_counter() - start < work.seconds:
+        steps += update()
+        updates += 1
+    elapsed = time.perf_counter() - start
+    return {"steps_per_second": steps / elapsed, "updates": updates, "peak_mib": peak_mib()}
+
+
+def configured(work: Work) -> Config:
+    """The workload with the settings that vary."""
+    overrides = {
+        "model.n_steps": work.n_steps,
+        "model.network.n_quantiles": work.quantiles,
+        "pbt.population_size": work.population,
+        "engine.sequence_length": work.sequence_length,
+        "engine.threads": work.threads,
+    }
+    return load_config(WORKLOAD, overrides)
+
+
+def popgraft_update(work: Work) -> Callable[[], int]:
+    """One update of a population; returns its environment steps."""
+    from popgraft.execute import LocalExecutor
+    from popgraft.pbt import Schedule
+
+    config = configured(work)
+    initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    executor = LocalExecutor(config, initial)
+    return lambda: executor.advance(1, lambda: False).steps
+
+
+def sb3_update(work: Work) -> Callable[[], int]:
+    """One update of sb3-contrib's RecurrentPPO with the same sizes; returns its environment steps."""
+    import gymnasium as gym
+    import numpy as np
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    config = configured(work)
+    hidden, size = config.env.wrappers[0].kwargs["indices"], config.model.network.hidden_size
+
+    class Encoder(BaseFeaturesExtractor):
+        """The dense layers before the memory."""
+
+        def __init__(self, observation_space: gym.spaces.Box) -> None:
+            widths = config.model.network.encoder_layers
+            super().__init__(observation_space, widths[-1])
+            sizes = zip([observation_space.shape[0], *widths], widths, strict=False)
+            layers = [layer for n_in, n_out in sizes for layer in (torch.nn.Linear(n_in, n_out), torch.nn.Tanh())]
+            self.layers = torch.nn.Sequential(*layers)
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.layers(observations)
+
+    def make_env() -> gym.Env:
+        env = gym.make(config.env.id)
+        box = env.observation_space
+        low, high = np.delete(box.low, hidden), np.delete(box.high, hidden)
+        space = gym.spaces.Box(low, high, dtype=np.float32)
+        return gym.wrappers.TransformObservation(env, lambda obs: np.delete(obs, hidden), space)
+
+    if work.threads:
+        torch.set_num_threads(work.threads)
+    n_envs, n_steps = config.env.num_envs, config.model.n_steps
+    model = RecurrentPPO(
+        "MlpLstmPolicy",
+        DummyVecEnv([make_env] * n_envs),
+        n_steps=n_steps,
+        batch_size=n_envs * n_steps // config.model.n_minibatches,
+        n_epochs=config.model.n_epochs,
+        seed=config.seed,
+        device="cpu",
+        policy_kwargs={
+            "features_extractor_class": Encoder,
+            "net_arch": [],
+            "lstm_hidden_size": size,
+            "shared_lstm": True,
+            "enable_critic_lstm": False,
+        },
+    )
+
+    def update() -> int:
+        model.learn(n_envs * n_steps, reset_num_timesteps=False)
+        return n_envs * n_steps
+
+    return update
+
+
+def peak_mib() -> float:
+    """Largest resident set of this process so far, MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Work(**json.loads(sys.argv[1])))))
