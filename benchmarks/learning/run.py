@@ -2,8 +2,8 @@
 
     python benchmarks/learning/run.py configs/quickstart.yaml --seeds 5 --out benchmarks/learning/results
 
-A score is the mean return of evaluation episodes. The final score is the best member's over fresh episodes, played after
-training: it is not the one that the member was chosen by, which flatters.
+A score is the mean return of evaluation episodes. The final score is the best member's over fresh episodes, played
+after training: it is not the one that the member was chosen by, which flatters.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Curve(popgraft.Observer):
     Attributes:
         seed: names the run on the terminal.
         generations: population steps, seconds since training began, and the score of every member (None: not finite).
-        grafts: who overwrote whom, and after how many population steps.
+        grafts: who was overwritten with whom, and after which generation.
     """
 
     seed: int
@@ -55,7 +55,7 @@ class Curve(popgraft.Observer):
         )
         parents = generation.decision.parents.tolist()
         self.grafts += [
-            {"steps": generation.steps, "member": member, "parent": parents[member]}
+            {"generation": generation.number, "member": member, "parent": parents[member]}
             for member in generation.exploits.tolist()
         ]
         row = self.generations[-1]
@@ -74,7 +74,8 @@ def train_seed(config: str, overrides: Sequence[str], seed: int) -> dict[str, An
         run = popgraft.train(config, [*overrides, f"seed={seed}", f"run_dir={folder}/run"], observer=curve)
         found = run.summary
     final = {"score": found["final_score"], "stderr": found["final_stderr"], "episodes": found["final_episodes"]}
-    return {"seed": seed, "final": final, "generations": curve.generations, "grafts": curve.grafts}
+    best = {"generation": found["generation"], "member": found["member"]}
+    return {"seed": seed, "final": final, "best": best, "generations": curve.generations, "grafts": curve.grafts}
 
 
 def benchmark(config: str, overrides: Sequence[str], seeds: int, label: str) -> dict[str, Any]:

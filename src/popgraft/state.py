@@ -147,12 +147,14 @@ class Decision:
 class Scores:
     """Fitness of every member: mean, standard error of that mean, and episodes it was taken over.
 
-    A member that could not be scored (its environment failed, its weights are not finite) has mean NaN.
+    A member that could not be scored (its environment failed, its weights are not finite) has mean NaN; `faults` holds
+    what a failed environment said, by member.
     """
 
     mean: Float[Tensor, "pop"]
     stderr: Float[Tensor, "pop"]
     episodes: Int[Tensor, "pop"]
+    faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def rows(tree_: Any) -> int:

@@ -40,7 +40,7 @@ def test_overrides_win_and_leave_their_source_alone() -> None:
 
 
 def test_an_override_may_hold_an_equals_sign_and_null() -> None:
-    config = load_config(BASE, ["env.kwargs.name=a=b", "model.target_kl=", "engine.threads=null"])
+    config = load_config(BASE, ["env.kwargs.name=a=b", "model.target_kl=", "engine.sequence_length=null"])
     assert config.env.kwargs == {"name": "a=b"}
     assert config.model.target_kl is None
 

@@ -186,8 +186,8 @@ class EngineConfig(Section):
     """Steps of backpropagation through time; null: the whole rollout."""
     device: str = "auto"
     """A torch device; `auto` takes CUDA where there is one."""
-    threads: Positive | None = None
-    """Threads inside operators; null: 1 up to 4 members, else one per core."""
+    threads: Positive = 1
+    """Threads inside operators; more than 1 pays only on cores that nothing else uses, and stalls on others."""
 
 
 class PBTConfig(Section):

@@ -48,6 +48,7 @@ def join_scores(parts: list[Scores]) -> Scores:
         mean=torch.cat([part.mean for part in parts]),
         stderr=torch.cat([part.stderr for part in parts]),
         episodes=torch.cat([part.episodes for part in parts]),
+        faults={member: text for part in parts for member, text in part.faults.items()},
     )
 
 

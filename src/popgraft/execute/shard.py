@@ -1,7 +1,7 @@
 """A shard: some members of the population, stacked into one program, and their seats."""
 
 import contextlib
-import os
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,15 +22,12 @@ from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.grid import EnvGrid
 from popgraft.state import Decision, Member, Scores, Seat
 
-FEW_MEMBERS = 4
-"""Up to here operators are too small to gain from several threads."""
-
 
 class Shard:
     """A stacked sub-population: all that happens between two decisions happens here.
 
-    Everything a shard holds is its members (inherited) and their seats (bound to the place: recurrent state, generators,
-    environments). Members of different shards never touch but through `export` and `graft`.
+    Everything a shard holds is its members (inherited) and their seats (bound to the place: recurrent state,
+    generators, environments). Members of different shards never touch but through `export` and `graft`.
 
     Args:
         config: the run.
@@ -102,7 +99,7 @@ class Shard:
             scores=_training_scores(returns),
             steps=steps,
             healthy=sound,
-            faults={self.members[place]: text for place, text in failed.items()},
+            faults=self._by_member(failed),
         )
 
     def evaluate(self, seed: int) -> Scores:
@@ -111,7 +108,7 @@ class Shard:
         if self._evaluation_grid is None:
             self._evaluation_grid = EnvGrid(self.config.env, pop, settings.episodes, self._factory)
         with self._threads():
-            return evaluate(
+            scores = evaluate(
                 self.policy,
                 self.member,
                 self._evaluation_grid,
@@ -119,6 +116,7 @@ class Shard:
                 settings.deterministic,
                 settings.max_steps,
             )
+        return dataclasses.replace(scores, faults=self._by_member(scores.faults))
 
     def export(self, places: Int[Tensor, "rows"]) -> Member:
         """A copy of the members at some places of the shard, on the CPU."""
@@ -150,6 +148,9 @@ class Shard:
         if self._evaluation_grid is not None:
             self._evaluation_grid.close()
 
+    def _by_member(self, faults: dict[int, str]) -> dict[int, str]:
+        return {self.members[place]: text for place, text in faults.items()}
+
     def _finished_episodes(self, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
         """Return and length of every episode that ended, by member; the seat keeps what is still running."""
         one = torch.ones(len(self.members), device=self.device)
@@ -162,9 +163,7 @@ class Shard:
     def _threads(self) -> Iterator[None]:
         """Threads inside operators, for as long as the shard computes."""
         before = torch.get_num_threads()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        automatic = 1 if len(self.members) <= FEW_MEMBERS else cores
-        torch.set_num_threads(self.config.engine.threads or automatic)
+        torch.set_num_threads(self.config.engine.threads)
         try:
             yield
         finally:

@@ -5,8 +5,9 @@
 
 (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000; gate order i, f, g, o as in torch.nn.LSTM.) The input
 projection of all steps is one batched matrix product; a step is one more, for the whole population, and a dozen
-elementwise operations on slices [:, t] of [pop, time, batch, ·] tensors, which are never copied into another layout. The
-backward pass computes every elementwise derivative for the whole unroll at once, so that its loop holds seven operations.
+elementwise operations on slices [:, t] of [pop, time, batch, ·] tensors, which are never copied into another layout.
+The backward pass computes every elementwise derivative for the whole unroll at once, so that its loop holds seven
+operations.
 """
 
 from typing import Any
@@ -57,7 +58,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh_last: Tensor, dc_last: Tensor) -> tuple[Tensor | None, ...]:
         weight, h0, c0, keep, gates, cell, cell_tanh, y = ctx.saved_tensors
-        pop, time, batch, hidden = y.shape
+        _, time, _, hidden = y.shape
         i, f, g, o = gates.split(hidden, dim=-1)
         c_in = torch.cat([c0.unsqueeze(1), cell[:, :-1]], dim=1).mul_(keep)
         # Derivative of every gate's preactivation: by dc for i, f, g and by dh for o. It becomes the gradient in place.
@@ -142,6 +143,6 @@ class LSTM:
             bias = p["bias"].unsqueeze(1)
             gates_x = torch.baddbmm(bias, x.flatten(1, 2), p["weight_ih"].mT)
             gates_x = gates_x.view(*x.shape[:3], 4 * hidden)
-            x, h, c = _Recurrence.apply(gates_x, p["weight_hh"], h0, c0, keep)
+            x, h, c = _Recurrence.apply(gates_x, p["weight_hh"], h0, c0, keep)  # type: ignore[no-untyped-call]
             final += [h, c]
         return x, torch.cat(final, dim=-1)

@@ -32,11 +32,12 @@ def gae(
         Advantages; value + advantage is the λ-return.
     """
     delta = reward + gamma.view(-1, 1, 1) * next_value - value
-    decay = (gamma * gae_lambda).view(-1, 1, 1) * end.logical_not()
+    decay = (gamma * gae_lambda).view(-1, 1)
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[:, 0])
     for t in range(delta.shape[1] - 1, -1, -1):
-        running = torch.addcmul(delta[:, t], decay[:, t], running)
+        following = running.masked_fill(end[:, t], 0)  # a factor of 0 would let NaN through
+        running = torch.addcmul(delta[:, t], decay, following)
         advantage[:, t] = running
     return advantage
 
@@ -59,9 +60,8 @@ def discounted_sums(
         Rₜ at every step (an episode's last step holds its whole sum), and the sum to carry into the next rollout.
     """
     sums = torch.empty_like(reward)
-    keep = end.logical_not().to(reward.dtype)
     running = start
     for t in range(reward.shape[1]):
         sums[:, t] = torch.addcmul(reward[:, t], gamma.view(-1, 1), running)
-        running = sums[:, t] * keep[:, t]
+        running = sums[:, t].masked_fill(end[:, t], 0)
     return sums, running

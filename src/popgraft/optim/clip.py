@@ -12,6 +12,6 @@ def clip_gradient_(grad: Float[Tensor, "pop n"], max_norm: Float[Tensor, "pop"])
     Returns:
         The norms before clipping.
     """
-    norm = grad.norm(dim=1)
+    norm: Tensor = grad.norm(dim=1)
     grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1).unsqueeze(1))
     return norm

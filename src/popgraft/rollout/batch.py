@@ -85,13 +85,12 @@ def minibatches(
     device = samples.valid.device
     steps = torch.arange(length, device=device).view(1, -1, 1)
     members = torch.arange(pop, device=device)
-    flat = tree.map(lambda leaf: leaf.flatten(0, 2), samples)
     flat_state = state.flatten(0, 2)
     for chosen in order.chunk(count, dim=1):
         chunk, place = chosen // env, chosen % env
         first = members.unsqueeze(1) * (time * env) + chunk * (length * env) + place
         index = first.unsqueeze(1) + steps * env
         shape, rows = index.shape, index.flatten()
-        part = tree.map(lambda leaf, s=shape, r=rows: leaf.index_select(0, r).unflatten(0, s), flat)
+        part = tree.map(lambda leaf, s=shape, r=rows: leaf.flatten(0, 2).index_select(0, r).unflatten(0, s), samples)
         sequence = (members.unsqueeze(1) * (chunks * env) + chosen).flatten()
         yield Minibatch(part, flat_state.index_select(0, sequence).unflatten(0, chosen.shape))

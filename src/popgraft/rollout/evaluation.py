@@ -18,7 +18,8 @@ def evaluate(
 ) -> Scores:
     """Plays one episode in every environment of the grid and scores each member by its mean return.
 
-    Every environment contributes its first episode and no other, so that short episodes are not counted more often.
+    Every environment contributes its first episode and no other, so that short episodes are not counted more often. A
+    member whose environment fails before all its episodes are over has the score NaN.
 
     Args:
         policy: the network.
@@ -47,15 +48,16 @@ def evaluate(
         transition = grid.step(action.cpu().numpy())
         seat.carry = step.state
         seat.episode_start = torch.from_numpy(transition.started.copy()).to(actor.device)
-        total += np.where(playing, transition.reward, 0)
+        total += np.where(playing, transition.reward, 0)  # a failed member's reward is NaN
         playing &= ~(transition.terminated | transition.truncated)
         playing[list(grid.failures)] = False
         if not playing.any():
             break
-    total[list(grid.failures)] = np.nan
-    stderr = total.std(axis=1, ddof=1) / np.sqrt(envs) if envs > 1 else np.zeros(pop)
+    returns = torch.from_numpy(total)
+    stderr = returns.std(dim=1) / envs**0.5 if envs > 1 else torch.zeros(pop)
     return Scores(
-        mean=torch.from_numpy(total.mean(axis=1)).float(),
-        stderr=torch.from_numpy(stderr).float(),
+        mean=returns.mean(dim=1).float(),
+        stderr=stderr.float(),
         episodes=torch.full((pop,), envs),
+        faults=dict(grid.failures),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config
-from popgraft.errors import ConfigError
+from popgraft.errors import ConfigError, EnvironmentFault
 from popgraft.execute.shard import resolve_device
 from popgraft.nn import Policy
 from popgraft.ppo import initial_member
@@ -93,14 +93,20 @@ class Agent:
             episodes: how many, each in an environment of its own.
             seed: names the episodes; the seeds of training and of a run's own evaluations are never among them.
             deterministic: whether the most likely action is taken.
+
+        Raises:
+            EnvironmentFault: the environment cannot be made, or fails.
         """
         grid = EnvGrid(self.config.env, 1, episodes, self._factory)
         try:
             seeds = [derive(seed, "agent evaluation")]
             max_steps = self.config.evaluation.max_steps
-            return evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps)
+            scores = evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps)
         finally:
             grid.close()
+        for fault in scores.faults.values():
+            raise EnvironmentFault(f"the environment failed during evaluation: {fault}")
+        return scores
 
     def _as_environment_takes_it(self, action: np.ndarray) -> np.ndarray:
         spec = self.spaces.action

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -14,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
+from popgraft.errors import EnvironmentFault, PopulationLost
 from popgraft.execute import Advance, Executor, LocalExecutor
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
-from popgraft.train.observer import Generation, Observer, Plan
+from popgraft.train.observer import Generation, Observer, Plan, readable
 from popgraft.train.run import BEST, LAST, Run
 from popgraft.train.tensorboard import TensorBoard
 
@@ -49,17 +51,21 @@ def train(
         PopulationLost: every member has failed; what was reached before is kept.
     """
     settings = load_config(config, overrides)
+    observer = observer or Observer()
     schedule = Schedule(settings.pbt, settings.seed)
     initial = schedule.initial_hyperparams(settings.model.hyperparams())
-    executor = LocalExecutor(settings, initial, factory)  # before the folder: a typo leaves nothing behind
-    try:
-        folder = RunFolder.create(settings.run_dir, dump_config(settings))
-        with RunDatabase(folder.database) as database, _stop_on_interrupt() as stop:
-            observers = [TensorBoard(folder.tensorboard), *([observer] if observer else [])]
-            run = Run(folder.path, factory)
-            _Training(settings, schedule, executor, run, database, observers, stop.is_set).train()
-    finally:
-        executor.close()
+    with _stop_on_interrupt(observer) as stop:
+        executor = LocalExecutor(settings, initial, factory)  # before the folder: a typo leaves nothing behind
+        try:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            folder = RunFolder.create(settings.run_dir, dump_config(settings))
+            with RunDatabase(folder.database) as database:
+                run = Run(folder.path, factory)
+                observers = [TensorBoard(folder.tensorboard), observer]
+                _Training(settings, schedule, executor, run, database, observers, stop.is_set).train()
+        finally:
+            executor.close()
     return run
 
 
@@ -80,15 +86,18 @@ class _Training:
 
     def train(self) -> None:
         """The whole run; whatever ends it, the best agent and the population are on disk afterwards."""
-        parameters = self.executor.export(torch.arange(1)).params.shape[1]
-        self._tell("on_start", Plan(self.config, self.run.path, parameters))
         generation = 0
         try:
+            parameters = self.executor.export(torch.arange(1)).params.shape[1]
+            self._tell("on_start", Plan(self.config, self.run.path, parameters))
             began = time.monotonic()
             for generation in range(self.config.generations):
                 if not self._generation(generation, began):
                     break
-            self._evaluate_best()
+            if self.stop():
+                self._event("stopped", "interrupted by the user; the population is kept as it is", generation)
+            else:
+                self._evaluate_best()
         except KeyboardInterrupt:  # an update may be half done: the snapshots stay as they are
             self._event("stopped", "interrupted in the middle of an update", generation)
             raise
@@ -108,12 +117,19 @@ class _Training:
 
     def _generation(self, number: int, began: float) -> bool:
         """Advance, score, decide, record, graft; false if the run should end here."""
-        advance = self.executor.advance(self.config.pbt.perturbation_interval, self.stop)
+        updates = 0
+
+        def after_update() -> bool:  # only the first shard asks
+            nonlocal updates
+            updates += 1
+            share = updates / (self.config.pbt.perturbation_interval * self.config.execute.shards)
+            self._tell("on_update", self.steps + round(share * self.config.steps_per_generation))
+            return self.stop()
+
+        advance = self.executor.advance(self.config.pbt.perturbation_interval, after_update)
         self.steps += advance.steps
-        for member, fault in advance.faults.items():
-            self._event("environment", f"the environment of member {member} failed: {fault}", number)
+        self._report_faults(advance.faults, number)
         if self.stop():
-            self._event("stopped", "interrupted by the user; the population is kept as it is", number)
             return False
         scores = self._scores(number, advance)
         hyperparams = self.executor.export(torch.arange(len(scores.mean))).hyperparams
@@ -132,9 +148,10 @@ class _Training:
         )
         threshold = self.config.stop_at_score
         if threshold is not None and self._at_least(self.best, threshold):
-            self._event("reached", f"the best score {self.best:g} has reached stop_at_score={threshold:g}", number)
+            text = f"the best score {readable(self.best)} has reached stop_at_score={threshold:g}"
+            self._event("reached", text, number)
             return False
-        return True
+        return not self.stop()
 
     def _scores(self, number: int, advance: Advance) -> Scores:
         """Fitness as configured; NaN for a member that is not healthy."""
@@ -144,6 +161,7 @@ class _Training:
                 mean = torch.where(scores.episodes > 0, mean, self._known_scores)
         else:
             scores = self.executor.evaluate(derive(self.config.seed, "evaluation", number))
+            self._report_faults(scores.faults, number)
             mean = scores.mean
         return dataclasses.replace(scores, mean=mean.masked_fill(~advance.healthy, float("nan")))
 
@@ -160,6 +178,10 @@ class _Training:
                 self._event("waiting", f"no episode has ended yet for member {names}; nobody is replaced", number)
             else:
                 decision = self.schedule(number, scores, hyperparams)
+        except PopulationLost as error:
+            for member, fault in (advance.faults | scores.faults).items():
+                raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
+            raise
         finally:
             self.database.record_generation(number, scores, hyperparams, self.steps // len(members), decision)
         return decision
@@ -185,15 +207,23 @@ class _Training:
     def _evaluate_best(self) -> None:
         """Scores the best member on fresh episodes, because the best of many noisy scores flatters."""
         episodes = self.config.evaluation.final_episodes
-        if self.best != self.best or self.stop():
+        if self.best != self.best:
             return
         self._tell("on_final_evaluation", episodes)
         agent, found = self.run.best, self.run.summary
-        scores = agent.evaluate(episodes, self.config.seed)
+        try:
+            scores = agent.evaluate(episodes, self.config.seed, self.config.evaluation.deterministic)
+        except EnvironmentFault as error:
+            self._event("environment", f"the best agent has no final score: {error}")
+            return
         score, stderr = float(scores.mean[0]), float(scores.stderr[0])
         final = {"final_score": score, "final_stderr": stderr, "final_episodes": episodes}
         snapshot.save(self.run.folder, BEST, agent.member, {**found, **final})
-        self._event("final", f"the best agent scores {score:.1f} ± {stderr:.1f} over {episodes} fresh episodes")
+        self._event("final", f"the best agent scores {readable(score, stderr)} over {episodes} fresh episodes")
+
+    def _report_faults(self, faults: dict[int, str], number: int) -> None:
+        for member, fault in faults.items():
+            self._event("environment", f"the environment of member {member} failed: {fault}", number)
 
     def _at_least(self, score: float, threshold: float) -> bool:
         return score >= threshold if self.config.pbt.metric_mode == "max" else score <= threshold
@@ -208,17 +238,23 @@ class _Training:
 
 
 @contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
+def _stop_on_interrupt(observer: Observer) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as usual.
+
+    A terminal sends Ctrl-C to every process of the run: those of asynchronous environments, which are made under this
+    handler and inherit it, outlive the first one, so that the update in progress can end.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous, process = signal.getsignal(signal.SIGINT), os.getpid()
 
     def on_interrupt(*_: Any) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if os.getpid() == process:
+            observer.on_interrupt()
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -24,6 +24,11 @@ class Plan:
     folder: Path
     parameters: int
 
+    @property
+    def steps(self) -> int:
+        """Environment steps of the whole population in the whole run: full generations."""
+        return self.config.generations * self.config.steps_per_generation
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
@@ -61,14 +66,27 @@ class Observer:
     def on_start(self, plan: Plan) -> None:
         """Training is about to begin."""
 
+    def on_update(self, steps: int) -> None:
+        """An update is done; `steps` counts the environment steps of the whole population since the run began."""
+
     def on_generation(self, generation: Generation) -> None:
         """A generation has been scored, decided upon and recorded."""
 
     def on_event(self, kind: str, text: str) -> None:
         """Something happened that a person should hear of; it has been recorded."""
 
+    def on_interrupt(self) -> None:
+        """The first Ctrl-C: the run ends after the update in progress. The signal handler calls this, so be brief."""
+
     def on_final_evaluation(self, episodes: int) -> None:
         """Training is over; the best member plays its last evaluation episodes."""
 
     def on_end(self) -> None:
         """The run is over, whichever way it ended."""
+
+
+def readable(score: float, stderr: float | None = None) -> str:
+    """A score in about three significant digits, never in powers of ten; with its standard error, if given one."""
+    size = max(abs(score), abs(stderr or 0))
+    digits = 1 if size >= 100 else 2 if size >= 10 else 3
+    return f"{score:,.{digits}f}" + ("" if stderr is None else f" ± {stderr:,.{digits}f}")

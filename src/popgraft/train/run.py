@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from popgraft.config import Config, load_config
+from popgraft.errors import StoreError
 from popgraft.rollout.grid import EnvGrid
 from popgraft.store import EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.train.agent import Agent, empty_member
@@ -63,8 +64,9 @@ class Run:
         """The best agent, ready to use.
 
         Raises:
-            StoreError: the run ended before its first generation was scored.
+            StoreError: no generation has been scored yet.
         """
+        self._check_scored()
         grid = EnvGrid(self.config.env, 1, 1, self._factory)
         spaces = grid.spaces
         grid.close()
@@ -73,6 +75,18 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Generation, place and score at which the best agent was found, and its final evaluation if there was one."""
+        """Generation, place and score at which the best agent was found, and its final evaluation if there was one.
+
+        Raises:
+            StoreError: no generation has been scored yet.
+        """
+        self._check_scored()
         _, metadata = snapshot.load_flat(self.folder, BEST)
         return metadata
+
+    def _check_scored(self) -> None:
+        if BEST not in snapshot.names(self.folder):
+            raise StoreError(
+                f"{self.path} has no best agent, because its training has not come to the end of its first generation; "
+                "train again, with another run_dir"
+            )

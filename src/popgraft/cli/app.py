@@ -1,0 +1,155 @@
+"""The commands. Exit codes: 0 done, 1 population lost, 2 a mistake that the message explains, 130 interrupted."""
+
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from popgraft import __version__
+from popgraft.cli.progress import Progress, counted, progress
+from popgraft.errors import PopgraftError, PopulationLost, StoreError
+from popgraft.train import Run, readable
+from popgraft.train import train as train_population
+
+POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _examples(*commands: str) -> str:
+    """The end of a help text."""
+    return "\n".join(["\b", "Examples:", *(f"  popgraft {command}" for command in commands)])
+
+
+def main() -> None:
+    """Runs the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" shall not end a run
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"popgraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_examples("train configs/quickstart.yaml", "train --help"))
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Population-based training of recurrent reinforcement-learning agents."""
+
+
+@app.command(
+    epilog=_examples(
+        "train configs/quickstart.yaml",
+        "train configs/quickstart.yaml --set run_dir=runs/second --set seed=1",
+        "train configs/quickstart.yaml --set pbt.population_size=16",
+    )
+)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting that wins over the file; repeat for more."),
+    ] = None,
+) -> None:
+    """Train a population.
+
+    Ctrl-C stops after the update in progress and keeps what was reached; a second Ctrl-C stops at once.
+    """
+    display = progress()
+    with _in_words(display), display:
+        run = train_population(config, settings or [], observer=display)
+        if any(event.kind == "stopped" for event in run.events):
+            raise KeyboardInterrupt
+    _conclude(run)
+
+
+@app.command(
+    epilog=_examples("evaluate runs/quickstart", "evaluate runs/quickstart --episodes 200 --seed 7 --stochastic")
+)
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    episodes: Annotated[int | None, typer.Option(min=1, help="How many [default: as after training].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Names the episodes [default: the run's seed].")] = None,
+    stochastic: Annotated[
+        bool | None,
+        typer.Option(
+            "--stochastic/--deterministic",
+            help="Sample actions, or take the most likely ones [default: as after training].",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Score the best agent of a run on fresh episodes.
+
+    Without options these are the episodes on which it was scored after training.
+    """
+    with _in_words():
+        run = Run(folder)
+        config, agent = run.config, run.best
+        deterministic = config.evaluation.deterministic if stochastic is None else not stochastic
+        seed = config.seed if seed is None else seed
+        scores = agent.evaluate(episodes or config.evaluation.final_episodes, seed, deterministic)
+    count = int(scores.episodes[0])
+    score = readable(float(scores.mean[0]), float(scores.stderr[0]) if count > 1 else None)
+    unit = "mean ± standard error, " if count > 1 else ""
+    actions = "most likely" if deterministic else "sampled"
+    typer.echo(f"{score} over {counted(count, 'episode')} ({unit}seed {seed}, {actions} actions)")
+
+
+@contextlib.contextmanager
+def _in_words(display: Progress | None = None) -> Iterator[None]:
+    """Turns errors and Ctrl-C into a message and an exit code; names what a run that had begun has kept."""
+    try:
+        yield
+    except PopgraftError as error:
+        typer.echo(f"error: {error}", err=True)
+        if display and display.plan:
+            _conclude(Run(display.plan.folder), err=True)
+        raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
+    except KeyboardInterrupt:
+        if display and display.plan:
+            typer.echo("interrupted; what was reached is kept")
+            _conclude(Run(display.plan.folder))
+        else:
+            typer.echo("interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _conclude(run: Run, err: bool = False) -> None:
+    """Says how good the best agent is, where the run lies, and what to do with it."""
+    folder = shlex.quote(str(run.path))
+    try:
+        found = run.summary
+    except StoreError:
+        lines = {"best agent": "none: the first generation had not ended", "run folder": folder}
+    else:
+        if "final_score" in found:
+            score = readable(found["final_score"], found["final_stderr"])
+            score += f" over {found['final_episodes']} fresh episodes (mean ± standard error)"
+        else:
+            score = readable(found["score"], found["stderr"]) + " when it was found"
+        lines = {
+            "best agent": f"{score}, after {found['steps']:,} steps",
+            "run folder": folder,
+            "evaluate": f"popgraft evaluate {folder}",
+            "curves": f"tensorboard --logdir {shlex.quote(str(run.folder.tensorboard))}",
+        }
+    for name, text in lines.items():
+        typer.echo(f"{name:<12}{text}", err=err)

@@ -1,0 +1,222 @@
+"""How a run looks while it goes on: a live display in a terminal, a plain log elsewhere."""
+
+import abc
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from popgraft.train import Generation, Observer, Plan, readable
+
+CLOSING = ("final", "stopped")
+"""Kinds of events that the command itself speaks of when the run is over."""
+
+STOPPING = "stopping after the update in progress; press Ctrl-C again to stop at once"
+
+
+class Progress(Observer, abc.ABC):
+    """Follows a run; a context manager, so that a terminal is given back whatever happens.
+
+    Attributes:
+        plan: what is being done; None before training begins.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.exploits = 0
+
+    def on_start(self, plan: Plan) -> None:
+        """Says what is about to happen."""
+        self.plan = plan
+        config = plan.config
+        self.say(
+            f"training {counted(config.pbt.population_size, 'member')} of {plan.parameters:,} parameters "
+            f"on {config.env.id or config.env.factory or 'environments of a factory'}, into {plan.folder}"
+        )
+
+    def on_event(self, kind: str, text: str) -> None:
+        """Says what has happened."""
+        if kind not in CLOSING:
+            self.say(text)
+
+    def on_interrupt(self) -> None:
+        """Says that Ctrl-C has been heard."""
+        self.say(STOPPING)
+
+    def on_final_evaluation(self, episodes: int) -> None:
+        """Says what takes the last moments."""
+        self.say(f"evaluating the best agent over {counted(episodes, 'fresh episode')}")
+
+    @abc.abstractmethod
+    def say(self, text: str) -> None:
+        """Shows a sentence."""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives the terminal back."""
+
+
+class PlainLog(Progress):
+    """One line for every generation and event, without control characters.
+
+    Args:
+        file: where the lines go.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def on_generation(self, generation: Generation) -> None:
+        """Writes the generation's line."""
+        assert self.plan is not None
+        self.exploits += len(generation.exploits)
+        best, mean, worst = spread(generation, self.plan)
+        rate = generation.steps / generation.seconds
+        self.say(
+            f"generation {generation.number + 1}/{self.plan.config.generations}, "
+            f"{generation.steps:,}/{self.plan.steps:,} steps, {rate:,.0f} steps/s: "
+            f"best {best}, mean {mean}, worst {worst}, best ever {readable(generation.best_score)}, "
+            f"{counted(self.exploits, 'exploit')}, {clock((self.plan.steps - generation.steps) / rate)} left"
+        )
+
+    def say(self, text: str) -> None:
+        """Writes a line."""
+        print(one_line(text), file=self._file, flush=True)
+
+
+class LiveDisplay(Progress):
+    """Five lines that are drawn again in place.
+
+    Args:
+        console: the terminal.
+        now: seconds on any clock.
+    """
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._began = 0.0
+        self._steps = 0
+        self._generation: Generation | None = None
+        self._last = "making the environments"
+        self._live = Live(self, console=console, refresh_per_second=4)
+
+    def on_start(self, plan: Plan) -> None:
+        """Starts the clock."""
+        super().on_start(plan)
+        self._began = self._now()
+
+    def on_update(self, steps: int) -> None:
+        """Moves the bar."""
+        self._steps = steps
+
+    def on_generation(self, generation: Generation) -> None:
+        """Takes over the generation's scores."""
+        self._steps = generation.steps
+        self._generation = generation
+        self.exploits += len(generation.exploits)
+
+    def say(self, text: str) -> None:
+        """Replaces the last line."""
+        self._last = one_line(text)
+
+    def __rich__(self) -> Group | Text:
+        """The lines as they are now."""
+        last = Text(self._last, style="dim")
+        if self.plan is None:
+            return last
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column()
+        table.add_row("steps", self._bar(self.plan))
+        table.add_row("speed", self._speed(self.plan))
+        table.add_row("generation", self._counts(self.plan))
+        table.add_row("score", self._scores(self.plan))
+        return Group(table, last)
+
+    def _bar(self, plan: Plan) -> Table:
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=plan.steps, completed=self._steps, width=30),
+            Text(f"{self._steps / plan.steps:.0%}"),
+            Text(f"{self._steps:,} of {plan.steps:,}"),
+        )
+        return bar
+
+    def _speed(self, plan: Plan) -> Text:
+        elapsed = self._now() - self._began
+        if not self._steps or elapsed <= 0:
+            return Text("first update")
+        rate = self._steps / elapsed
+        left = clock((plan.steps - self._steps) / rate)
+        return facts((f"{rate:,.0f}", "steps/s"), (clock(elapsed), "elapsed"), (left, "left"))
+
+    def _counts(self, plan: Plan) -> Text:
+        done = self._generation.number + 1 if self._generation else 0
+        number, noun = counted(self.exploits, "exploit").split()
+        return facts((f"{done}", f"of {plan.config.generations}"), (number, noun))
+
+    def _scores(self, plan: Plan) -> Text:
+        if self._generation is None:
+            return Text("after the first generation", style="dim")
+        best, mean, worst = spread(self._generation, plan)
+        ever = readable(self._generation.best_score)
+        return facts((best, "best"), (mean, "mean"), (worst, "worst"), (ever, "best ever"))
+
+    def __enter__(self) -> "LiveDisplay":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the last state on the screen."""
+        self._live.stop()
+
+
+def progress() -> Progress:
+    """The live display if standard output is a terminal that can draw it, else the plain log."""
+    console = Console(highlight=False)
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
+        return LiveDisplay(console)
+    return PlainLog(sys.stdout)
+
+
+def spread(generation: Generation, plan: Plan) -> tuple[str, str, str]:
+    """Best, mean and worst score of the members that have one."""
+    scores = generation.scores.mean
+    scores = scores[scores.isfinite()]
+    if not len(scores):
+        return "none", "none", "none"
+    low, high = float(scores.min()), float(scores.max())
+    best, worst = (high, low) if plan.config.pbt.metric_mode == "max" else (low, high)
+    return readable(best), readable(float(scores.mean())), readable(worst)
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def counted(number: int, noun: str) -> str:
+    """The number, and the noun in singular or plural."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def facts(*pairs: tuple[str, str]) -> Text:
+    """Numbers, each followed by what it counts."""
+    parts = [Text.assemble((number, "bold"), " ", what) for number, what in pairs]
+    return Text("   ").join(parts)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and control characters, which an environment's error may bring."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,142 @@
+"""Running statistics against NumPy on all data at once, and against Stable-Baselines3's."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from popgraft import tree
+from popgraft.ops.moments import initial_moments, normalize, scale, update_
+from popgraft.state import Moments
+
+POP, SHAPE = 3, (4, 2)
+
+
+def batches(rng, shape=SHAPE):
+    """Batches of unlike size, mean and spread: [pop, batch, *shape]."""
+    return [
+        rng.normal(size=(POP, size, *shape)) * spread + mean
+        for size, mean, spread in [(5, 2, 1), (1, -3, 9), (64, 0.1, 0.2)]
+    ]
+
+
+def fresh(shape=SHAPE):
+    return tree.map(torch.Tensor.double, initial_moments(POP, shape, torch.device("cpu")))
+
+
+def feed(moments, data, valid=None):
+    for x in data:
+        weight = np.ones(x.shape[:2]) if valid is None else valid.pop(0)
+        update_(moments, torch.from_numpy(x), torch.from_numpy(weight))
+    return moments
+
+
+@pytest.mark.parametrize("shape", [(), (3,), SHAPE])
+def test_equals_stable_baselines3_batch_by_batch(shape):
+    data = batches(np.random.default_rng(0), shape)
+    ours, theirs = fresh(shape), [RunningMeanStd(epsilon=1e-4, shape=shape) for _ in range(POP)]
+    np.testing.assert_allclose(ours.count, theirs[0].count, rtol=1e-6)
+    for x in data:
+        feed(ours, [x])
+        for m, reference in enumerate(theirs):
+            reference.update(x[m])
+            np.testing.assert_allclose(ours.mean[m], reference.mean, rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(ours.var[m], reference.var, rtol=1e-6, atol=1e-9)
+            assert float(ours.count[m]) == pytest.approx(reference.count, rel=1e-7)
+
+
+def test_equals_numpy_on_all_data_when_the_initial_guess_weighs_nothing():
+    data = batches(np.random.default_rng(1))
+    moments = fresh()
+    moments.count.zero_()
+    feed(moments, data)
+    whole = np.concatenate(data, axis=1)
+    np.testing.assert_allclose(moments.mean, whole.mean(1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(moments.var, whole.var(1), rtol=0, atol=1e-12)
+    assert moments.count.tolist() == [whole.shape[1]] * POP
+
+
+def test_samples_that_do_not_count_are_as_if_absent():
+    rng = np.random.default_rng(2)
+    data = batches(rng)
+    valid = [(rng.random(x.shape[:2]) < 0.7).astype(float) for x in data]
+    valid[1][:] = 0  # a whole batch without a sample
+    moments = feed(fresh(), data, list(valid))
+    for m in range(POP):
+        reference = RunningMeanStd(epsilon=float(fresh().count[m]), shape=SHAPE)
+        for x, weight in zip(data, valid, strict=True):
+            if weight[m].any():
+                reference.update(x[m][weight[m] == 1])
+        np.testing.assert_allclose(moments.mean[m], reference.mean, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(moments.var[m], reference.var, rtol=0, atol=1e-12)
+
+
+def test_single_precision_keeps_up_over_many_updates():
+    """A mean of 100 standard deviations: the textbook E[x²] − E[x]² would lose four digits."""
+    rng = np.random.default_rng(3)
+    moments = initial_moments(POP, (), torch.device("cpu"))
+    data = (100 + rng.normal(size=(200, POP, 256))).astype(np.float32)
+    for x in data:
+        update_(moments, torch.from_numpy(x), torch.ones(x.shape))
+    np.testing.assert_allclose(moments.mean, data.mean((0, 2), np.float64), rtol=1e-5)
+    np.testing.assert_allclose(moments.var, data.var((0, 2), np.float64), rtol=1e-3)
+
+
+def test_normalisation_is_that_of_vecnormalize():
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    rng = np.random.default_rng(4)
+    env.obs_rms.mean, env.obs_rms.var = rng.normal(size=3), rng.random(3) + np.array([0, 1e-9, 4])
+    env.ret_rms.var = np.float64(7.3)
+    obs, reward = rng.normal(size=(50, 3)) * 9, rng.normal(size=50) * 20
+    moments = Moments(*(torch.from_numpy(x)[None] for x in (env.obs_rms.mean, env.obs_rms.var)), torch.ones(1))
+    spread = Moments(torch.ones(1).double(), torch.tensor([7.3]).double(), torch.ones(1))
+    found_obs, found_reward = (
+        normalize(moments, torch.from_numpy(obs)[None]),
+        scale(spread, torch.from_numpy(reward)[None]),
+    )
+    np.testing.assert_allclose(found_obs[0], env.normalize_obs(obs), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found_reward[0], env.normalize_reward(reward), rtol=1e-6, atol=1e-6)
+    assert found_obs.abs().max() == 10
+    env.close()
+
+
+def test_a_reward_keeps_its_sign_and_its_zero():
+    moments = feed(fresh(()), batches(np.random.default_rng(5), ()))
+    assert moments.mean.abs().min() > 0
+    reward = torch.tensor([-3.0, 0.0, 2.0]).double().expand(POP, 3)
+    assert torch.equal(scale(moments, reward).sign(), reward.sign())
+
+
+def test_population_laws():
+    """Stacked = singles, isolation, permutation, graft; update_ writes in place, so every run starts from a copy."""
+    rng = np.random.default_rng(6)
+    before, x = feed(fresh(), batches(rng)), torch.from_numpy(rng.normal(size=(POP, 9, *SHAPE)))
+    valid = torch.from_numpy((rng.random((POP, 9)) < 0.7).astype(float))
+
+    def run(moments, x, valid):
+        after = tree.map(torch.clone, moments)
+        update_(after, x, valid)
+        scalar = Moments(after.mean[:, 0, 0], after.var[:, 0, 0], after.count)
+        return [*(leaf for _, leaf in tree.items(after)), normalize(after, x), scale(scalar, x[..., 0, 0])]
+
+    whole = run(before, x, valid)
+    trees = (before, x, valid)
+    for stacked, *parts in zip(
+        whole, *(run(*(tree.slice(t, m, m + 1) for t in trees)) for m in range(POP)), strict=True
+    ):
+        torch.testing.assert_close(stacked, torch.cat(parts), atol=1e-12, rtol=0)
+    disturbed = x.clone()
+    disturbed[1] = float("nan")
+    order, parents = torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2])
+    for a, b, c, d in zip(
+        whole,
+        run(before, disturbed, valid),
+        run(*(tree.gather(t, order) for t in trees)),
+        run(*(tree.gather(t, parents) for t in trees)),
+        strict=True,
+    ):
+        assert torch.equal(a[[0, 2]], b[[0, 2]])
+        torch.testing.assert_close(a[order], c, atol=1e-12, rtol=0)
+        assert torch.equal(d[0], d[1])
