@@ -29,7 +29,7 @@ class Work:
         population: members; sb3-contrib always trains one.
         sequence_length: steps of backpropagation through time; sb3-contrib always cuts at episodes instead.
         quantiles: outputs of the critic; sb3-contrib's has one.
-        threads: threads inside operators; None leaves the choice to popgraft.
+        threads: threads inside operators.
         seconds: time to measure for, after one update that warms up.
         updates: updates to measure at least.
         n_steps: environment steps per environment and update.
@@ -39,7 +39,7 @@ class Work:
     population: int = 1
     sequence_length: int = 128
     quantiles: int = 21
-    threads: int | None = None
+    threads: int = 1
     seconds: float = 2.0
     updates: int = 2
     n_steps: int = 128
@@ -117,8 +117,7 @@ def sb3_update(work: Work) -> Callable[[], int]:
         space = gym.spaces.Box(low, high, dtype=np.float32)
         return gym.wrappers.TransformObservation(env, lambda obs: np.delete(obs, hidden), space)
 
-    if work.threads:
-        torch.set_num_threads(work.threads)
+    torch.set_num_threads(work.threads)
     n_envs, n_steps = config.env.num_envs, config.model.n_steps
     model = RecurrentPPO(
         "MlpLstmPolicy",

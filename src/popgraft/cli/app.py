@@ -39,10 +39,11 @@ def main() -> None:
     app()
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"popgraft {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback(epilog=_examples("train configs/quickstart.yaml", "train --help"))
@@ -125,7 +126,7 @@ def _in_words(display: Progress | None = None) -> Iterator[None]:
         raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
     except KeyboardInterrupt:
         if display and display.plan:
-            typer.echo("interrupted; what was reached is kept")
+            typer.echo("interrupted; what was reached is in the run folder")
             _conclude(Run(display.plan.folder))
         else:
             typer.echo("interrupted; nothing was written")
@@ -138,11 +139,15 @@ def _conclude(run: Run, err: bool = False) -> None:
     try:
         found = run.summary
     except StoreError:
-        lines = {"best agent": "none: the first generation had not ended", "run folder": folder}
+        lines = {
+            "best agent": "none: the first generation had not ended",
+            "run folder": folder,
+            "start anew": "popgraft train CONFIG --set run_dir=ANOTHER",
+        }
     else:
         if "final_score" in found:
             score = readable(found["final_score"], found["final_stderr"])
-            score += f" over {found['final_episodes']} fresh episodes (mean ± standard error)"
+            score += f" over {counted(found['final_episodes'], 'fresh episode')}"
         else:
             score = readable(found["score"], found["stderr"]) + " when it was found"
         lines = {

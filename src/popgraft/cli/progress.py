@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -66,15 +65,7 @@ class Progress(Observer, abc.ABC):
 
 
 class PlainLog(Progress):
-    """One line for every generation and event, without control characters.
-
-    Args:
-        file: where the lines go.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        super().__init__()
-        self._file = file
+    """One line on standard output for every generation and event, without control characters."""
 
     def on_generation(self, generation: Generation) -> None:
         """Writes the generation's line."""
@@ -91,11 +82,11 @@ class PlainLog(Progress):
 
     def say(self, text: str) -> None:
         """Writes a line."""
-        print(one_line(text), file=self._file, flush=True)
+        print(one_line(text), flush=True)
 
 
 class LiveDisplay(Progress):
-    """Five lines that are drawn again in place.
+    """A few lines that are drawn again in place.
 
     Args:
         console: the terminal.
@@ -114,6 +105,8 @@ class LiveDisplay(Progress):
     def on_start(self, plan: Plan) -> None:
         """Starts the clock."""
         super().on_start(plan)
+        self._live.console.print(Text(self._last))  # above the display, for good
+        self._last = ""
         self._began = self._now()
 
     def on_update(self, steps: int) -> None:
@@ -187,7 +180,7 @@ def progress() -> Progress:
     console = Console(highlight=False)
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveDisplay(console)
-    return PlainLog(sys.stdout)
+    return PlainLog()
 
 
 def spread(generation: Generation, plan: Plan) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config
+from popgraft.errors import ConfigError
 from popgraft.execute.base import Advance
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
@@ -21,6 +22,8 @@ from popgraft.rollout.collector import Collector
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.grid import EnvGrid
 from popgraft.state import Decision, Member, Scores, Seat
+
+ODD_NUMBER = "it gave a reward or an observation that is not a finite number"
 
 
 class Shard:
@@ -77,10 +80,11 @@ class Shard:
         pop = len(self.members)
         metrics: list[dict[str, Tensor]] = []
         returns: list[list[float]] = [[] for _ in range(pop)]
-        steps = 0
+        steps, given = 0, torch.ones(pop, dtype=torch.bool)
         with self._threads():
             for _ in range(updates):
                 rollout = self.collector.collect(self.member, self.seat, self.generators)
+                given &= tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
                 episodes = self._finished_episodes(rollout)
                 learned = learn_(self.policy, self.member, self.seat, rollout, self.config.model, self.generators)
                 metrics.append({**learned, **_episode_metrics(episodes)})
@@ -89,7 +93,8 @@ class Shard:
                 steps += rollout.reward.numel()
                 if stop():
                     break
-        failed = self.grid.failures
+        odd = dict.fromkeys(given.logical_not().nonzero().flatten().tolist(), ODD_NUMBER)
+        failed = odd | self.grid.failures
         sound = tree.finite(
             {"params": self.member.params, "optimizer": self.member.optimizer, "normalizer": self.member.normalizer}
         )
@@ -171,8 +176,18 @@ class Shard:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `engine.device` names."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device that `engine.device` names.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"engine.device={name!r} cannot be used: {reason}; set engine.device: auto or cpu") from None
+    return device
 
 
 def _episode_metrics(episodes: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ class Rollout:
         value: predicted mean return.
         next_value: what the step bootstraps from: 0 after a termination, the terminal observation's value after a
             truncation, else the next step's value.
-        reward: raw reward of the environment.
+        reward: raw reward of the environment; 0 where `valid` is 0.
         end: whether the episode ended with this step.
         start: whether the observation is the first of an episode.
         valid: 0 where the environment only reset itself and ignored the action.

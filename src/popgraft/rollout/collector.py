@@ -97,7 +97,7 @@ class Collector:
         upcoming = actor.normalized(actor.tensors(self.grid.observations))
         last = actor.step(upcoming, seat.carry, seat.episode_start)
         values = actor.values(torch.cat([critic, last.critic], dim=1))
-        terminated, final = tensor(self._terminated), tensor(self._final)
+        terminated, final, valid = tensor(self._terminated), tensor(self._final), tensor(self._valid)
         next_value = torch.where(final, self._bootstrap, values[:, 1:]).masked_fill_(terminated, 0)
         return Rollout(
             obs=self._obs,
@@ -106,9 +106,9 @@ class Collector:
             log_prob=self.policy.head.log_prob(actor.params["head"], outputs, action),
             value=values[:, :-1],
             next_value=next_value,
-            reward=tensor(self._reward),
+            reward=tensor(self._reward).masked_fill_(valid.logical_not(), 0),
             end=terminated | tensor(self._truncated),
             start=self._start,
-            valid=tensor(self._valid).to(torch.float32),
+            valid=valid.to(torch.float32),
             state=self._state,
         )

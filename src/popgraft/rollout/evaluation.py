@@ -59,5 +59,5 @@ def evaluate(
         mean=returns.mean(dim=1).float(),
         stderr=stderr.float(),
         episodes=torch.full((pop,), envs),
-        faults=dict(grid.failures),
+        faults={place: text for place, text in grid.failures.items() if np.isnan(total[place]).any()},
     )

@@ -1,0 +1,158 @@
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from popgraft import Generation, Plan, load_config
+from popgraft.cli.progress import LiveDisplay, PlainLog, progress
+from popgraft.state import Decision, Scores
+
+NAN = float("nan")
+
+
+def plan_of(**changes: Any) -> Plan:
+    config = load_config(
+        {"env": {"id": "CartPole-v1", "num_envs": 8}, "pbt": {"population_size": 4}, "total_timesteps": 100_000},
+        {key.replace("__", "."): value for key, value in changes.items()},
+    )
+    return Plan(config, Path("runs/mine"), 12_345)  # 20,480 steps to a generation, so 5 generations
+
+
+def generation_of(number: int, scores: list[float], best: float, parents: list[int] | None = None) -> Generation:
+    mean = torch.tensor(scores)
+    pop = len(scores)
+    return Generation(
+        number=number,
+        steps=20_480 * (number + 1),
+        seconds=10.0 * (number + 1),
+        scores=Scores(mean, torch.zeros(pop), torch.ones(pop, dtype=torch.long)),
+        hyperparams={},
+        decision=Decision(torch.tensor(parents or list(range(pop))), {}, {}),
+        metrics={},
+        best_score=best,
+    )
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def logged(*generations: Generation, **changes: Any) -> list[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as file, PlainLog() as log:
+        log.on_start(plan_of(**changes))
+        for generation in generations:
+            log.on_generation(generation)
+    return file.getvalue().splitlines()
+
+
+def shown(display: LiveDisplay, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(display)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_log_has_one_line_for_a_generation_with_all_the_facts() -> None:
+    lines = logged(
+        generation_of(0, [10.0, 20.0, 30.0, 160.0], 160.0, parents=[3, 1, 2, 3]),
+        generation_of(1, [1.0, 2.0, 3.0, 2.0], 160.0, parents=[2, 2, 2, 3]),
+    )
+    assert lines == [
+        "training 4 members of 12,345 parameters on CartPole-v1, into runs/mine",
+        "generation 1/5, 20,480/102,400 steps, 2,048 steps/s: "
+        "best 160.0, mean 55.00, worst 10.00, best ever 160.0, 1 exploit, 0:00:40 left",
+        "generation 2/5, 40,960/102,400 steps, 2,048 steps/s: "
+        "best 3.000, mean 2.000, worst 1.000, best ever 160.0, 3 exploits, 0:00:30 left",
+    ]
+
+
+def test_low_scores_are_best_where_the_configuration_says_so() -> None:
+    assert "best -3.000, mean -1.000, worst 1.000" in logged(
+        generation_of(0, [-3.0, -2.0, 0.0, 1.0], -3.0), pbt__metric_mode="min"
+    )[-1]  # fmt: skip
+
+
+def test_members_without_a_score_are_left_out() -> None:
+    assert "best 30.00, mean 20.00, worst 10.00" in logged(generation_of(0, [NAN, 10.0, 30.0, NAN], 30.0))[-1]
+    assert "best none, mean none, worst none" in logged(generation_of(0, [NAN] * 4, NAN))[-1]
+
+
+def test_a_log_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    log = PlainLog()
+    log.on_event("environment", "failed: \x1b[2Jboth\r\nlines\x07 [bold]kept[/bold]")
+    log.on_interrupt()
+    log.on_final_evaluation(20)
+    log.on_event("final", "the command says this itself")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "failed:  [2Jboth  lines  [bold]kept[/bold]"
+    assert rest == [
+        "stopping after the update in progress; press Ctrl-C again to stop at once",
+        "evaluating the best agent over 20 fresh episodes",
+    ]
+
+
+def test_the_display_shows_all_the_facts_in_80_columns() -> None:
+    watch = Watch()
+    display = LiveDisplay(Console(file=io.StringIO(), width=80), watch)
+    assert shown(display) == "making the environments\n"
+    display.on_start(plan_of())
+    assert "first update" in shown(display)
+    watch.time += 12.5
+    display.on_update(5_120)
+    assert "after the first generation" in shown(display)
+    display.on_generation(generation_of(0, [10.0, 20.0, 30.0, 160.0], 1234.5, parents=[3, 1, 2, 3]))
+    display.on_event("rescue", "member 3 had no finite score [and] continues as member 0")
+    text = shown(display)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    words = re.sub(r"[━╸╺ \n]+", " ", text)
+    assert words.strip() == (
+        "steps 20% 20,480 of 102,400 "
+        "speed 1,638 steps/s 0:00:12 elapsed 0:00:50 left "
+        "generation 1 of 5 1 exploit "
+        "score 160.0 best 55.00 mean 10.00 worst 1,234.5 best ever "
+        "member 3 had no finite score [and] continues as member 0"
+    )
+
+
+def test_the_display_stays_readable_with_large_numbers() -> None:
+    watch = Watch()
+    display = LiveDisplay(Console(file=io.StringIO(), width=80), watch)
+    display.on_start(plan_of(total_timesteps=2_000_000_000))
+    watch.time += 36_000
+    display.on_generation(generation_of(0, [-12345.6, 12345.6, 0.0, 0.0], 12345.6))
+    lines = shown(display).splitlines()
+    assert len(lines) == 5, "four lines of facts and the last event; none is wrapped"
+    assert max(len(line) for line in lines) <= 80
+
+
+def test_the_display_gives_the_terminal_back_after_an_error() -> None:
+    file = io.StringIO()
+    with contextlib.suppress(RuntimeError), LiveDisplay(Console(file=file, force_terminal=True)) as display:
+        display.on_start(plan_of())
+        raise RuntimeError
+    hidden, shown_again = "\x1b[?25l", "\x1b[?25h"
+    assert file.getvalue().rindex(shown_again) > file.getvalue().rindex(hidden)
+    assert "training 4 members of 12,345 parameters" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "name", "kind"),
+    [(True, "xterm", LiveDisplay), (True, "dumb", PlainLog), (False, "xterm", PlainLog)],
+)
+def test_the_live_display_is_for_terminals_that_can_draw_it(
+    terminal: bool, name: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setenv("TERM", name)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as continuous integration sets it, where nobody is watching
+    assert type(progress()) is kind

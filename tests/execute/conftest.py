@@ -1,0 +1,57 @@
+"""Small populations on real environments."""
+
+import pytest
+import torch
+
+from popgraft.config import load_config
+from popgraft.pbt import Schedule
+
+ENVS = {
+    "CartPole": {
+        "id": "CartPole-v1",
+        "num_envs": 4,
+        "wrappers": [{"name": "hide", "kwargs": {"indices": [1, 3]}}],
+    },
+    "Pendulum": {"id": "Pendulum-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 11}},
+}
+SPACES = [
+    {"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True},
+    {"name": "clip_range", "min_value": 0.1, "max_value": 0.4},
+]
+
+
+@pytest.fixture
+def configured():
+    """Makes the configuration of a small population."""
+
+    def make(env="CartPole", *overrides, pop=3):
+        settings = {
+            "env": ENVS[env],
+            "model": {
+                "n_steps": 16,
+                "n_epochs": 2,
+                "n_minibatches": 2,
+                "ent_coef": 0.01,
+                "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
+            },
+            "pbt": {"population_size": pop, "hyperparams": SPACES, "min_ready_members": 1 + (pop > 1)},
+            "evaluation": {"episodes": 3, "max_steps": 30},
+            "engine": {"sequence_length": 8, "device": "cpu"},
+            "seed": 5,
+        }
+        if pop == 1:
+            settings["pbt"] |= {"exploit_method": "none"}
+            settings["pbt"].pop("min_ready_members")
+        return load_config(settings, overrides)
+
+    return make
+
+
+@pytest.fixture
+def initial():
+    """Hyperparameters with which a configuration begins; a member's do not depend on the population's size."""
+
+    def make(config) -> dict[str, torch.Tensor]:
+        return Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+
+    return make

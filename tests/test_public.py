@@ -1,0 +1,47 @@
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import popgraft
+
+NAMES = {
+    "Agent", "Config", "ConfigError", "EnvironmentFault", "Generation", "HyperparamConfig", "MissingExtra", "Observer",
+    "Plan", "PopgraftError", "PopulationLost", "Run", "RunExists", "StoreError", "load_config", "train",
+}  # fmt: skip
+
+
+def test_the_flat_namespace_is_what_is_documented() -> None:
+    assert set(popgraft.__all__) == NAMES
+    assert list(popgraft.__all__) == sorted(popgraft.__all__)
+    for name in NAMES:
+        assert callable(getattr(popgraft, name))
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_public_name_is_explained(name: str) -> None:
+    assert (getattr(popgraft, name).__doc__ or "").strip()
+
+
+def test_every_error_is_a_popgraft_error() -> None:
+    errors = [value for value in vars(popgraft).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(errors) == 7
+    assert all(issubclass(error, popgraft.PopgraftError) for error in errors)
+    assert issubclass(popgraft.ConfigError, ValueError)
+
+
+def test_the_function_train_survives_an_import_of_the_package_train() -> None:
+    importlib.import_module("popgraft.train.loop")
+    assert popgraft.train is importlib.import_module("popgraft.train.loop").train
+
+
+def test_importing_touches_no_global_generator_and_no_heavy_optional_package() -> None:
+    code = (
+        "import random, numpy, torch; before = random.getstate(), numpy.random.get_state()[1].sum(), torch.initial_seed();"
+        "import popgraft, sys;"
+        "assert before == (random.getstate(), numpy.random.get_state()[1].sum(), torch.initial_seed());"
+        "print({'envpool', 'mujoco', 'matplotlib', 'tensorflow', 'stable_baselines3'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
