@@ -204,7 +204,7 @@ def test_an_interrupt_before_the_first_score_says_that_there_is_none(config: Pat
 
 def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> None:
     changes = settings(env__id="CartPole-v1", env__kwargs="{}", env__vectorization="async", total_timesteps=10**7)
-    changes += settings(model__n_steps=64, pbt__perturbation_interval=20)
+    changes += settings(model__n_steps=64, pbt__perturbation_interval=10)
     command = [sys.executable, "-W", "error", "-c", "from popgraft.cli.app import main; main()", "train", str(config)]
     with subprocess.Popen(
         [*command, *changes], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -34,14 +34,11 @@ def configured():
                 "ent_coef": 0.01,
                 "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
             },
-            "pbt": {"population_size": pop, "hyperparams": SPACES, "min_ready_members": 1 + (pop > 1)},
+            "pbt": {"population_size": pop, "hyperparams": SPACES},
             "evaluation": {"episodes": 3, "max_steps": 30},
             "engine": {"sequence_length": 8, "device": "cpu"},
             "seed": 5,
         }
-        if pop == 1:
-            settings["pbt"] |= {"exploit_method": "none"}
-            settings["pbt"].pop("min_ready_members")
         return load_config(settings, overrides)
 
     return make

@@ -152,12 +152,11 @@ def test_updates_in_parts_are_the_same_updates(make):
             assert torch.equal(a, b)
 
 
-def graft(shard, parents, generation=1, donors=None, incoming=None, **changed):
+def graft(shard, parents, generation=1, **changed):
     hyperparams = {name: values[torch.tensor(parents)] for name, values in shard.member.hyperparams.items()} | changed
     decision = Decision(torch.tensor(parents), hyperparams, {})
     needed = sorted({parent for member, parent in enumerate(parents) if parent != member})
     shard.graft(decision, {m: i for i, m in enumerate(needed)}, shard.export(torch.tensor(needed)), generation)
-    return decision
 
 
 def test_a_graft_is_a_deep_copy_with_new_hyperparameters_and_a_fresh_seat(make):

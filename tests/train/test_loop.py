@@ -11,7 +11,6 @@ import torch
 from gymnasium.spaces import Box, Discrete, Text
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import popgraft
 from popgraft import ConfigError, EnvironmentFault, Generation, Observer, Plan, PopulationLost, Run, RunExists, train
 from popgraft.store import snapshot
 
@@ -341,6 +340,7 @@ MISTAKES = [
     ({"model__gamma": 1.5}, ConfigError, r"model.gamma = 1.5: must lie in \[0, 1\]"),
     ({"pbt__hyperparams": [{"name": "gamma", "min_value": 0.99, "max_value": 0.9}]}, ConfigError, "0.99.*0.9"),
     ({"pbt__population_size": 1}, ConfigError, "a population of 1 has nobody to copy from"),
+    ({"engine__device": "abacus"}, ConfigError, "engine.device='abacus' cannot be used: .*; set engine.device: auto"),
     ({"env__kwargs": {"speed": 3}}, EnvironmentFault, "unexpected keyword argument 'speed'"),
 ]
 
@@ -370,7 +370,3 @@ def test_a_folder_in_use_is_not_touched(tiny: Tiny) -> None:
     with pytest.raises(RunExists, match="already holds a run; set run_dir to another folder"):
         train(settings)
     assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-
-
-def test_the_flat_name_is_the_function() -> None:
-    assert popgraft.train is train

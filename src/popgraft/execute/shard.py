@@ -13,6 +13,7 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ConfigError
 from popgraft.execute.base import Advance
+from popgraft.execute.memory import keep_freed_memory
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
 from popgraft.ppo import initial_member, learn_
@@ -48,6 +49,7 @@ class Shard:
     ) -> None:
         self.config, self.members, self._factory = config, list(members), factory
         self.device = resolve_device(config.engine.device)
+        keep_freed_memory()
         pop, envs = len(self.members), config.env.num_envs
         self.grid = EnvGrid(config.env, pop, factory=factory)
         self._evaluation_grid: EnvGrid | None = None
