@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 draw_curves(axes, result, colour)
             axes.legend(loc="best", fontsize=10)
         axes.set_xlabel("environment steps of the whole population")
-        axes.set_ylabel("score (mean return of evaluation episodes)")
+        axes.set_ylabel("score (mean return of an episode)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         figure.savefig(options.out, dpi=160)
     return 0

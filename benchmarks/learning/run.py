@@ -2,8 +2,8 @@
 
     python benchmarks/learning/run.py configs/quickstart.yaml --seeds 5 --out benchmarks/learning/results
 
-A score is the mean return of evaluation episodes. The final score is the best member's over fresh episodes, played
-after training: it is not the one that the member was chosen by, which flatters.
+A score is what the population is selected by: the mean return of a member's evaluation or training episodes. The final
+score is the best member's over fresh episodes, played after training: the one that it was chosen by flatters.
 """
 
 import argparse

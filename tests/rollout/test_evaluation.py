@@ -126,28 +126,40 @@ def test_noise_goes_on_beyond_its_block(play):
 
 
 def test_actions_are_those_of_a_replay(play):
-    """The recurrent state is carried from step to step, and every first episode begins with zeros."""
-    heard = []
+    """The recurrent state is carried from step to step; a replay that forgets it acts differently."""
 
     class Listening(Known):
+        def reset(self, *, seed=None, options=None):
+            obs, info = super().reset(seed=seed)
+            self.remaining = 60
+            return obs, info
+
         def step(self, action):
             heard.append(int(action))
             return super().step(action)
 
+    heard = []
     policy, member, grid = play(Listening, 1, 1)
-    policy.views(member.params)["head"]["linear"]["weight"].mul_(30)
-    evaluate(policy, member, grid, [59], True, max_steps=10)
-    env, carry = Known(), torch.zeros(1, 1, policy.state_size)
-    obs, _ = env.reset(seed=59)
-    expected = []
-    for t in range(10):
-        x = torch.from_numpy(obs / np.sqrt(1 + 1e-8)).float().view(1, 1, 1, 2)
-        out = policy.unroll(policy.views(member.params), {"obs": x}, carry, torch.full((1, 1, 1), t == 0))
-        carry = out.state
-        expected.append(int(out.outputs.argmax()))
-        obs, *_ = env.step(expected[-1])
-    assert heard == expected
-    assert len(set(expected)) == 2
+    params = policy.views(member.params)
+    params["actor_memory"]["layer0"]["weight_hh"].mul_(4)
+    params["head"]["linear"]["bias"].zero_()
+    evaluate(policy, member, grid, SEEDS[:1], True, max_steps=1000)
+
+    def replay(remember):
+        env, actions, carry = Listening(), [], torch.zeros(1, 1, policy.state_size)
+        obs, ended = env.reset(seed=SEEDS[0])[0], False
+        while not ended:
+            x = torch.from_numpy(obs / np.sqrt(1 + 1e-8)).float().view(1, 1, 1, 2)
+            out = policy.unroll(params, {"obs": x}, carry, torch.zeros(1, 1, 1, dtype=torch.bool))
+            carry = out.state * remember
+            actions.append(int(out.outputs.argmax()))
+            obs, _, terminated, truncated, _ = Known.step(env, actions[-1])
+            ended = terminated or truncated
+        return actions
+
+    assert len(heard) == 60
+    assert heard == replay(remember=1)
+    assert heard != replay(remember=0)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
