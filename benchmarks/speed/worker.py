@@ -2,7 +2,7 @@
 
     python benchmarks/speed/worker.py '{"engine": "popgraft", "population": 16, "seconds": 2}'
 
-prints one line of JSON: environment steps per second over all members, and the largest resident set of the process (MiB).
+prints one line of JSON: environment steps per second over all members, and the process's largest resident set (MiB).
 """
 
 import dataclasses

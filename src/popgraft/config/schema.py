@@ -127,7 +127,7 @@ class OptimizerKwargs(Section):
 
 
 class ModelConfig(Section):
-    """The agent: its network, and how it learns. A number that `pbt.hyperparams` lists is drawn instead of taken from here."""
+    """The agent: its network, and how it learns. A number that `pbt.hyperparams` lists is drawn instead."""
 
     network: NetworkConfig = NetworkConfig()
     """The policy and value networks."""

@@ -1,0 +1,127 @@
+"""The network as a whole: how its parts are joined, what is forgotten at a reset, and the population laws."""
+
+import pytest
+import torch
+
+from popgraft.config import NetworkConfig
+from popgraft.nn import Policy
+from popgraft.spaces import ActionSpec, ObsSpec, Spaces
+
+POP, TIME, BATCH = 3, 5, 4
+SPACES = Spaces({"obs": ObsSpec((3,))}, ActionSpec("discrete", sizes=(2,), start=(0,)))
+MEMORIES = [
+    (recurrent, critic, layers)
+    for recurrent in ("lstm", "gru")
+    for critic in ("separate", "shared", "none")
+    for layers in (1, 2)
+] + [("none", "none", 1)]
+
+
+@pytest.fixture
+def make(stacked, normal):
+    def make(recurrent, critic, layers):
+        config = NetworkConfig(
+            encoder_layers=[5],
+            recurrent=recurrent,
+            critic_recurrent=critic,
+            recurrent_layers=layers,
+            hidden_size=4,
+            head_layers=[6],
+            n_quantiles=7,
+        )
+        policy = Policy(SPACES, config)
+        start = normal(POP, TIME, BATCH) < -0.5
+        return (
+            policy,
+            stacked(policy),
+            {"obs": normal(POP, TIME, BATCH, 3)},
+            normal(POP, BATCH, policy.state_size),
+            start,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_equals_its_parts_joined_by_hand(memory, make):
+    recurrent, critic, _ = memory
+    policy, params, obs, state, start = make(*memory)
+    found = policy.unroll(params, obs, state, start)
+    features = policy.encoder(params["encoder"], obs)
+    recalled = valued = features
+    after = [state]
+    if recurrent != "none":
+        own = state[..., : policy.actor_memory.state_size]
+        recalled, own = policy.actor_memory(params["actor_memory"], features, own, start)
+        valued = {"separate": None, "shared": recalled, "none": features}[critic]
+        after = [own]
+    if recurrent != "none" and critic == "separate":
+        rest = state[..., policy.actor_memory.state_size :]
+        valued, rest = policy.critic_memory(params["critic_memory"], features, rest, start)
+        after.append(rest)
+    assert torch.equal(found.outputs, policy.head(params["head"], policy.actor_mlp(params["actor_mlp"], recalled)))
+    assert torch.equal(found.critic, policy.critic_mlp(params["critic_mlp"], valued))
+    assert torch.equal(found.state, torch.cat(after, -1))
+    quantiles = policy.quantiles(params, found.critic)
+    assert quantiles.shape == (POP, TIME, BATCH, 7)
+    torch.testing.assert_close(policy.values(params, found.critic), quantiles.mean(-1))
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_reset_zeroes_the_state_of_its_own_environment_only(memory, make):
+    policy, params, obs, state, _ = make(*memory)
+    start = torch.zeros(POP, TIME, BATCH, dtype=torch.bool)
+    calm = policy.unroll(params, obs, state, start)
+    start[:, 2, 1] = True
+    found = policy.unroll(params, obs, state, start)
+    others = [0, 2, 3]
+    for before, after in ((calm.outputs, found.outputs), (calm.critic, found.critic)):
+        torch.testing.assert_close(after[:, :, others], before[:, :, others], atol=1e-12, rtol=0)
+        torch.testing.assert_close(after[:, :2], before[:, :2], atol=1e-12, rtol=0)
+    tail = {"obs": obs["obs"][:, 2:]}
+    alone = policy.unroll(params, tail, torch.zeros_like(state), torch.zeros_like(start[:, 2:]))
+    torch.testing.assert_close(found.outputs[:, 2:, 1], alone.outputs[:, :, 1], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.critic[:, 2:, 1], alone.critic[:, :, 1], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.state[:, 1], alone.state[:, 1], atol=1e-12, rtol=0)
+    if memory[0] != "none":
+        assert (found.outputs[:, 2:, 1] - calm.outputs[:, 2:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_one_step_at_a_time_is_the_whole_unroll(memory, make):
+    policy, params, obs, state, start = make(*memory)
+    whole = policy.unroll(params, obs, state, start)
+    outputs, critic = [], []
+    for t in range(TIME):
+        step = policy.unroll(params, {"obs": obs["obs"][:, t : t + 1]}, state, start[:, t : t + 1])
+        outputs.append(step.outputs)
+        critic.append(step.critic)
+        state = step.state
+    torch.testing.assert_close(torch.cat(outputs, 1), whole.outputs, atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.cat(critic, 1), whole.critic, atol=1e-12, rtol=0)
+    torch.testing.assert_close(state, whole.state, atol=1e-12, rtol=0)
+
+
+def test_flat_parameters_are_views_and_members_are_drawn_from_their_own_generators():
+    policy = Policy(SPACES, NetworkConfig())
+    flat = policy.init_population([torch.Generator().manual_seed(seed) for seed in (1, 2, 1)])
+    assert flat.shape == (3, policy.layout.size)
+    assert torch.equal(flat[0], flat[2])
+    assert not torch.equal(flat[0], flat[1])
+    policy.views(flat)["value"]["bias"][1] = 7
+    assert (flat[1] == 7).sum() == 21
+    assert not (flat[[0, 2]] == 7).any()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_population_laws(memory, make, check_laws):
+    for output in (
+        lambda policy, params, out: out.outputs,
+        lambda policy, params, out: policy.quantiles(params, out.critic),
+    ):
+        policy, params, *trees = make(*memory)
+        check_laws(
+            lambda p, *inputs, policy=policy, output=output: output(policy, p, policy.unroll(p, *inputs)),
+            params,
+            *trees,
+        )
