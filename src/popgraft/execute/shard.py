@@ -53,7 +53,11 @@ class Shard:
         pop, envs = len(self.members), config.env.num_envs
         self.grid = EnvGrid(config.env, pop, factory=factory)
         self._evaluation_grid: EnvGrid | None = None
-        self.policy = Policy(self.grid.spaces, config.model.network)
+        try:
+            self.policy = Policy(self.grid.spaces, config.model.network)
+        except BaseException:
+            self.grid.close()  # a network that cannot be built leaves no environment process behind
+            raise
         self.member = initial_member(
             self.policy,
             self.grid.spaces,
