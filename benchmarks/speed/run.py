@@ -2,8 +2,8 @@
 
     python benchmarks/speed/run.py --out benchmarks/speed/results.md
 
-Every measurement is a process of its own (worker.py). Other work on the machine disturbs a measurement, so a row is measured
-right after the baseline, over and over, and what counts is the ratio of such a pair: its median, with its range.
+Every measurement is a process of its own (worker.py). Other work on the machine disturbs a measurement, so a row is
+measured right after the baseline, over and over, and what counts is the ratio of such a pair: its median and its range.
 """
 
 import argparse

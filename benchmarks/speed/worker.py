@@ -46,8 +46,8 @@ class Work:
 
 
 def measure(work: Work) -> dict[str, float]:
-    """Steps per second of whole updates, by the clock and by processor time, and the peak memory so far."""
-    update = {"popgraft": popgraft_update, "sb3-contrib": sb3_update}[work.engine](work)
+    """Steps per second of whole updates, by the clock and by processor time; parameters; and the peak memory so far."""
+    parameters, update = {"popgraft": population, "sb3-contrib": recurrent_ppo}[work.engine](work)
     update()
     steps = updates = 0
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -59,6 +59,7 @@ def measure(work: Work) -> dict[str, float]:
         "steps_per_second": steps / elapsed,
         "steps_per_cpu_second": steps / busy,
         "updates": updates,
+        "parameters": parameters,
         "peak_mib": peak_mib(),
     }
 
@@ -75,19 +76,19 @@ def configured(work: Work) -> Config:
     return load_config(WORKLOAD, overrides)
 
 
-def popgraft_update(work: Work) -> Callable[[], int]:
-    """One update of a population; returns its environment steps."""
+def population(work: Work) -> tuple[int, Callable[[], int]]:
+    """A member's parameters, and a function that makes one update of all members and returns its environment steps."""
     from popgraft.execute import LocalExecutor
     from popgraft.pbt import Schedule
 
     config = configured(work)
     initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     executor = LocalExecutor(config, initial)
-    return lambda: executor.advance(1, lambda: False).steps
+    return executor.shards[0].policy.layout.size, lambda: executor.advance(1, lambda: False).steps
 
 
-def sb3_update(work: Work) -> Callable[[], int]:
-    """One update of sb3-contrib's RecurrentPPO with the same sizes; returns its environment steps."""
+def recurrent_ppo(work: Work) -> tuple[int, Callable[[], int]]:
+    """The same for sb3-contrib's RecurrentPPO with the same sizes."""
     import gymnasium as gym
     import numpy as np
     from sb3_contrib import RecurrentPPO
@@ -140,7 +141,7 @@ def sb3_update(work: Work) -> Callable[[], int]:
         model.learn(n_envs * n_steps, reset_num_timesteps=False)
         return n_envs * n_steps
 
-    return update
+    return sum(parameter.numel() for parameter in model.policy.parameters()), update
 
 
 def peak_mib() -> float:
