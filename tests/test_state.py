@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.state import AdamState, Decision, Member, Moments, Normalizer, Seat, heritable, role_of, rows, seated
+from popgraft.state import Decision, Member, Moments, Normalizer, OptimizerState, Seat, heritable, role_of, rows, seated
 
 
 def make_member(pop=3, n=4, seed=0):
@@ -18,7 +18,11 @@ def make_member(pop=3, n=4, seed=0):
 
     return Member(
         params=torch.randn(pop, n, generator=draw),
-        optimizer=AdamState(torch.randn(pop, n, generator=draw), torch.rand(pop, n, generator=draw), torch.ones(pop)),
+        optimizer=OptimizerState(
+            averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
+            step=torch.ones(pop),
+            skipped=torch.zeros(pop),
+        ),
         normalizer=Normalizer(obs={"obs": moments(2)}, returns=moments()),
         hyperparams={"learning_rate": torch.rand(pop, generator=draw)},
         age=torch.randint(9, (pop,), generator=draw),
@@ -30,7 +34,7 @@ class Place:
     x: Float[Tensor, "pop env"]
 
 
-class Undeclared(AdamState):
+class Undeclared(OptimizerState):
     extra: list[int]
 
 
@@ -58,7 +62,7 @@ def test_a_leaf_that_is_not_heritable_cannot_be_declared(hint):
         heritable(type("Bad", (), {"__annotations__": {"leaf": hint}}))
 
 
-@pytest.mark.parametrize("hint", [AdamState, dict[str, Moments], float])
+@pytest.mark.parametrize("hint", [OptimizerState, dict[str, Moments], float])
 def test_a_leaf_that_is_not_seated_cannot_be_declared(hint):
     with pytest.raises(TypeError, match=r"Bad\.leaf is declared as .* not seated"):
         seated(type("Bad", (), {"__annotations__": {"leaf": hint}}))
@@ -69,7 +73,9 @@ def test_an_inherited_leaf_keeps_its_role():
         heritable(type("Bad", (seated(type("Base", (), {"__annotations__": {"place": Place}})),), {}))
 
 
-@pytest.mark.parametrize("hint", [Float[Tensor, "pop"], Float[Tensor, "pop *shape"], dict[str, Moments], AdamState])
+@pytest.mark.parametrize(
+    "hint", [Float[Tensor, "pop"], Float[Tensor, "pop *shape"], dict[str, Moments], OptimizerState]
+)
 def test_rows_dicts_and_classes_of_the_role_are_taken(hint):
     assert role_of(heritable(type("Good", (), {"__annotations__": {"leaf": hint}}))) == "heritable"
 
@@ -103,7 +109,7 @@ def test_a_graft_is_a_deep_copy_of_the_donor():
 def test_every_leaf_of_a_member_is_named():
     assert [path for path, _ in tree.items(make_member())] == [
         "params",
-        *(f"optimizer.{name}" for name in ("exp_avg", "exp_avg_sq", "step")),
+        *(f"optimizer.{name}" for name in ("averages.exp_avg", "averages.exp_avg_sq", "step", "skipped")),
         *(f"normalizer.obs.obs.{name}" for name in ("mean", "var", "count")),
         *(f"normalizer.returns.{name}" for name in ("mean", "var", "count")),
         "hyperparams.learning_rate",

@@ -59,12 +59,15 @@ def seated(cls: C) -> C:
 
 
 @heritable
-class AdamState:
-    """Moments of Adam over the flat parameter vector, and the number of steps taken."""
+class OptimizerState:
+    """What an optimizer remembers of the gradients of the flat parameters."""
 
-    exp_avg: Float[Tensor, "pop n"]
-    exp_avg_sq: Float[Tensor, "pop n"]
+    averages: dict[str, Float[Tensor, "pop ..."]]
+    """Running averages by name: `exp_avg`, `exp_avg_sq`, `utility` [pop, n]; `grad_norm` [pop, tensors]."""
     step: Float[Tensor, "pop"]
+    """Steps taken, for the correction of the averages' bias."""
+    skipped: Float[Tensor, "pop"]
+    """Steps not taken because the gradient was not finite."""
 
 
 @heritable
@@ -85,11 +88,73 @@ class Normalizer:
 
 
 @heritable
+class VGSState:
+    """Statistics of the variance gradient scaler; every average is biased towards 0 until corrected."""
+
+    step_count: Float[Tensor, "pop"]
+    """Gradients measured."""
+    param_grad_mean_ema: Float[Tensor, "pop *size"]
+    """Average of every tensor's mean gradient [pop, tensors]; with `per_element`, of every element [pop, n]."""
+    param_grad_sq_ema: Float[Tensor, "pop *size"]
+    """Average of its square."""
+    grad_mean_ema: Float[Tensor, "pop"]
+    """Average of the mean over all elements of the gradient."""
+    grad_var_ema: Float[Tensor, "pop"]
+    """Average of the variance over all elements."""
+    grad_norm_ema: Float[Tensor, "pop"]
+    """Average of the Euclidean norm."""
+    grad_max_ema: Float[Tensor, "pop"]
+    """Average of the largest magnitude."""
+
+
+@heritable
+class ReturnScale:
+    """Running statistics of return targets, and the snapshot in whose units the critic predicts."""
+
+    mean_ema: Float[Tensor, "pop"]
+    """Average of E[G]."""
+    square_ema: Float[Tensor, "pop"]
+    """Average of E[G²]."""
+    updates: Float[Tensor, "pop"]
+    """Updates that entered the averages."""
+    mean: Float[Tensor, "pop"]
+    """μ of the active snapshot: a prediction q stands for the return σq + μ."""
+    std: Float[Tensor, "pop"]
+    """σ of the active snapshot."""
+
+
+@heritable
+class KLControl:
+    """Controller of the KL penalty's coefficient."""
+
+    beta: Float[Tensor, "pop"]
+    """Coefficient of the penalty, per nat."""
+    error: Float[Tensor, "pop"]
+    """Latest error KL/target − 1."""
+    error_prev: Float[Tensor, "pop"]
+    """The error before it."""
+    error_sum: Float[Tensor, "pop"]
+    """Sum of all errors."""
+
+
+@heritable
+class EntropySchedule:
+    """What the entropy coefficient's decay waits for."""
+
+    recent: Float[Tensor, "pop window"]
+    """Rollout entropies of the latest updates, oldest first, nats."""
+    seen: Float[Tensor, "pop"]
+    """Updates so far."""
+    decay_start: Float[Tensor, "pop"]
+    """Update at which the decay began; infinite before."""
+
+
+@heritable
 class Member:
     """All that is inherited: one indexing operation moves it whole."""
 
     params: Float[Tensor, "pop n"]
-    optimizer: AdamState
+    optimizer: OptimizerState
     normalizer: Normalizer
     hyperparams: dict[str, Float[Tensor, "pop"]]
     age: Int[Tensor, "pop"]

@@ -6,9 +6,9 @@ from typing import Any
 import pydantic
 import pytest
 
-from popgraft.config import HYPERPARAMS, Config, ModelConfig, PBTConfig, load_config
+from popgraft.config import HYPERPARAMS, Config, ModelConfig, PopulationConfig, load_config
 from popgraft.config import schema as schema_module
-from popgraft.config.schema import Section
+from popgraft.config.fields import Section
 from popgraft.errors import ConfigError
 
 BASE: dict[str, Any] = {"env": {"id": "CartPole-v1"}}
@@ -206,7 +206,7 @@ def test_derived_numbers() -> None:
 
 def test_defaults_of_the_population_are_the_published_contract() -> None:
     # Specification A17.
-    pbt = PBTConfig()
+    pbt = PopulationConfig()
     assert (pbt.exploit_method, pbt.explore_method, pbt.truncation_ratio) == ("truncation", "both", 0.2)
     assert (pbt.metric_mode, pbt.ready_percentage, pbt.min_ready_members) == ("max", 0.8, 2)
     assert (pbt.perturbation_interval, pbt.ready_check_max_wait) == (5, 10)

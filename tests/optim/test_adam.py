@@ -37,8 +37,8 @@ def test_equals_torch_member_by_member(weight_decay, decoupled, constants, norma
             torch.testing.assert_close(params[m], theirs[m].detach(), atol=1e-12, rtol=0)
     for m, optimizer in enumerate(optimizers):
         reference = optimizer.state[theirs[m]]
-        torch.testing.assert_close(state.exp_avg[m], reference["exp_avg"], atol=1e-12, rtol=0)
-        torch.testing.assert_close(state.exp_avg_sq[m], reference["exp_avg_sq"], atol=1e-12, rtol=0)
+        torch.testing.assert_close(state.averages["exp_avg"][m], reference["exp_avg"], atol=1e-12, rtol=0)
+        torch.testing.assert_close(state.averages["exp_avg_sq"][m], reference["exp_avg_sq"], atol=1e-12, rtol=0)
         assert state.step[m] == float(reference["step"]) == STEPS
 
 

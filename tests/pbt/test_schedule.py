@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from popgraft.config.schema import PBTConfig
+from popgraft.config import PopulationConfig
 from popgraft.errors import PopulationLost
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt import Schedule
@@ -20,7 +20,7 @@ DEFAULTS = {"learning_rate": 3e-4, "gamma": 0.99, "clip_range": 0.2, "target_kl"
 
 
 def make(seed=0, **settings):
-    return Schedule(PBTConfig(**{"population_size": 8, "hyperparams": [RATE, GAMMA], **settings}), seed)
+    return Schedule(PopulationConfig(**{"population_size": 8, "hyperparams": [RATE, GAMMA], **settings}), seed)
 
 
 def scored(mean):
@@ -250,11 +250,11 @@ def test_pythons_own_generator_is_untouched():
     # In a process of its own: here the run-time type checks draw from it.
     code = """
 import random, torch
-from popgraft.config.schema import PBTConfig
+from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt import Schedule
 from popgraft.state import Scores
-schedule = Schedule(PBTConfig(hyperparams=[HyperparamConfig("gamma", min_value=0.9, max_value=1.0)]), 0)
+schedule = Schedule(PopulationConfig(hyperparams=[HyperparamConfig("gamma", min_value=0.9, max_value=1.0)]), 0)
 before = random.getstate()
 values = schedule.initial_hyperparams({"gamma": 0.9})
 schedule(0, Scores(torch.arange(8.0), torch.zeros(8), torch.ones(8, dtype=torch.long)), values)

@@ -189,8 +189,8 @@ def test_a_member_beyond_its_target_kl_rests_before_the_step_and_the_others_go_o
     optimizer = torch.optim.Adam([own.params.requires_grad_()], lr=0.02, eps=config.model.optimizer_kwargs.eps)
     optimizer.state[own.params] = {
         "step": own.optimizer.step[0].float(),
-        "exp_avg": own.optimizer.exp_avg,
-        "exp_avg_sq": own.optimizer.exp_avg_sq,
+        "exp_avg": own.optimizer.averages["exp_avg"],
+        "exp_avg_sq": own.optimizer.averages["exp_avg_sq"],
     }
     for _ in range(config.model.n_epochs):
         order = torch.randperm(config.sequences, generator=generator).unsqueeze(0)

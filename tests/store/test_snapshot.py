@@ -14,7 +14,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import StoreError
-from popgraft.state import AdamState, Member, Moments, Normalizer
+from popgraft.state import Member, Moments, Normalizer, OptimizerState
 from popgraft.store import RunFolder, snapshot
 
 
@@ -35,7 +35,11 @@ def make_member(pop=3, n=5, seed=0):
 
     return Member(
         params=torch.randn(pop, n, generator=draw),
-        optimizer=AdamState(torch.randn(pop, n, generator=draw), torch.rand(pop, n, generator=draw), torch.ones(pop)),
+        optimizer=OptimizerState(
+            averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
+            step=torch.ones(pop),
+            skipped=torch.zeros(pop),
+        ),
         normalizer=Normalizer(obs={"sensor.left": moments(2), "sensor": moments(4)}, returns=moments()),
         hyperparams={"learning_rate": torch.tensor([1e-3, torch.nan, torch.inf])},
         age=torch.arange(pop),

@@ -1,16 +1,14 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
 from popgraft.config.load import dump_config, load_config, read_yaml
+from popgraft.config.model import HYPERPARAMS, ModelConfig, NetworkConfig
+from popgraft.config.population import PopulationConfig
 from popgraft.config.schema import (
-    HYPERPARAMS,
     Config,
     EngineConfig,
     EnvConfig,
     EvaluationConfig,
     ExecuteConfig,
-    ModelConfig,
-    NetworkConfig,
-    PBTConfig,
     WrapperConfig,
 )
 
@@ -23,7 +21,7 @@ __all__ = [
     "ExecuteConfig",
     "ModelConfig",
     "NetworkConfig",
-    "PBTConfig",
+    "PopulationConfig",
     "WrapperConfig",
     "dump_config",
     "load_config",

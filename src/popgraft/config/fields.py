@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 
 def _number(value: Any) -> Any:
@@ -40,3 +40,9 @@ Positive = Annotated[Integer, Field(gt=0)]
 DecayRate = Annotated[Number, Field(ge=0, lt=1)]
 Reference = Annotated[str, AfterValidator(reference)]
 Kwargs = Annotated[dict[str, Any], AfterValidator(_writable)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")

@@ -4,22 +4,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popgraft.state import AdamState
+from popgraft.state import OptimizerState
 
 
-def initial_adam_state(params: Float[Tensor, "pop n"]) -> AdamState:
+def initial_adam_state(params: Float[Tensor, "pop n"]) -> OptimizerState:
     """Zero moments, no steps taken."""
-    return AdamState(
-        exp_avg=torch.zeros_like(params),
-        exp_avg_sq=torch.zeros_like(params),
-        step=params.new_zeros(params.shape[0]),
-    )
+    zero = params.new_zeros(params.shape[0])
+    averages = {name: torch.zeros_like(params) for name in ("exp_avg", "exp_avg_sq")}
+    return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
 
 
 def adam_(
     params: Float[Tensor, "pop n"],
     grad: Float[Tensor, "pop n"],
-    state: AdamState,
+    state: OptimizerState,
     learning_rate: Float[Tensor, "pop"],
     active: Bool[Tensor, "pop"],
     *,
@@ -47,6 +45,7 @@ def adam_(
         decoupled: whether the decay is AdamW's.
     """
     beta1, beta2 = betas
+    exp_avg, exp_avg_sq = state.averages["exp_avg"], state.averages["exp_avg_sq"]
     moving = active.to(params.dtype)
     row = moving.unsqueeze(1)
     grad = grad.masked_fill(active.logical_not().unsqueeze(1), 0)  # a resting member's gradient may be NaN
@@ -57,9 +56,9 @@ def adam_(
         grad = torch.addcmul(grad, params, row, value=weight_decay)
     state.step.add_(moving)
     step = state.step.clamp(min=1)
-    state.exp_avg.lerp_(grad, row * (1 - beta1))
-    state.exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
+    exp_avg.lerp_(grad, row * (1 - beta1))
+    exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
     correction1 = (1 - beta1**step).unsqueeze(1)
     correction2 = (1 - beta2**step).sqrt().unsqueeze(1)
-    denominator = state.exp_avg_sq.sqrt().div_(correction2).add_(eps)
-    params.sub_(state.exp_avg / denominator * (rate / correction1))
+    denominator = exp_avg_sq.sqrt().div_(correction2).add_(eps)
+    params.sub_(exp_avg / denominator * (rate / correction1))

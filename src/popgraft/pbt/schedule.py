@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popgraft.config.schema import PBTConfig
+from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt.exploit import rescue, truncation
 from popgraft.pbt.explore import explore, from_single, to_single
@@ -33,7 +33,7 @@ class Schedule:
         failed_ready_checks: readiness checks in a row that have failed; the only state.
     """
 
-    def __init__(self, config: PBTConfig, seed: int) -> None:
+    def __init__(self, config: PopulationConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
         self.failed_ready_checks = 0

@@ -1,0 +1,76 @@
+"""Settings of the population and its evolution."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from popgraft.config.fields import Integer, Number, Positive, Section
+from popgraft.config.model import ALIASES, HYPERPARAMS
+from popgraft.hyperparams import HyperparamConfig
+
+
+class PopulationConfig(Section):
+    """The population and its evolution."""
+
+    population_size: Positive = 8
+    """Number of members."""
+    perturbation_interval: Positive = 5
+    """Updates between two decisions, which is one generation."""
+    hyperparams: list[HyperparamConfig] = []
+    """Numbers under `model` that vary over the population, each with its space."""
+    exploit_method: Literal["truncation", "none"] = "truncation"
+    """Who copies whom; `none` is random search."""
+    explore_method: Literal["perturb", "resample", "both", "none"] = "both"
+    """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
+    truncation_ratio: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
+    """Share of the population that is replaced, and that is copied from."""
+    metric_mode: Literal["max", "min"] = "max"
+    """Whether high or low scores are good."""
+    fitness: Literal["evaluation", "training"] = "evaluation"
+    """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
+    ready_percentage: Annotated[Number, Field(gt=0, le=1)] = 0.8
+    """Share of members that must have a finite score before anyone copies."""
+    min_ready_members: Annotated[Integer, Field(ge=2)] = 2
+    """Members with a finite score that suffice once `ready_check_max_wait` decisions in a row have failed."""
+    ready_check_max_wait: Positive = 10
+    """Failed readiness checks in a row after which `min_ready_members` suffice."""
+
+    @field_validator("hyperparams", mode="after")
+    @classmethod
+    def _known(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
+        spaces = [
+            dataclasses.replace(
+                space,
+                name=ALIASES.get(space.name, space.name),
+                values=None if space.values is None else tuple(space.values),
+            )
+            for space in spaces
+        ]
+        names = [space.name for space in spaces]
+        for space in spaces:
+            if space.name not in HYPERPARAMS:
+                raise ValueError(
+                    f"unknown hyperparameter {space.name!r}; a population may tune {', '.join(HYPERPARAMS)}"
+                )
+            if names.count(space.name) > 1:
+                raise ValueError(f"hyperparameter {space.name!r} is listed twice; keep one")
+            low, high = HYPERPARAMS[space.name]
+            for value in space.values if space.values is not None else space.bounds:
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                    raise ValueError(f"{space.name}: {value!r} must be a number in [{low:g}, {high:g}]")
+        return spaces
+
+    @model_validator(mode="after")
+    def _someone_to_copy(self) -> "PopulationConfig":
+        if self.population_size == 1 and self.exploit_method != "none":
+            raise ValueError(
+                f"a population of 1 has nobody to copy from, but exploit_method is {self.exploit_method!r}; "
+                "raise pbt.population_size or set pbt.exploit_method: none"
+            )
+        if self.min_ready_members > self.population_size and self.exploit_method != "none":
+            raise ValueError(
+                f"min_ready_members={self.min_ready_members} exceeds population_size={self.population_size}, "
+                "so nobody would ever copy after waiting; lower it"
+            )
+        return self
