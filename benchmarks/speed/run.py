@@ -69,7 +69,7 @@ HEADER = ["members", "sequence", "quantiles", "steps/s", "× sb3-contrib", "× b
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--populations", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--sequence-lengths", type=int, nargs="+", default=[128, 32])
+    parser.add_argument("--sequence-lengths", type=int, nargs="+", default=[128, 32, 16])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, after an update to warm up")
     parser.add_argument("--out", type=Path, help="Markdown file; the measurements go beside it, as JSON")

@@ -2,17 +2,18 @@
 
     python benchmarks/speed/worker.py '{"engine": "popgraft", "population": 16, "seconds": 2}'
 
-prints one line of JSON: environment steps per second over all members, and the process's largest resident set (MiB).
+prints one line of JSON: environment steps per second over all members, and the largest resident set (MiB) of this
+process and the shards' processes together. Needs /proc.
 """
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from popgraft.config import Config, load_config
@@ -29,6 +30,7 @@ class Work:
         population: members; sb3-contrib always trains one.
         sequence_length: steps of backpropagation through time; sb3-contrib always cuts at episodes instead.
         quantiles: outputs of the critic; sb3-contrib's has one.
+        shards: processes; as many as a user gets where it is not given.
         threads: threads inside operators.
         seconds: time to measure for, after one update that warms up.
         updates: updates to measure at least.
@@ -39,6 +41,7 @@ class Work:
     population: int = 1
     sequence_length: int = 128
     quantiles: int = 21
+    shards: int | None = None
     threads: int = 1
     seconds: float = 2.0
     updates: int = 2
@@ -50,11 +53,11 @@ def measure(work: Work) -> dict[str, float]:
     parameters, update = {"popgraft": population, "sb3-contrib": recurrent_ppo}[work.engine](work)
     update()
     steps = updates = 0
-    start, start_cpu = time.perf_counter(), time.process_time()
+    start, start_cpu = time.perf_counter(), cpu_seconds()
     while updates < work.updates or time.perf_counter() - start < work.seconds:
         steps += update()
         updates += 1
-    elapsed, busy = time.perf_counter() - start, time.process_time() - start_cpu
+    elapsed, busy = time.perf_counter() - start, cpu_seconds() - start_cpu
     return {
         "steps_per_second": steps / elapsed,
         "steps_per_cpu_second": steps / busy,
@@ -72,19 +75,21 @@ def configured(work: Work) -> Config:
         "pbt.population_size": work.population,
         "engine.sequence_length": work.sequence_length,
         "engine.threads": work.threads,
+        "execute.shards": work.shards,
     }
     return load_config(WORKLOAD, overrides)
 
 
 def population(work: Work) -> tuple[int, Callable[[], int]]:
     """A member's parameters, and a function that makes one update of all members and returns its environment steps."""
-    from popgraft.execute import LocalExecutor
+    from popgraft.execute import make_executor
     from popgraft.pbt import Schedule
 
     config = configured(work)
     initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
-    executor = LocalExecutor(config, initial)
-    return executor.shards[0].policy.layout.size, lambda: executor.advance(1, lambda: False).steps
+    executor = make_executor(config, initial)
+    parameters = executor.export(torch.arange(1)).params.shape[1]
+    return parameters, lambda: executor.advance(1, lambda: False).steps
 
 
 def recurrent_ppo(work: Work) -> tuple[int, Callable[[], int]]:
@@ -144,10 +149,21 @@ def recurrent_ppo(work: Work) -> tuple[int, Callable[[], int]]:
     return sum(parameter.numel() for parameter in model.policy.parameters()), update
 
 
+def processes() -> list[psutil.Process]:
+    """This process and those of the shards."""
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
+
+
+def cpu_seconds() -> float:
+    """Processor time of all processes so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes())
+
+
 def peak_mib() -> float:
-    """Largest resident set of this process so far, MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """Sum of the largest resident sets of all processes so far, MiB."""
+    texts = [Path(f"/proc/{process.pid}/status").read_text() for process in processes()]
+    return sum(int(text.split("VmHWM:")[1].split()[0]) for text in texts) / 2**10
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ PopgraftError
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
 ├── RunExists (also FileExistsError)  the run folder is already in use
 ├── StoreError                        a file of a run that is missing, damaged or foreign
+├── ShardLost                         a process of the run has ended by itself
 └── PopulationLost                    no healthy member is left to rescue the others from
 """
 
@@ -43,6 +44,10 @@ class RunExists(PopgraftError, FileExistsError):
 
 class StoreError(PopgraftError):
     """A file of a run that is missing, damaged or foreign."""
+
+
+class ShardLost(PopgraftError):
+    """The process that trained some of the members has ended by itself."""
 
 
 class PopulationLost(PopgraftError):

@@ -10,6 +10,7 @@ pbt:
   perturbation_interval: 2
   hyperparams: [{name: learning_rate, min_value: 1e-4, max_value: 1e-2, is_log_scale: true}]
 evaluation: {episodes: 3, max_steps: 20, final_episodes: 4}
+execute: {shards: 1}
 total_timesteps: 128
 run_dir: run
 """

@@ -25,6 +25,7 @@ def tiny(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             },
             "evaluation": {"episodes": 3, "max_steps": 20, "final_episodes": 4},
             "total_timesteps": 192,
+            "execute": {"shards": 1},
             "run_dir": str(tmp_path / "run"),
         }
         for path, value in changes.items():

@@ -76,8 +76,9 @@ class ExecuteConfig(Section):
 
     kind: Literal["local"] = "local"
     """`local`: on this machine."""
-    shards: Positive = 1
-    """Stacked sub-populations that the members are divided into."""
+    shards: Positive | None = None
+    """Stacked sub-populations that the members are divided into, on CPUs with a process each; null: one per core on
+    CPUs, one on a GPU."""
 
 
 class Config(Section):
@@ -138,7 +139,7 @@ class Config(Section):
                 f"rollout (env.num_envs={self.env.num_envs} x n_steps/sequence_length={steps // length}); "
                 f"nearest: {_nearest_divisors(self.sequences, self.model.n_minibatches)}"
             )
-        if self.execute.shards > self.pbt.population_size:
+        if self.execute.shards is not None and self.execute.shards > self.pbt.population_size:
             raise ValueError(
                 f"execute.shards={self.execute.shards} exceeds pbt.population_size={self.pbt.population_size}; "
                 "a shard holds at least one member"

@@ -1,7 +1,9 @@
 """Where a population runs: shards, and the executors that hold them."""
 
 from popgraft.execute.base import Advance, Executor
-from popgraft.execute.local import LocalExecutor
+from popgraft.execute.inline import InlineExecutor
+from popgraft.execute.make import make_executor
+from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import Shard
 
-__all__ = ["Advance", "Executor", "LocalExecutor", "Shard"]
+__all__ = ["Advance", "Executor", "InlineExecutor", "ProcessExecutor", "Shard", "make_executor"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from popgraft import tree
@@ -31,7 +31,7 @@ class Shard:
     """A stacked sub-population: all that happens between two decisions happens here.
 
     Everything a shard holds is its members (inherited) and their seats (bound to the place: recurrent state,
-    generators, environments). Members of different shards never touch but through `export` and `graft`.
+    generators, environments). Members of different shards never touch but in a graft.
 
     Args:
         config: the run.
@@ -73,6 +73,8 @@ class Shard:
 
     def reset_seats(self, places: Sequence[int], generation: int) -> None:
         """Gives some places of the shard zero recurrent state, new episodes, and generators named by the generation."""
+        if not places:
+            return
         ids = [self.members[place] for place in places]
         seed = self.config.seed
         for place, member in zip(places, ids, strict=True):
@@ -129,12 +131,8 @@ class Shard:
             )
         return dataclasses.replace(scores, faults=self._by_member(scores.faults))
 
-    def export(self, places: Int[Tensor, "rows"]) -> Member:
-        """A copy of the members at some places of the shard, on the CPU."""
-        return tree.map(lambda leaf: leaf.cpu(), tree.gather(self.member, places))
-
     def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
-        """Overwrites this shard's recipients with their donors, whole.
+        """Overwrites this shard's recipients with their donors, whole, and gives them fresh seats.
 
         Args:
             decision: who inherits from whom, over the whole population.
@@ -142,16 +140,8 @@ class Shard:
             incoming: the donors, of whichever shard.
             generation: names the fresh seats of the recipients.
         """
-        parents = decision.parents.tolist()
-        places = [place for place, member in enumerate(self.members) if parents[member] != member]
-        if places:
-            sources = torch.tensor([donors[parents[self.members[place]]] for place in places])
-            arrivals = tree.map(lambda leaf: leaf.to(self.device), tree.gather(incoming, sources))
-            tree.put_(self.member, torch.tensor(places), arrivals)
-            self.reset_seats(places, generation)
-        own = torch.tensor(self.members)
-        for name, values in self.member.hyperparams.items():
-            values.copy_(decision.hyperparams[name][own])
+        places = overwrite_(self.member, self.members, decision, donors, incoming)
+        self.reset_seats(places, generation)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -179,6 +169,33 @@ class Shard:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def overwrite_(
+    member: Member, members: Sequence[int], decision: Decision, donors: dict[int, int], incoming: Member
+) -> list[int]:
+    """Carries out a decision on some rows of the population, in place.
+
+    Args:
+        member: the rows.
+        members: index in the population of every row.
+        decision: who inherits from whom, over the whole population.
+        donors: row in `incoming` of every donor.
+        incoming: the donors.
+
+    Returns:
+        Rows that are somebody else now.
+    """
+    parents = decision.parents.tolist()
+    places = [place for place, own in enumerate(members) if parents[own] != own]
+    if places:
+        sources = torch.tensor([donors[parents[members[place]]] for place in places])
+        arrivals = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
+        tree.put_(member, torch.tensor(places), arrivals)
+    own = torch.tensor(list(members))
+    for name, values in member.hyperparams.items():
+        values.copy_(decision.hyperparams[name][own])
+    return places
 
 
 def resolve_device(name: str) -> torch.device:

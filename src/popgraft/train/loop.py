@@ -16,7 +16,7 @@ from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
 from popgraft.errors import EnvironmentFault, PopulationLost
-from popgraft.execute import Advance, Executor, LocalExecutor
+from popgraft.execute import Advance, Executor, make_executor
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Scores
@@ -55,7 +55,7 @@ def train(
     schedule = Schedule(settings.pbt, settings.seed)
     initial = schedule.initial_hyperparams(settings.model.hyperparams())
     with _stop_on_interrupt(observer) as stop:
-        executor = LocalExecutor(settings, initial, factory)  # before the folder: a typo leaves nothing behind
+        executor = make_executor(settings, initial, factory)  # before the folder: a typo leaves nothing behind
         try:
             if stop.is_set():
                 raise KeyboardInterrupt
@@ -63,7 +63,7 @@ def train(
             with RunDatabase(folder.database) as database:
                 run = Run(folder.path, factory)
                 observers = [TensorBoard(folder.tensorboard), observer]
-                _Training(settings, schedule, executor, run, database, observers, stop.is_set).train()
+                _Training(settings, schedule, executor, run, database, observers, stop.is_set, initial).train()
         finally:
             executor.close()
     return run
@@ -80,6 +80,8 @@ class _Training:
     database: RunDatabase
     observers: list[Observer]
     stop: Callable[[], bool]
+    hyperparams: dict[str, Float[Tensor, "pop"]]
+    """What the members train with."""
     steps: int = 0
     best: float = float("nan")
     _known_scores: Tensor | None = None
@@ -119,10 +121,10 @@ class _Training:
         """Advance, score, decide, record, graft; false if the run should end here."""
         updates = 0
 
-        def after_update() -> bool:  # only the first shard asks
+        def after_update() -> bool:
             nonlocal updates
             updates += 1
-            share = updates / (self.config.pbt.perturbation_interval * self.config.execute.shards)
+            share = updates / self.config.pbt.perturbation_interval
             self._tell("on_update", self.steps + round(share * self.config.steps_per_generation))
             return self.stop()
 
@@ -132,10 +134,11 @@ class _Training:
         if self.stop():
             return False
         scores = self._scores(number, advance)
-        hyperparams = self.executor.export(torch.arange(len(scores.mean))).hyperparams
         self._keep_best(number, scores)
-        decision = self._decide(number, scores, hyperparams, advance)
+        hyperparams = self.hyperparams
+        decision = self._decide(number, scores, advance)
         self.executor.graft(decision, number + 1)
+        self.hyperparams = decision.hyperparams
         self._known_scores = scores.mean[decision.parents]
         for member, reason in decision.reasons.items():
             if reason == "rescue":
@@ -165,25 +168,23 @@ class _Training:
             mean = scores.mean
         return dataclasses.replace(scores, mean=mean.masked_fill(~advance.healthy, float("nan")))
 
-    def _decide(
-        self, number: int, scores: Scores, hyperparams: dict[str, Float[Tensor, "pop"]], advance: Advance
-    ) -> Decision:
+    def _decide(self, number: int, scores: Scores, advance: Advance) -> Decision:
         """Asks the schedule, and records the generation whatever comes of it."""
         members = torch.arange(len(scores.mean))
-        decision = Decision(members, hyperparams, {})
+        decision = Decision(members, self.hyperparams, {})
         waiting = advance.healthy & (scores.episodes == 0) & ~scores.mean.isfinite()
         try:
             if waiting.any():
                 names = ", ".join(str(member) for member in members[waiting].tolist())
                 self._event("waiting", f"no episode has ended yet for member {names}; nobody is replaced", number)
             else:
-                decision = self.schedule(number, scores, hyperparams)
+                decision = self.schedule(number, scores, self.hyperparams)
         except PopulationLost as error:
             for member, fault in (advance.faults | scores.faults).items():
                 raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
             raise
         finally:
-            self.database.record_generation(number, scores, hyperparams, self.steps // len(members), decision)
+            self.database.record_generation(number, scores, self.hyperparams, self.steps // len(members), decision)
         return decision
 
     def _keep_best(self, number: int, scores: Scores) -> None:

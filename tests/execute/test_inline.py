@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import tree
-from popgraft.execute import LocalExecutor
+from popgraft.execute import InlineExecutor
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision
@@ -29,9 +29,9 @@ def execute(configured, initial):
     """Makes an executor, with the configuration that it runs."""
     executors = []
 
-    def make(*overrides, env="CartPole", pop=3, factory=None, **hyperparams):
+    def make(*overrides, env="CartPole", pop=3, factory=None, shards=1, **hyperparams):
         config = configured(env, *overrides, pop=pop)
-        executors.append(LocalExecutor(config, initial(config) | hyperparams, factory))
+        executors.append(InlineExecutor(config, initial(config) | hyperparams, factory, shards))
         return config, executors[-1]
 
     yield make
@@ -63,7 +63,7 @@ def test_shards_make_no_difference(env, shards, execute):
     """Two generations with a graft across the shards' border, in both directions."""
     outcomes = []
     for count in (1, shards):
-        _, executor = execute(f"execute.shards={count}", env=env, pop=4)
+        _, executor = execute(env=env, pop=4, shards=count)
         assert [len(shard.members) for shard in executor.shards] == [4 // count] * count
         first = executor.advance(1, never)
         parents = torch.tensor([3, 1, 0, 3])
@@ -86,7 +86,7 @@ def test_shards_make_no_difference(env, shards, execute):
 
 
 def test_a_graft_within_and_across_shards_reads_all_donors_before_it_writes(execute):
-    _, executor = execute("execute.shards=2", pop=4)
+    _, executor = execute(pop=4, shards=2)
     executor.advance(1, never)
     before = executor.export(torch.arange(4))
     parents = torch.tensor([2, 0, 1, 0])
@@ -100,7 +100,7 @@ def test_a_graft_within_and_across_shards_reads_all_donors_before_it_writes(exec
 def test_the_same_seed_twice_is_the_same_bit_for_bit(execute):
     outcomes = []
     for _ in range(2):
-        config, executor = execute("execute.shards=2")
+        config, executor = execute(shards=2)
         schedule = Schedule(config.pbt, config.seed)
         for generation in range(2):
             executor.advance(1, never)
@@ -112,7 +112,7 @@ def test_the_same_seed_twice_is_the_same_bit_for_bit(execute):
 
 
 def test_a_stop_is_heeded_between_two_updates_by_all_shards(execute):
-    _, executor = execute("execute.shards=3")
+    _, executor = execute(shards=3)
     advance = executor.advance(5, lambda: True)
     assert {leaf.shape for leaf in advance.metrics.values()} == {(3, 1)}
     assert executor.export(torch.arange(3)).age.tolist() == [1, 1, 1]
@@ -158,15 +158,15 @@ SAID = {
 @pytest.mark.parametrize(("normalize", "shards"), [("true", 1), ("false", 3)])
 def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, execute, monkeypatch):
     """The second environment of member 1 goes wrong in the second update of the first generation."""
-    overrides = [*FACTORY, f"execute.shards={shards}", f"model.normalize_obs={normalize}"]
+    overrides = [*FACTORY, f"model.normalize_obs={normalize}"]
     overrides += [f"model.normalize_reward={normalize}"]
-    config, calm = execute(*overrides, factory=faulty)
+    config, calm = execute(*overrides, factory=faulty, shards=shards)
     calm.advance(2, never)
     expected = everyone(calm)
 
     monkeypatch.setattr(Faulty, "bad", (derive(config.seed, "environment", 0, 1) + 1,))
     monkeypatch.setattr(Faulty, "kind", kind)
-    _, executor = execute(*overrides, factory=faulty)
+    _, executor = execute(*overrides, factory=faulty, shards=shards)
     advance = executor.advance(2, never)
     assert advance.healthy.tolist() == [True, False, True]
     assert advance.faults == {1: SAID[kind]}
@@ -193,7 +193,7 @@ def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, execu
 
 
 def test_a_fault_in_evaluation_is_that_members_and_passes(execute, monkeypatch):
-    _, executor = execute(*FACTORY, "execute.shards=3", factory=faulty)
+    _, executor = execute(*FACTORY, factory=faulty, shards=3)
     calm = executor.evaluate(8)
     assert calm.mean.isfinite().all()
     grid = executor.shards[1]._evaluation_grid
@@ -274,7 +274,7 @@ def test_a_failed_construction_closes_what_was_made(configured, initial):
         made.append(Closing([lambda: gym.make("CartPole-v1")] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP))
         return made[-1]
 
-    config = configured("CartPole", *FACTORY, "execute.shards=3")
+    config = configured("CartPole", *FACTORY)
     with pytest.raises(Exception, match="out of licences"):
-        LocalExecutor(config, initial(config), factory)
+        InlineExecutor(config, initial(config), factory, shards=3)
     assert closed == made

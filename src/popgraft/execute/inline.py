@@ -1,0 +1,51 @@
+"""All shards in the caller's process: on a GPU, for a population of one, and for tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from popgraft.config import Config
+from popgraft.execute.base import Advance, join_scores
+from popgraft.execute.local import LocalExecutor
+from popgraft.execute.shard import Shard
+from popgraft.state import Scores
+
+
+class InlineExecutor(LocalExecutor):
+    """Runs the shards one after another.
+
+    Args:
+        config: the run.
+        hyperparams: initial values of every member.
+        factory: makes the environments, in place of the configured source.
+        shards: into how many parts the population is divided.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hyperparams: dict[str, Float[Tensor, "pop"]],
+        factory: Callable[..., Any] | None = None,
+        shards: int = 1,
+    ) -> None:
+        self.shards: list[Shard] = []
+        try:
+            for part in torch.arange(config.pbt.population_size).tensor_split(shards):
+                self.shards.append(Shard(config, part.tolist(), hyperparams, factory))
+        except BaseException:
+            self.close()
+            raise
+
+    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
+        """Advances every shard by the same number of updates; a stop is heeded at the first shard's word."""
+        parts = [self.shards[0].advance(updates, stop)]
+        taken = next(iter(parts[0].metrics.values())).shape[1]
+        parts += [shard.advance(taken, lambda: False) for shard in self.shards[1:]]
+        return Advance.join(parts)
+
+    def evaluate(self, seed: int) -> Scores:
+        """Scores every member."""
+        return join_scores([shard.evaluate(seed) for shard in self.shards])

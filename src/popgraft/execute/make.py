@@ -1,0 +1,35 @@
+"""Which executor a configuration asks for."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from popgraft.config import Config
+from popgraft.execute.base import Executor
+from popgraft.execute.inline import InlineExecutor
+from popgraft.execute.process import ProcessExecutor
+from popgraft.execute.shard import resolve_device
+
+
+def make_executor(
+    config: Config, hyperparams: dict[str, Float[Tensor, "pop"]], factory: Callable[..., Any] | None = None
+) -> Executor:
+    """Several shards on CPUs run in a process each; one shard, or shards of a GPU, in the caller's process.
+
+    Args:
+        config: the run; `execute.shards` says into how many parts the population is divided.
+        hyperparams: initial values of every member.
+        factory: makes the environments, in place of the configured source.
+    """
+    parallel = resolve_device(config.engine.device).type == "cpu" and os.name == "posix"
+    shards = config.execute.shards or (min(cores(), config.pbt.population_size) if parallel else 1)
+    kind = ProcessExecutor if parallel and shards > 1 else InlineExecutor
+    return kind(config, hyperparams, factory, shards)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,107 @@
+"""The process of one shard: carries out what `ProcessExecutor` asks of it, one message after another.
+
+Every message is a pair (kind, content). Down the pipe: a method of `Shard` with its arguments, or during `advance`
+`halt` and then `until`. Up the pipe: `answer`, `error`, `log`, and during `advance` `update` and `halted`.
+"""
+
+import contextlib
+import logging
+import logging.handlers
+import pickle
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from popgraft.errors import PopgraftError
+from popgraft.execute.base import Advance
+from popgraft.execute.shard import Shard
+from popgraft.execute.shared import shared
+
+Message = tuple[str, Any]
+
+
+class Pipe:
+    """One end of the connection between an executor and a shard's process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def send(self, kind: str, content: Any = None) -> None:
+        """Sends one message."""
+        self.connection.send_bytes(cloudpickle.dumps((kind, content)))
+
+    def receive(self) -> Message:
+        """Waits for one message; EOFError once the other end is gone."""
+        message: Message = pickle.loads(self.connection.recv_bytes())
+        return message
+
+    def put_nowait(self, record: logging.LogRecord) -> None:
+        """Sends a log record, as a queue of `logging.handlers.QueueHandler`."""
+        self.send("log", record)
+
+
+def main(connection: int, memory: int) -> None:
+    """Makes a shard and serves it until the executor closes the pipe, or is gone."""
+    pipe = Pipe(Connection(connection))
+    logging.getLogger().addHandler(logging.handlers.QueueHandler(pipe))  # type: ignore[arg-type]
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        sys.path[:], level = pipe.receive()[1]  # modules of the user are found where the executor finds them
+        logging.getLogger().setLevel(level)
+        try:
+            shard = Shard(*pipe.receive()[1])
+            shard.member = shared(shard.member, memory)
+        except Exception as error:
+            pipe.send("error", _portable(error))
+            return
+        pipe.send("answer", shard.member)
+        with contextlib.closing(shard):
+            _serve(shard, pipe)
+
+
+def _serve(shard: Shard, pipe: Pipe) -> None:
+    while True:
+        kind, arguments = pipe.receive()
+        if kind == "halt":  # it crossed the answer of an update that had ended
+            continue
+        try:
+            answer = _advance(shard, pipe, *arguments) if kind == "advance" else getattr(shard, kind)(*arguments)
+        except Exception as error:
+            pipe.send("error", _portable(error))
+        else:
+            pipe.send("answer", answer)
+
+
+def _advance(shard: Shard, pipe: Pipe, updates: int) -> Advance:
+    """Advances, and tells of every update.
+
+    Shards stop at the same update: one that reads `halt` says how many it has taken, and is told when to stop.
+    """
+    taken, last = 0, updates
+
+    def stop() -> bool:
+        nonlocal taken, last
+        taken += 1
+        pipe.send("update")
+        if pipe.connection.poll():
+            pipe.receive()  # halt: nothing else is said during an advance
+            pipe.send("halted", taken)
+            (last,) = pipe.receive()[1]
+        return taken == last
+
+    return shard.advance(updates, stop)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that survives the way to another process, with the place where it was raised."""
+    if isinstance(error, PopgraftError):
+        return error
+    place = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"In the process of a shard:\n{place}")
+    return error

@@ -1,0 +1,169 @@
+"""Shards in processes of their own: the same results, one stop for all, and no member lost with a process."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from popgraft import tree
+from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
+from popgraft.execute import InlineExecutor, ProcessExecutor
+from popgraft.state import Decision
+
+
+def never():
+    return False
+
+
+@pytest.fixture
+def execute(configured, initial):
+    """Makes an executor of two processes, or the same shards in this one."""
+    executors = []
+
+    def make(kind=ProcessExecutor, *overrides, env="CartPole", pop=3, factory=None):
+        config = configured(env, *overrides, pop=pop)
+        executors.append(kind(config, initial(config), factory, shards=2))
+        return executors[-1]
+
+    yield make
+    for executor in executors:
+        executor.close()
+
+
+def everyone(executor, pop=3):
+    return tree.map(torch.clone, executor.export(torch.arange(pop)))
+
+
+def check_same(found, expected):
+    for (path, leaf), (_, other) in zip(tree.items(found), tree.items(expected), strict=True):
+        torch.testing.assert_close(leaf, other, atol=0, rtol=0, equal_nan=True, msg=lambda text, p=path: f"{p}: {text}")
+
+
+@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+def test_processes_make_no_difference(env, execute):
+    """The same shards, in this process or in two others: equal to the bit, also after grafts across the border."""
+    executors = [execute(kind, env=env) for kind in (InlineExecutor, ProcessExecutor)]
+    parents = torch.tensor([2, 1, 1])
+    for generation in (1, 2):
+        inline, process = (executor.advance(2, never) for executor in executors)
+        for name, values in inline.metrics.items():
+            assert torch.equal(values.nan_to_num(), process.metrics[name].nan_to_num()), name
+        assert inline.steps == process.steps
+        assert torch.equal(inline.scores.mean.nan_to_num(), process.scores.mean.nan_to_num())
+        check_same(everyone(executors[1]), everyone(executors[0]))
+        hyperparams = {name: values[parents] for name, values in everyone(executors[0]).hyperparams.items()}
+        hyperparams["clip_range"] = torch.tensor([0.1, 0.2, 0.3])
+        for executor in executors:
+            executor.graft(Decision(parents, hyperparams, {0: "truncation", 2: "truncation"}), generation)
+        check_same(everyone(executors[1]), everyone(executors[0]))
+        scores = [executor.evaluate(8).mean for executor in executors]
+        assert torch.equal(*scores)
+    exported = executors[1].export(torch.tensor([2, 0, 2]))
+    assert torch.equal(exported.params, everyone(executors[0]).params[[2, 0, 2]])
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_all_shards_stop_at_the_same_update(after, execute):
+    executor, asked = execute(pop=3), []
+
+    def stop():
+        asked.append(True)
+        return len(asked) == after
+
+    advance = executor.advance(4, stop)
+    updates = next(iter(advance.metrics.values())).shape[1]
+    assert after <= updates <= 4
+    assert len({leaf.shape for leaf in advance.metrics.values()}) == 1
+    assert everyone(executor).age.tolist() == [updates] * 3
+    assert executor.advance(1, never).steps > 0  # nobody is left waiting
+    assert everyone(executor).age.tolist() == [updates + 1] * 3
+
+
+def test_a_process_that_dies_is_named_and_the_others_members_are_whole(execute):
+    executor = execute()
+    executor.advance(1, never)
+    os.kill(executor.shards[1]._process.pid, signal.SIGKILL)
+    with pytest.raises(ShardLost, match="the process of member 2 was killed by signal 9"):
+        executor.advance(3, never)
+    member = everyone(executor)
+    assert member.age.tolist() == [4, 4, 1]
+    assert tree.finite({"params": member.params}).all()
+
+
+def test_what_cannot_be_built_is_said_as_in_this_process(execute):
+    with pytest.raises(ConfigError, match="NoSuchEnv") as found:
+        execute(ProcessExecutor, "env.id=NoSuchEnv-v0")
+    assert not hasattr(found.value, "__notes__")
+    with pytest.raises(ConfigError, match="needs images"):
+        execute(ProcessExecutor, "model.network.encoder=cnn")
+
+
+def test_a_factory_that_only_this_process_knows(execute):
+    """Written in a script, it cannot be imported elsewhere; it travels by value, and its log records come back."""
+
+    def factory(num_envs, poles=("CartPole-v1",)):
+        import logging
+
+        import gymnasium as gym
+
+        logging.getLogger("poles").warning("making %d", num_envs)
+        return gym.make_vec(poles[0], num_envs)
+
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("poles").addHandler(handler)
+    try:
+        executor = execute(ProcessExecutor, "env.id=null", "env.factory=not:used", factory=factory)
+        assert executor.advance(1, never).steps == 3 * 16 * 4
+    finally:
+        logging.getLogger("poles").removeHandler(handler)
+    assert [record.getMessage() for record in records] == ["making 4"] * 3
+
+
+def test_an_error_in_a_process_says_where(execute):
+    def factory(num_envs):
+        raise ZeroDivisionError("no poles")
+
+    with pytest.raises(EnvironmentFault, match="no poles"):
+        execute(ProcessExecutor, "env.id=null", "env.factory=not:used", factory=factory)
+
+
+def test_no_process_outlives_its_executor(execute):
+    executor = execute()
+    processes = [shard._process for shard in executor.shards]
+    assert [process.poll() for process in processes] == [None, None]
+    began = time.monotonic()
+    executor.close()
+    assert [process.poll() for process in processes] == [0, 0]
+    assert time.monotonic() - began < 4  # they left by themselves
+
+
+SCRIPT = """
+import sys, time
+from popgraft.config import load_config
+from popgraft.execute import ProcessExecutor
+from popgraft.pbt import Schedule
+config = load_config({"env": {"id": "CartPole-v1"}, "pbt": {"population_size": 2}})
+executor = ProcessExecutor(config, Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams()), None, 2)
+print(*[shard._process.pid for shard in executor.shards], flush=True)
+executor.advance(100000, lambda: False)
+"""
+
+
+def test_no_process_outlives_a_killed_program():
+    program = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
