@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
 
@@ -87,7 +88,8 @@ def test_blocks_run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
         if header:
             (folder / header[1]).write_text(text)
         elif language == "python":
-            exec(compile(text, document.name, "exec"), scope.__dict__)
+            with torch.random.fork_rng():  # a reader's torch.nn modules draw from the global generator
+                exec(compile(text, document.name, "exec"), scope.__dict__)
         elif language == "console":
             for line in text.splitlines():
                 run_command(line, monkeypatch)

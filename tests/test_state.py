@@ -7,7 +7,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.state import Decision, Member, Moments, Normalizer, OptimizerState, Seat, heritable, role_of, rows, seated
+from popgraft.state import (
+    Decision,
+    EntropySchedule,
+    KLControl,
+    Member,
+    Moments,
+    Normalizer,
+    OptimizerState,
+    ReturnScale,
+    Seat,
+    VGSState,
+    heritable,
+    role_of,
+    rows,
+    seated,
+)
 
 
 def make_member(pop=3, n=4, seed=0):
@@ -16,14 +31,22 @@ def make_member(pop=3, n=4, seed=0):
     def moments(*shape):
         return Moments(*(torch.rand(pop, *shape, generator=draw) for _ in range(2)), torch.rand(pop, generator=draw))
 
+    params = torch.randn(pop, n, generator=draw)
+    nothing = torch.zeros(pop)
     return Member(
-        params=torch.randn(pop, n, generator=draw),
+        params=params,
         optimizer=OptimizerState(
             averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
             step=torch.ones(pop),
-            skipped=torch.zeros(pop),
+            skipped=nothing,
+        ),
+        vgs=VGSState(
+            nothing + 3, *(torch.rand(pop, 2, generator=draw) for _ in range(2)), *torch.rand(4, pop, generator=draw)
         ),
         normalizer=Normalizer(obs={"obs": moments(2)}, returns=moments()),
+        returns=ReturnScale(*torch.rand(5, pop, generator=draw)),
+        kl=KLControl(*torch.rand(4, pop, generator=draw)),
+        entropy=EntropySchedule(torch.rand(pop, 6, generator=draw), *torch.rand(2, pop, generator=draw)),
         hyperparams={"learning_rate": torch.rand(pop, generator=draw)},
         age=torch.randint(9, (pop,), generator=draw),
     )
@@ -110,8 +133,14 @@ def test_every_leaf_of_a_member_is_named():
     assert [path for path, _ in tree.items(make_member())] == [
         "params",
         *(f"optimizer.{name}" for name in ("averages.exp_avg", "averages.exp_avg_sq", "step", "skipped")),
+        "vgs.step_count",
+        *(f"vgs.param_grad_{name}_ema" for name in ("mean", "sq")),
+        *(f"vgs.grad_{name}_ema" for name in ("mean", "var", "norm", "max")),
         *(f"normalizer.obs.obs.{name}" for name in ("mean", "var", "count")),
         *(f"normalizer.returns.{name}" for name in ("mean", "var", "count")),
+        *(f"returns.{name}" for name in ("mean_ema", "square_ema", "updates", "mean", "std")),
+        *(f"kl.{name}" for name in ("beta", "error", "error_prev", "error_sum")),
+        *(f"entropy.{name}" for name in ("recent", "seen", "decay_start")),
         "hyperparams.learning_rate",
         "age",
     ]

@@ -8,14 +8,20 @@ from popgraft.errors import (
     PopgraftError,
     PopulationLost,
     RunExists,
+    ShardLost,
     StoreError,
 )
 from popgraft.hyperparams import HyperparamConfig
+from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, VarianceGradientScaler
+from popgraft.pbt import PBTConfig, PBTScheduler, PopulationMember
 from popgraft.train import Agent, Generation, Observer, Plan, Run, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "UPGD",
+    "UPGDW",
+    "AdaptiveUPGD",
     "Agent",
     "Config",
     "ConfigError",
@@ -24,12 +30,17 @@ __all__ = [
     "HyperparamConfig",
     "MissingExtra",
     "Observer",
+    "PBTConfig",
+    "PBTScheduler",
     "Plan",
     "PopgraftError",
     "PopulationLost",
+    "PopulationMember",
     "Run",
     "RunExists",
+    "ShardLost",
     "StoreError",
+    "VarianceGradientScaler",
     "load_config",
     "train",
 ]

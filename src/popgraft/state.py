@@ -155,7 +155,11 @@ class Member:
 
     params: Float[Tensor, "pop n"]
     optimizer: OptimizerState
+    vgs: VGSState
     normalizer: Normalizer
+    returns: ReturnScale
+    kl: KLControl
+    entropy: EntropySchedule
     hyperparams: dict[str, Float[Tensor, "pop"]]
     age: Int[Tensor, "pop"]
     """Updates in the member's ancestry."""

@@ -183,7 +183,7 @@ def test_initial_values_hold_every_tunable_number() -> None:
 @pytest.mark.parametrize("name", HYPERPARAMS)
 def test_defaults_lie_in_their_domain(name: str) -> None:
     low, high = HYPERPARAMS[name]
-    default = getattr(ModelConfig(), name)
+    default = ModelConfig().hyperparam(name)
     assert default is None or low <= default <= high
 
 

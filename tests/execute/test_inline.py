@@ -18,6 +18,8 @@ from popgraft.state import Decision
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 """Stacks of unlike size differ in rounding; see test_shard.py."""
 SURVIVORS = [0, 2]
+OFF = ["hyperparams.clip_range_vf", "hyperparams.ent_coef_final", "hyperparams.target_kl"]
+"""Infinite where nothing is configured."""
 
 
 def never():
@@ -95,6 +97,14 @@ def test_a_graft_within_and_across_shards_reads_all_donors_before_it_writes(exec
     for (path, leaf), (_, old) in zip(tree.items(after), tree.items(before), strict=True):
         if not path.startswith("hyperparams"):
             assert torch.equal(leaf, old[parents]), path
+
+
+def test_an_export_is_a_copy_in_the_order_that_was_asked_for(execute):
+    _, executor = execute(shards=2)
+    rows = executor.export(torch.tensor([2, 0, 2]))
+    assert torch.equal(rows.params, everyone(executor)["params"][[2, 0, 2]])
+    tree.map(torch.Tensor.zero_, rows)
+    assert everyone(executor)["params"].any(1).all()
 
 
 def test_the_same_seed_twice_is_the_same_bit_for_bit(execute):
@@ -181,7 +191,7 @@ def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, execu
     executor.graft(decision, 1)
     member = executor.export(torch.arange(3))
     for path, leaf in tree.items(member):
-        assert leaf.isfinite().all() or path == "hyperparams.target_kl", path
+        assert leaf.isfinite().all() or path in OFF, path
         if not path.startswith("hyperparams"):
             assert torch.equal(leaf[1], leaf[donor]), path
 
@@ -222,33 +232,50 @@ def test_a_learning_rate_of_zero_stops_the_parameters(execute):
 
 
 LIVE = {
-    "learning_rate": 5e-3,
-    "clip_range": 1e-3,
-    "ent_coef": 0.5,
-    "vf_coef": 5.0,
-    "gamma": 0.5,
-    "gae_lambda": 0.1,
-    "max_grad_norm": 1e-4,
-    "target_kl": 1e-12,
+    "learning_rate": (5e-3, []),
+    "clip_range": (1e-3, []),
+    "clip_range_vf": (1e-3, ["model.clip_range_vf=1.0"]),
+    "ent_coef": (0.5, []),
+    "ent_coef_final": (0.9, ["model.ent_coef_final=0.0", "model.ent_coef_decay_steps=3"]),
+    "ent_coef_min": (0.7, []),
+    "vf_coef": (5.0, []),
+    "gamma": (0.5, []),
+    "gae_lambda": (0.1, []),
+    "max_grad_norm": (1e-4, []),
+    "target_kl": (1e-12, []),
+    "cvar_weight": (0.9, ["model.cvar_weight=0.1"]),
+    "cvar_alpha": (0.9, ["model.cvar_weight=0.5"]),
+    "sigma": (0.5, ["model.optimizer=upgd"]),
+    "weight_decay": (0.5, ["model.optimizer=adamw"]),
+    "vgs_alpha": (9.0, ["model.vgs.enabled=true", "model.vgs.warmup_steps=1"]),
 }
+"""A value that makes a difference, and settings under which the number is used."""
+PID = ["model.kl_penalty=true", "model.target_kl=1e-9", "model.kl_beta=0.1", "model.kl_beta_max=1e6"]
 
 
 @pytest.mark.parametrize(
-    ("env", "name"), [*(("CartPole", name) for name in LIVE), ("Pendulum", "ent_coef"), ("Pendulum", "gamma")]
+    ("env", "name", "value", "settings"),
+    [
+        *(("CartPole", name, *case) for name, case in LIVE.items()),
+        *(("CartPole", f"kl_pid_{gain}", 1e-3, PID) for gain in "pid"),
+        ("Pendulum", "ent_coef", *LIVE["ent_coef"]),
+        ("Pendulum", "gamma", *LIVE["gamma"]),
+    ],
 )
-def test_every_hyperparameter_is_live_after_a_decision(env, name, execute):
-    """Changed for member 0 alone, it changes member 0's next update and no bit of the others'."""
+def test_every_hyperparameter_is_live_after_a_decision(env, name, value, settings, execute):
+    """Changed for member 0 alone, it changes member 0's next updates and no bit of the others'."""
     learning_rate = torch.full((3,), 1e-2)
     outcomes = []
     for changed in (False, True):
-        _, executor = execute("model.clip_range=0.2", env=env, learning_rate=learning_rate)
+        _, executor = execute("model.clip_range=0.2", *settings, env=env, learning_rate=learning_rate)
         executor.advance(1, never)
         decision = keep(executor)
         if changed:
-            decision.hyperparams[name][0] = LIVE[name]
+            decision.hyperparams[name][0] = value
         executor.graft(decision, 1)
-        metrics = executor.advance(1, never).metrics
-        assert metrics[name][0, 0] == decision.hyperparams[name][0]  # what the update has logged
+        metrics = executor.advance(2, never).metrics
+        if name not in ("ent_coef", "ent_coef_min"):  # what is logged is the weight in force
+            assert metrics[name][0, 0] == decision.hyperparams[name][0]
         outcomes.append((everyone(executor), metrics))
     (before, calm), (after, found) = outcomes
     assert not torch.equal(after["params"][0], before["params"][0])
@@ -256,6 +283,8 @@ def test_every_hyperparameter_is_live_after_a_decision(env, name, execute):
     if name == "target_kl":
         assert found["optimizer_steps"][0, 0] <= 1
         assert (calm["optimizer_steps"] == 4).all()
+    if name in ("ent_coef", "ent_coef_min"):
+        assert (found["ent_coef"][0] == value).all()
 
 
 def test_a_failed_construction_closes_what_was_made(configured, initial):

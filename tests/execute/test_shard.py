@@ -156,7 +156,7 @@ def graft(shard, parents, generation=1, **changed):
     hyperparams = {name: values[torch.tensor(parents)] for name, values in shard.member.hyperparams.items()} | changed
     decision = Decision(torch.tensor(parents), hyperparams, {})
     needed = sorted({parent for member, parent in enumerate(parents) if parent != member})
-    shard.graft(decision, {m: i for i, m in enumerate(needed)}, shard.export(torch.tensor(needed)), generation)
+    shard.graft(decision, {m: i for i, m in enumerate(needed)}, tree.gather(shard.member, torch.tensor(needed)), generation)
 
 
 def test_a_graft_is_a_deep_copy_with_new_hyperparameters_and_a_fresh_seat(make):
@@ -207,14 +207,6 @@ def test_a_fresh_seat_depends_on_generation_and_place_alone(make):
     assert torch.equal(drawn[0], drawn[1])
     assert (seen[0] != seen[2]).any()
     assert not torch.equal(drawn[0], drawn[2])
-
-
-def test_an_export_is_a_copy(make):
-    shard = make([0, 1, 2])
-    rows = shard.export(torch.tensor([2, 0]))
-    assert torch.equal(rows.params, shard.member.params[[2, 0]])
-    tree.map(torch.Tensor.zero_, rows)
-    assert shard.member.params.any(1).all()
 
 
 def test_training_scores_are_the_returns_of_finished_episodes(configured, initial):

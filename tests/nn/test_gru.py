@@ -103,6 +103,15 @@ def test_two_halves_equal_the_whole(make):
     torch.testing.assert_close(final, last, atol=1e-12, rtol=0)
 
 
+def test_hidden_slices_find_what_every_layer_puts_out(make):
+    gru, params, x, state, start = make(3)
+    _, final = gru(params, x, state, start)
+    assert len(gru.hidden_slices) == 3
+    for layers, where in enumerate(gru.hidden_slices, start=1):
+        y, _ = GRU(gru.n_in, HIDDEN, layers)(params, x, state[..., : HIDDEN * layers], start)
+        torch.testing.assert_close(final[..., where], y[:, -1], atol=1e-12, rtol=0)
+
+
 def test_inputs_are_left_alone_and_the_state_is_not_shared(make):
     gru, params, x, state, start = make(1)
     kept = [t.clone() for t in (x, state, start)]

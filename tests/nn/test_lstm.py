@@ -93,6 +93,15 @@ def test_two_halves_equal_the_whole():
     torch.testing.assert_close(final, last, atol=1e-12, rtol=0)
 
 
+def test_hidden_slices_find_what_every_layer_puts_out():
+    lstm, params, x, state, start = make(3)
+    _, final = lstm(params, x, state, start)
+    assert len(lstm.hidden_slices) == 3
+    for layers, where in enumerate(lstm.hidden_slices, start=1):
+        y, _ = LSTM(N_IN, HIDDEN, layers)(params, x, state[..., : 2 * HIDDEN * layers], start)
+        torch.testing.assert_close(final[..., where], y[:, -1], atol=1e-12, rtol=0)
+
+
 def run(lstm, params, x, state, start):
     """Outputs, and the gradient of their squared sum in every parameter."""
     params = tree.map(lambda p: p.detach().clone().requires_grad_(), params)

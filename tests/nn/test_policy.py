@@ -62,9 +62,7 @@ def test_equals_its_parts_joined_by_hand(memory, make):
     assert torch.equal(found.outputs, policy.head(params["head"], policy.actor_mlp(params["actor_mlp"], recalled)))
     assert torch.equal(found.critic, policy.critic_mlp(params["critic_mlp"], valued))
     assert torch.equal(found.state, torch.cat(after, -1))
-    quantiles = policy.quantiles(params, found.critic)
-    assert quantiles.shape == (POP, TIME, BATCH, 7)
-    torch.testing.assert_close(policy.values(params, found.critic), quantiles.mean(-1))
+    assert policy.predict(params, found.critic).shape == (POP, TIME, BATCH, 1, 7)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -102,13 +100,27 @@ def test_one_step_at_a_time_is_the_whole_unroll(memory, make):
     torch.testing.assert_close(state, whole.state, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_hidden_parts_find_the_last_layers_output_of_both_memories(memory, make):
+    recurrent, critic, layers = memory
+    policy, params, obs, state, start = make(*memory)
+    owners = [] if recurrent == "none" else ["actor", "critic"] if critic == "separate" else ["actor"]
+    assert list(policy.hidden_parts) == [f"{owner}_layer{i}" for owner in owners for i in range(layers)]
+    found, features = policy.unroll(params, obs, state, start).state, policy.encoder(params["encoder"], obs)
+    split = policy.actor_memory.state_size if owners else 0
+    for owner, own in zip(owners, (state[..., :split], state[..., split:]), strict=False):
+        block = policy.actor_memory if owner == "actor" else policy.critic_memory
+        y, _ = block(params[f"{owner}_memory"], features, own, start)
+        assert torch.equal(found[..., policy.hidden_parts[f"{owner}_layer{layers - 1}"]], y[:, -1])
+
+
 def test_flat_parameters_are_views_and_members_are_drawn_from_their_own_generators():
     policy = Policy(SPACES, NetworkConfig())
     flat = policy.init_population([torch.Generator().manual_seed(seed) for seed in (1, 2, 1)])
     assert flat.shape == (3, policy.layout.size)
     assert torch.equal(flat[0], flat[2])
     assert not torch.equal(flat[0], flat[1])
-    policy.views(flat)["value"]["bias"][1] = 7
+    policy.views(flat)["critic"]["bias"][1] = 7
     assert (flat[1] == 7).sum() == 21
     assert not (flat[[0, 2]] == 7).any()
 
@@ -117,7 +129,7 @@ def test_flat_parameters_are_views_and_members_are_drawn_from_their_own_generato
 def test_population_laws(memory, make, check_laws):
     for output in (
         lambda policy, params, out: out.outputs,
-        lambda policy, params, out: policy.quantiles(params, out.critic),
+        lambda policy, params, out: policy.predict(params, out.critic),
     ):
         policy, params, *trees = make(*memory)
         check_laws(

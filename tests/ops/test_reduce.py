@@ -46,6 +46,43 @@ def test_explained_variance_of_a_constant_target_is_zero(normal):
     assert not explained_variance(prediction, torch.ones_like(prediction), torch.ones_like(prediction)).any()
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.1, -1e3 / 3, 1e6 / 3, 1e9 / 3])
+def test_a_constant_target_is_one_in_single_precision_whatever_its_size(offset):
+    """The mean of 3000 equal numbers differs from them by its rounding, which must not count as variation."""
+    target = torch.full((1, 3000), offset)
+    prediction = torch.arange(3000.0).view(1, -1)
+    assert explained_variance(prediction, target, torch.ones_like(target)) == 0
+    jitter = torch.nextafter(target, torch.tensor(torch.inf))
+    assert explained_variance(prediction, torch.where(prediction % 2 == 0, target, jitter), torch.ones(1, 3000)) == 0
+
+
+def test_a_constant_target_is_one_however_its_mean_is_rounded():
+    """Among many constants there are means that are off by several units of rounding."""
+    target = torch.linspace(1, 10, 300).view(-1, 1, 1).expand(-1, 7, 1000)
+    assert not explained_variance(target.sin() + torch.arange(1000), target, torch.ones_like(target)).any()
+
+
+def test_explained_variance_under_a_large_offset_in_single_precision(normal):
+    """At 10⁵ neighbouring numbers are 0.008 apart: a spread of 1 is seen, to within a percent."""
+    target = (1e5 + normal(POP, 5000)).float()
+    prediction = (target + 0.5 * normal(POP, 5000)).float()
+    found = explained_variance(prediction, target, torch.ones_like(target))
+    error, spread = (x.double().numpy().var(1) for x in (target - prediction, target))
+    np.testing.assert_allclose(found, 1 - error / spread, atol=1e-4)
+
+
+def test_explained_variance_of_a_tiny_target_is_numpys(normal):
+    target = 1e-9 * normal(POP, 50)
+    found = explained_variance(target / 2, target, torch.ones_like(target))
+    torch.testing.assert_close(found, torch.full_like(found, 0.75))
+
+
+def test_a_target_that_is_not_a_number_is_not_hidden():
+    target = torch.tensor([[1.0, torch.nan], [1.0, 2.0]])
+    found = explained_variance(torch.zeros(2, 2), target, torch.ones(2, 2))
+    assert found.isnan().tolist() == [True, False]
+
+
 def test_samples_that_do_not_count_change_nothing(sampled):
     x, valid = sampled
     other = torch.where(valid == 1, x, 1e3)

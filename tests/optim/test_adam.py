@@ -10,6 +10,7 @@ from popgraft.optim import adam_, initial_adam_state
 
 POP, N, STEPS = 3, 11, 20
 RATES = torch.tensor([1e-3, 0.05, 0.3]).double()
+DECAYS = torch.tensor([0.03, 0.06, 0.09]).double()
 EVERYONE = torch.ones(POP, dtype=torch.bool)
 
 
@@ -19,18 +20,21 @@ def normal():
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+@pytest.mark.parametrize("decays", [None, DECAYS])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("constants", [{}, {"betas": (0.5, 0.9), "eps": 1e-3}])
-def test_equals_torch_member_by_member(weight_decay, decoupled, constants, normal):
+def test_equals_torch_member_by_member(decays, decoupled, constants, normal):
     params, grads = normal(POP, N), normal(STEPS, POP, N)
     grads[:, :, 0] = 0  # the second moment of an idle parameter stays 0
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     theirs = [params[m].clone().requires_grad_() for m in range(POP)]
-    optimizers = [kind([p], lr=float(RATES[m]), weight_decay=weight_decay, **constants) for m, p in enumerate(theirs)]
+    theirs_decay = [0.0] * POP if decays is None else decays.tolist()
+    optimizers = [
+        kind([p], lr=float(RATES[m]), weight_decay=theirs_decay[m], **constants) for m, p in enumerate(theirs)
+    ]
     state = initial_adam_state(params)
     for grad in grads:
-        adam_(params, grad, state, RATES, EVERYONE, weight_decay=weight_decay, decoupled=decoupled, **constants)
+        adam_(params, grad, state, RATES, EVERYONE, weight_decay=decays, decoupled=decoupled, **constants)
         for m, optimizer in enumerate(optimizers):
             theirs[m].grad = grad[m].clone()
             optimizer.step()
@@ -74,7 +78,7 @@ def test_single_precision_stays_close_to_double(normal):
 def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, normal):
     params = normal(POP, N)
     state = initial_adam_state(params)
-    settings = {"weight_decay": 0.1, "decoupled": decoupled}
+    settings = {"weight_decay": DECAYS, "decoupled": decoupled}
     for _ in range(steps_before):
         adam_(params, normal(POP, N), state, RATES, EVERYONE, **settings)
     whole = {"params": params, "state": state}
@@ -92,7 +96,7 @@ def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, no
 def test_a_learning_rate_of_zero_moves_nothing(normal):
     params = normal(POP, N)
     before, state = params.clone(), initial_adam_state(params)
-    adam_(params, normal(POP, N), state, RATES * torch.tensor([1, 0, 1]), EVERYONE, weight_decay=0.1, decoupled=True)
+    adam_(params, normal(POP, N), state, RATES * torch.tensor([1, 0, 1]), EVERYONE, weight_decay=DECAYS, decoupled=True)
     assert torch.equal(params[1], before[1])
     assert (params[0] != before[0]).all()
     assert state.step.tolist() == [1, 1, 1]
@@ -101,22 +105,22 @@ def test_a_learning_rate_of_zero_moves_nothing(normal):
 def test_population_laws(normal):
     grads = normal(5, POP, N)
 
-    def run(params, grads, rates):
+    def run(params, grads, rates, members=range(POP)):
         own, state = params.clone(), initial_adam_state(params)
         for grad in grads:
-            adam_(own, grad, state, rates, torch.ones(len(own), dtype=torch.bool), weight_decay=0.01)
+            adam_(own, grad, state, rates, torch.ones(len(own), dtype=torch.bool), weight_decay=DECAYS[list(members)])
         return [own, *(leaf for _, leaf in tree.items(state))]
 
     params = normal(POP, N)
     whole = run(params, grads, RATES)
-    singles = [run(params[m : m + 1], grads[:, m : m + 1], RATES[m : m + 1]) for m in range(POP)]
+    singles = [run(params[m : m + 1], grads[:, m : m + 1], RATES[m : m + 1], [m]) for m in range(POP)]
     for stacked, *parts in zip(whole, *singles, strict=True):
         torch.testing.assert_close(stacked, torch.cat(parts), atol=1e-14, rtol=0)  # vectorised tails round on their own
     disturbed, order, parents = grads.clone(), torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2])
     disturbed[2, 1] = math.nan
     for a, b in zip(whole, run(params, disturbed, RATES), strict=True):
         assert torch.equal(a[[0, 2]], b[[0, 2]])
-    for a, b in zip(whole, run(params[order], grads[:, order], RATES[order]), strict=True):
+    for a, b in zip(whole, run(params[order], grads[:, order], RATES[order], order.tolist()), strict=True):
         torch.testing.assert_close(a[order], b, atol=1e-14, rtol=0)
-    for leaf in run(params[parents], grads[:, parents], RATES[parents]):
+    for leaf in run(params[parents], grads[:, parents], RATES[parents], parents.tolist()):
         torch.testing.assert_close(leaf[0], leaf[1], atol=1e-14, rtol=0)

@@ -261,3 +261,28 @@ schedule(0, Scores(torch.arange(8.0), torch.zeros(8), torch.ones(8, dtype=torch.
 assert random.getstate() == before
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("method", ["truncation", "binary_tournament", "ttest"])
+def test_every_method_copies_by_its_name_and_rescues(method):
+    schedule = make(exploit_method=method, truncation_ratio=0.5)
+    values = schedule.initial_hyperparams(DEFAULTS)
+    scores = Scores(torch.tensor([NAN, *range(7)]), torch.full((8,), 1e-3), torch.full((8,), 10))
+    found = [schedule(generation, scores, values).reasons for generation in range(8)]
+    assert all(reasons[0] == "rescue" for reasons in found)
+    assert {reason for reasons in found for member, reason in reasons.items() if member} == {method}
+
+
+@pytest.mark.parametrize("method", ["truncation", "none"])
+def test_survivors_explore_too_if_asked_once_the_population_is_ready(method):
+    schedule = make(exploit_method=method, explore_always=True, explore_method="perturb", truncation_ratio=0.5)
+    values = schedule.initial_hyperparams(DEFAULTS)
+    values["learning_rate"] = torch.linspace(1e-4, 8e-4, 8)
+    decision = schedule(0, scored(range(8)), values)
+    moved = decision.hyperparams["learning_rate"] / values["learning_rate"][decision.parents]
+    assert all(ratio == pytest.approx(1.2, rel=1e-5) or ratio == pytest.approx(1 / 1.2, rel=1e-5) for ratio in moved)
+    assert len(decision.recipients) == (4 if method == "truncation" else 0)
+    assert torch.equal(decision.hyperparams["clip_range"], values["clip_range"])
+    waiting = schedule(1, scored([1.0] + [NAN] * 7), values)
+    assert schedule.failed_ready_checks == 1
+    assert waiting.hyperparams["learning_rate"][0] == values["learning_rate"][0]

@@ -60,7 +60,8 @@ def play():
         generators = [torch.Generator().manual_seed(m) for m in range(pop)]
         hyperparams = {name: torch.full((pop,), value) for name, value in model.hyperparams().items()}
         member = initial_member(policy, grid.spaces, model, hyperparams, generators, torch.device("cpu"))
-        member.params += 0.3 * torch.randn(member.params.shape, generator=torch.Generator().manual_seed(9))
+        for m, row in enumerate(member.params):
+            row += 0.3 * torch.randn(row.shape, generator=torch.Generator().manual_seed(9 + m))
         return policy, member, grid
 
     yield make

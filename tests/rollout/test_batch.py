@@ -21,6 +21,7 @@ def coded(chunks):
         target=code + 0.3,
         start=t % 3 == 0,
         valid=(e != 1).float(),
+        extras={"risk": code + 0.4},
     )
     state = torch.stack([code[:, ::LENGTH], code[:, ::LENGTH] + 0.5], -1)
     return samples, state
@@ -49,7 +50,7 @@ def test_every_sequence_comes_once_with_its_own_state(chunks, count):
         assert torch.equal(own.obs["a"][..., 1], -code)
         assert torch.equal(own.obs["image"].flatten(2), (code % 251).to(torch.uint8))
         assert torch.equal(own.action.squeeze(-1), code.long())
-        for offset, leaf in ((0.1, own.log_prob), (0.2, own.advantage), (0.3, own.target)):
+        for offset, leaf in ((0.1, own.log_prob), (0.2, own.advantage), (0.3, own.target), (0.4, own.extras["risk"])):
             assert torch.equal(leaf, code + offset)
         assert torch.equal(own.start, time % 3 == 0)
         assert torch.equal(own.valid, (env != 1).float())

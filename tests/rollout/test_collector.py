@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from popgraft import tree
-from popgraft.config import ModelConfig
+from popgraft.config import load_config
 from popgraft.ops.returns import gae
+from popgraft.ppo import Learner
 from popgraft.ppo.loss import ppo_loss
-from popgraft.ppo.update import prepare_
 from popgraft.rollout.batch import minibatches
 from popgraft.rollout.collector import Collector
 from popgraft.state import Seat
@@ -68,7 +68,7 @@ def test_equals_a_replay_of_every_environment_by_itself(network, next_step, play
         def ask(obs, carry, params=params, mean=mean, var=var):
             x = torch.from_numpy((obs - mean) / np.sqrt(var + 1e-8)).float()
             out = policy.unroll(params, {"obs": x.view(1, 1, 1, 3)}, carry, torch.zeros(1, 1, 1, dtype=torch.bool))
-            return x, out, policy.values(params, out.critic).item()
+            return x, out, policy.critic.value(policy.predict(params, out.critic)).item()
 
         env = episodes()
         obs, carry, fresh = env.reset(seed=SEEDS[m] + e)[0], torch.zeros(1, 1, policy.state_size), True
@@ -141,17 +141,18 @@ def test_dummy_steps_influence_nothing(play, episodes):
     (rollout,), seat = collected(policy, member, grid, rollouts=1)
     dummy = rollout.valid == 0
     assert dummy.any(dim=(1, 2)).all()
-    config = ModelConfig(n_steps=TIME, normalize_reward=False)
+    settings = {"n_steps": TIME, "n_minibatches": 1, "normalize_reward": False}
+    learner = Learner(policy, load_config({"env": {"id": "CartPole-v1"}, "model": settings}))
 
     def learned(rollout):
-        samples = prepare_(member, tree.map(torch.clone, seat), rollout, config)
+        samples, _ = learner.prepare_(member, tree.map(torch.clone, seat), rollout)
         spoilt = dummy & (rollout.reward != 0)
         for x in (samples.advantage, samples.target, samples.log_prob):
             x[spoilt] += 3
         flat = member.params.clone().requires_grad_()
         order = torch.arange(ENVS * TIME // LENGTH).expand(POP, -1)
         (batch,) = minibatches(samples, rollout.state, order, 1)
-        loss, metrics = ppo_loss(policy, policy.views(flat), batch, member.hyperparams, normalize_advantage=True)
+        loss, metrics = ppo_loss(policy, policy.views(flat), batch, member.hyperparams, learner.form)
         return [samples.advantage[~dummy], loss.detach(), *metrics.values(), *torch.autograd.grad(loss.sum(), flat)]
 
     calm = learned(rollout)

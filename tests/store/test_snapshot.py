@@ -14,7 +14,16 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import StoreError
-from popgraft.state import Member, Moments, Normalizer, OptimizerState
+from popgraft.state import (
+    EntropySchedule,
+    KLControl,
+    Member,
+    Moments,
+    Normalizer,
+    OptimizerState,
+    ReturnScale,
+    VGSState,
+)
 from popgraft.store import RunFolder, snapshot
 
 
@@ -33,14 +42,22 @@ def make_member(pop=3, n=5, seed=0):
     def moments(*shape):
         return Moments(*(torch.rand(pop, *shape, generator=draw) for _ in range(2)), torch.rand(pop, generator=draw))
 
+    params = torch.randn(pop, n, generator=draw)
+    nothing = torch.zeros(pop)
     return Member(
-        params=torch.randn(pop, n, generator=draw),
+        params=params,
         optimizer=OptimizerState(
             averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
             step=torch.ones(pop),
-            skipped=torch.zeros(pop),
+            skipped=nothing,
+        ),
+        vgs=VGSState(
+            nothing + 3, *(torch.rand(pop, 2, generator=draw) for _ in range(2)), *torch.rand(4, pop, generator=draw)
         ),
         normalizer=Normalizer(obs={"sensor.left": moments(2), "sensor": moments(4)}, returns=moments()),
+        returns=ReturnScale(*torch.rand(5, pop, generator=draw)),
+        kl=KLControl(*torch.rand(4, pop, generator=draw)),
+        entropy=EntropySchedule(torch.rand(pop, 6, generator=draw), *torch.rand(2, pop, generator=draw)),
         hyperparams={"learning_rate": torch.tensor([1e-3, torch.nan, torch.inf])},
         age=torch.arange(pop),
     )

@@ -275,7 +275,8 @@ def test_a_member_whose_environment_fails_is_rescued(tiny: Tiny, fault: str, fit
         f"the environment of member 1 failed: {WORDS[fault]}",
         "member 1 had no finite score and continues as member 0",
     ]
-    assert all(leaf.isfinite().all() for path, leaf in tensors(run, "last").items() if "target_kl" not in path)
+    off = ("target_kl", "clip_range_vf", "ent_coef_final")
+    assert all(leaf.isfinite().all() for path, leaf in tensors(run, "last").items() if not path.endswith(off))
 
 
 @pytest.mark.parametrize(("fault", "population"), [("raise", 1), ("raise", 2), ("reward", 2), ("observation", 1)])

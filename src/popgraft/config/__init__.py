@@ -1,7 +1,9 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
 from popgraft.config.load import dump_config, load_config, read_yaml
-from popgraft.config.model import HYPERPARAMS, ModelConfig, NetworkConfig
+from popgraft.config.model import HYPERPARAMS, ModelConfig
+from popgraft.config.network import NetworkConfig
+from popgraft.config.optimizer import OptimizerKwargs, VGSConfig
 from popgraft.config.population import PopulationConfig
 from popgraft.config.schema import (
     Config,
@@ -21,7 +23,9 @@ __all__ = [
     "ExecuteConfig",
     "ModelConfig",
     "NetworkConfig",
+    "OptimizerKwargs",
     "PopulationConfig",
+    "VGSConfig",
     "WrapperConfig",
     "dump_config",
     "load_config",

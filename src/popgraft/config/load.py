@@ -1,5 +1,7 @@
 """Reads YAML and overrides into a `Config`, and turns every mistake into one readable `ConfigError`."""
 
+import functools
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from popgraft.config.explain import explain
+from popgraft.config.model import path_of
 from popgraft.config.schema import Config
 from popgraft.errors import ConfigError
 
@@ -104,8 +107,9 @@ def dump_config(config: Config) -> str:
     """
     values = config.model_dump(mode="json")
     for space in config.pbt.hyperparams:
-        if space.name not in config.model.model_fields_set:
-            del values["model"][space.name]
+        if not config.model.sets(space.name):
+            *sections, name = path_of(space.name)
+            del functools.reduce(operator.getitem, sections, values["model"])[name]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

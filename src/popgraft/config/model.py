@@ -1,83 +1,47 @@
-"""Settings of the agent: its network, its learning rule, and what a population may tune of it."""
+"""Settings of the agent: how it learns, and what a population may tune of it."""
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from popgraft.config.fields import DecayRate, Kwargs, Number, Positive, Section, reference
+from popgraft.config.fields import Integer, Number, Positive, Section
+from popgraft.config.network import NetworkConfig
+from popgraft.config.optimizer import UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName, VGSConfig
 
 HYPERPARAMS: dict[str, tuple[float, float]] = {
     "learning_rate": (0.0, 10.0),
     "clip_range": (1e-6, 1e6),
+    "clip_range_vf": (1e-6, 1e6),
     "ent_coef": (0.0, 1e6),
+    "ent_coef_final": (0.0, 1e6),
+    "ent_coef_min": (0.0, 1e6),
     "vf_coef": (0.0, 1e6),
     "gamma": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
     "max_grad_norm": (1e-12, 1e12),
     "target_kl": (1e-12, 1e6),
+    "kl_pid_p": (0.0, 1e6),
+    "kl_pid_i": (0.0, 1e6),
+    "kl_pid_d": (0.0, 1e6),
+    "cvar_weight": (0.0, 1.0),
+    "cvar_alpha": (1e-6, 1.0),
+    "sigma": (0.0, 1e6),
+    "weight_decay": (0.0, 1e6),
+    "vgs_alpha": (0.0, 1e6),
 }
 """Names that a population may tune, each with the widest range in which it has a meaning."""
 
 ALIASES = {"entropy_coef": "ent_coef"}
 """Other names under which a hyperparameter is known."""
 
-BUILT_IN_ENCODERS = ("auto", "mlp", "cnn")
-
-
-class NetworkConfig(Section):
-    """The policy and value networks of every member."""
-
-    encoder: str = "auto"
-    """`mlp`, `cnn`, or `module:Class` of an nn.Module called as Class(observation_space, **encoder_kwargs);
-    `auto` takes cnn for images."""
-    encoder_kwargs: Kwargs = {}
-    """Keyword arguments of an own encoder."""
-    encoder_layers: list[Positive] = [64]
-    """Widths of the encoder's dense layers, before the recurrent ones."""
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
-    """Nonlinearity of dense layers."""
-    layer_norm: StrictBool = False
-    """Whether dense layers normalise before their nonlinearity."""
-    recurrent: Literal["lstm", "gru", "none"] = "lstm"
-    """Kind of memory; `none` gives a feed-forward agent."""
-    hidden_size: Positive = 64
-    """Width of a recurrent layer."""
-    recurrent_layers: Positive = 1
-    """Number of recurrent layers."""
-    critic_recurrent: Literal["separate", "shared", "none"] = "separate"
-    """Whether the critic has its own memory, reads the actor's, or has none."""
-    head_layers: list[Positive] = []
-    """Widths of dense layers between memory and output, in actor and critic alike."""
-    n_quantiles: Positive = 21
-    """Quantiles of the return that the critic predicts."""
-
-    @field_validator("encoder", mode="after")
-    @classmethod
-    def _known_encoder(cls, encoder: str) -> str:
-        if encoder not in BUILT_IN_ENCODERS and ":" not in encoder:
-            raise ValueError(f"must be one of {', '.join(BUILT_IN_ENCODERS)}, or module:Class")
-        return encoder if encoder in BUILT_IN_ENCODERS else reference(encoder)
-
-    @model_validator(mode="after")
-    def _somebody_reads_the_kwargs(self) -> "NetworkConfig":
-        if self.encoder_kwargs and self.encoder in BUILT_IN_ENCODERS:
-            raise ValueError(
-                f"encoder_kwargs are for an own encoder, and encoder is {self.encoder!r}; "
-                "remove them or set encoder: module:Class"
-            )
-        return self
-
-
-class OptimizerKwargs(Section):
-    """Constants of the optimizer; what a population may tune stands under `model`."""
-
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
-    eps: Annotated[Number, Field(gt=0)] = 1e-5
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    """Decoupled for adamw, added to the gradient for adam."""
+NESTED = {
+    "sigma": ("optimizer_kwargs", "sigma"),
+    "weight_decay": ("optimizer_kwargs", "weight_decay"),
+    "vgs_alpha": ("vgs", "alpha"),
+}
+"""Where under `model` the value of a hyperparameter stands, if not under its own name."""
 
 
 class ModelConfig(Section):
@@ -95,31 +59,74 @@ class ModelConfig(Section):
     """Step size."""
     clip_range: Number = 0.2
     """Clipping of the probability ratio."""
+    clip_range_vf: Number | None = None
+    """Largest change of a predicted value, in the critic's units; null: unbounded."""
+    clip_range_vf_warmup: Annotated[Integer, Field(ge=0)] = 0
+    """Updates of a member before predicted values are bounded."""
     ent_coef: Number = 0.0
-    """Weight of the entropy bonus, per nat."""
+    """Weight of the entropy bonus, per nat; the first one where `ent_coef_final` is given."""
+    ent_coef_final: Number | None = None
+    """Weight that the entropy bonus decays to linearly; null: no decay."""
+    ent_coef_min: Number = 0.0
+    """Floor of the entropy bonus's weight."""
+    ent_coef_decay_steps: Positive = 100
+    """Length of the decay, updates."""
+    ent_coef_plateau_window: Annotated[Integer, Field(ge=0)] = 0
+    """Updates over which entropy must have been level before the decay begins; 0: it begins at once."""
+    ent_coef_plateau_tolerance: Annotated[Number, Field(ge=0)] = 1e-3
+    """Largest slope of entropy that counts as level, nats per update."""
+    ent_coef_plateau_min_updates: Annotated[Integer, Field(ge=0)] = 0
+    """Updates of a member before a plateau counts."""
     vf_coef: Number = 0.5
     """Weight of the value loss."""
     gamma: Number = 0.99
     """Discount per step."""
     gae_lambda: Number = 0.95
     """Decay of generalised advantage estimation."""
+    quantile_target: Literal["lambda", "mc"] = "lambda"
+    """What the critic learns: λ-returns, or Monte Carlo returns, whose spread is the return's own (for risk)."""
+    cvar_weight: Number = 0.0
+    """Share of the advantage that counts the worst outcomes only; needs a quantile critic."""
+    cvar_alpha: Number = 0.25
+    """Share of outcomes that are the worst."""
+    cvar_start: Annotated[Integer, Field(ge=0)] = 0
+    """Updates of a member before `cvar_weight` sets in."""
+    cvar_ramp: Annotated[Integer, Field(ge=0)] = 0
+    """Updates over which it then rises to its full value."""
     max_grad_norm: Number = 0.5
     """Largest Euclidean norm of a member's gradient."""
     target_kl: Number | None = None
     """An update stops for a member before the step at which its KL divergence exceeds 1.5 times this (nats);
     null: never."""
+    kl_penalty: StrictBool = False
+    """Whether the loss has a KL penalty, whose weight a controller moves until updates reach target_kl."""
+    kl_beta: Annotated[Number, Field(ge=0)] = 0.0
+    """Weight of the KL penalty at birth, per nat."""
+    kl_beta_max: Annotated[Number, Field(gt=0)] = 10.0
+    """Largest weight of the KL penalty."""
+    kl_pid_p: Number = 0.1
+    """Proportional gain of the controller."""
+    kl_pid_i: Number = 0.05
+    """Integral gain of the controller, per update."""
+    kl_pid_d: Number = 0.0
+    """Derivative gain of the controller, in updates."""
     normalize_obs: StrictBool = True
     """Whether float observations are standardised by running statistics."""
     normalize_reward: StrictBool = True
     """Whether rewards are divided by the running spread of the discounted return."""
+    normalize_returns: StrictBool = False
+    """Whether the critic predicts returns in units of their running mean and spread (PopArt), in place of
+    `normalize_reward`."""
     normalize_advantage: StrictBool = True
     """Whether advantages are standardised within a minibatch."""
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: OptimizerName = "adam"
     """Update rule."""
     optimizer_kwargs: OptimizerKwargs = OptimizerKwargs()
     """Constants of the update rule."""
+    vgs: VGSConfig = VGSConfig()
+    """The variance gradient scaler."""
 
-    @field_validator(*HYPERPARAMS, mode="after")
+    @field_validator(*(name for name in HYPERPARAMS if name not in NESTED), mode="after")
     @classmethod
     def _in_domain(cls, value: float | None, info: Any) -> float | None:
         low, high = HYPERPARAMS[info.field_name]
@@ -127,7 +134,40 @@ class ModelConfig(Section):
             raise ValueError(f"must lie in [{low:g}, {high:g}]")
         return value
 
+    @model_validator(mode="after")
+    def _parts_that_go_together(self) -> "ModelConfig":
+        if self.normalize_reward and self.normalize_returns:
+            raise ValueError(
+                "normalize_reward and normalize_returns scale the same thing twice; set one of them to false"
+            )
+        given, defaults = self.optimizer_kwargs, OptimizerKwargs()
+        unread = [key for key in UNREAD[self.optimizer] if getattr(given, key) != getattr(defaults, key)]
+        if unread:
+            raise ValueError(
+                f"optimizer_kwargs.{unread[0]} is not read by optimizer={self.optimizer!r}; remove it, "
+                "or choose optimizer: adaptive_upgd"
+            )
+        if self.kl_beta > self.kl_beta_max:
+            raise ValueError(f"kl_beta={self.kl_beta} exceeds kl_beta_max={self.kl_beta_max}; lower it")
+        return self
+
+    def hyperparam(self, name: str) -> float | None:
+        """Value of a tunable number as it is set; None where it is off."""
+        *sections, field = path_of(name)
+        value: float | None = getattr(functools.reduce(getattr, sections, self), field)
+        return WEIGHT_DECAY[self.optimizer] if name == "weight_decay" and value is None else value
+
+    def sets(self, name: str) -> bool:
+        """Whether a tunable number was given a value by the user."""
+        *sections, field = path_of(name)
+        return field in functools.reduce(getattr, sections, self).model_fields_set
+
     def hyperparams(self) -> dict[str, float]:
-        """Initial value of every tunable number; a target KL of null is infinite."""
-        values = {name: getattr(self, name) for name in HYPERPARAMS}
+        """Initial value of every tunable number; a bound, target or final value of null is infinite."""
+        values = {name: self.hyperparam(name) for name in HYPERPARAMS}
         return {name: math.inf if value is None else float(value) for name, value in values.items()}
+
+
+def path_of(name: str) -> tuple[str, ...]:
+    """Where below `model` a tunable number stands."""
+    return NESTED.get(name, (name,))

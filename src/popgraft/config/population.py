@@ -3,38 +3,72 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
 
+ExploitMethod = Literal["truncation", "binary_tournament", "ttest", "backtracking", "none"]
 
-class PopulationConfig(Section):
-    """The population and its evolution."""
+
+class EvolutionConfig(Section):
+    """How a population evolves, whatever is trained."""
 
     population_size: Positive = 8
     """Number of members."""
     perturbation_interval: Positive = 5
-    """Updates between two decisions, which is one generation."""
+    """Steps between two decisions."""
     hyperparams: list[HyperparamConfig] = []
-    """Numbers under `model` that vary over the population, each with its space."""
-    exploit_method: Literal["truncation", "none"] = "truncation"
+    """Numbers that vary over the population, each with its space."""
+    exploit_method: ExploitMethod = "truncation"
     """Who copies whom; `none` is random search."""
     explore_method: Literal["perturb", "resample", "both", "none"] = "both"
     """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
+    explore_always: StrictBool = False
+    """Whether survivors explore too, and not recipients alone."""
     truncation_ratio: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
     """Share of the population that is replaced, and that is copied from."""
     metric_mode: Literal["max", "min"] = "max"
     """Whether high or low scores are good."""
-    fitness: Literal["evaluation", "training"] = "evaluation"
-    """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
     ready_percentage: Annotated[Number, Field(gt=0, le=1)] = 0.8
     """Share of members that must have a finite score before anyone copies."""
     min_ready_members: Annotated[Integer, Field(ge=2)] = 2
     """Members with a finite score that suffice once `ready_check_max_wait` decisions in a row have failed."""
     ready_check_max_wait: Positive = 10
     """Failed readiness checks in a row after which `min_ready_members` suffice."""
+
+    @field_validator("hyperparams", mode="after")
+    @classmethod
+    def _distinct(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
+        return _listed_once(spaces)
+
+    @model_validator(mode="after")
+    def _someone_to_copy(self) -> "EvolutionConfig":
+        if self.population_size == 1 and self.exploit_method != "none":
+            raise ValueError(
+                f"a population of 1 has nobody to copy from, but exploit_method is {self.exploit_method!r}; "
+                "raise pbt.population_size or set pbt.exploit_method: none"
+            )
+        if self.min_ready_members > self.population_size and self.exploit_method != "none":
+            raise ValueError(
+                f"min_ready_members={self.min_ready_members} exceeds population_size={self.population_size}, "
+                "so nobody would ever copy after waiting; lower it"
+            )
+        return self
+
+
+class PopulationConfig(EvolutionConfig):
+    """The population and its evolution."""
+
+    perturbation_interval: Positive = 5
+    """Updates between two decisions, which is one generation."""
+    hyperparams: list[HyperparamConfig] = []
+    """Numbers under `model` that vary over the population, each with its space."""
+    exploit_method: Literal["truncation", "binary_tournament", "ttest", "none"] = "truncation"
+    """Who copies whom; `none` is random search."""
+    fitness: Literal["evaluation", "training"] = "evaluation"
+    """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
 
     @field_validator("hyperparams", mode="after")
     @classmethod
@@ -47,30 +81,21 @@ class PopulationConfig(Section):
             )
             for space in spaces
         ]
-        names = [space.name for space in spaces]
         for space in spaces:
             if space.name not in HYPERPARAMS:
                 raise ValueError(
                     f"unknown hyperparameter {space.name!r}; a population may tune {', '.join(HYPERPARAMS)}"
                 )
-            if names.count(space.name) > 1:
-                raise ValueError(f"hyperparameter {space.name!r} is listed twice; keep one")
             low, high = HYPERPARAMS[space.name]
             for value in space.values if space.values is not None else space.bounds:
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                     raise ValueError(f"{space.name}: {value!r} must be a number in [{low:g}, {high:g}]")
-        return spaces
+        return _listed_once(spaces)
 
-    @model_validator(mode="after")
-    def _someone_to_copy(self) -> "PopulationConfig":
-        if self.population_size == 1 and self.exploit_method != "none":
-            raise ValueError(
-                f"a population of 1 has nobody to copy from, but exploit_method is {self.exploit_method!r}; "
-                "raise pbt.population_size or set pbt.exploit_method: none"
-            )
-        if self.min_ready_members > self.population_size and self.exploit_method != "none":
-            raise ValueError(
-                f"min_ready_members={self.min_ready_members} exceeds population_size={self.population_size}, "
-                "so nobody would ever copy after waiting; lower it"
-            )
-        return self
+
+def _listed_once(spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
+    names = [space.name for space in spaces]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"hyperparameter {name!r} is listed twice; keep one")
+    return spaces

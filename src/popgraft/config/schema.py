@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
-from popgraft.config.model import ModelConfig
+from popgraft.config.model import ModelConfig, path_of
 from popgraft.config.population import PopulationConfig
 
 
@@ -144,12 +144,54 @@ class Config(Section):
                 f"execute.shards={self.execute.shards} exceeds pbt.population_size={self.pbt.population_size}; "
                 "a shard holds at least one member"
             )
-        for space in self.pbt.hyperparams:
-            value = getattr(self.model, space.name)
-            if space.name in self.model.model_fields_set and not space.contains(value):
-                allowed = f"values {list(space.values)}" if space.values is not None else f"bounds {list(space.bounds)}"
-                raise ValueError(f"model.{space.name}={value} is outside the {allowed} that pbt.hyperparams gives it")
         return self
+
+    @model_validator(mode="after")
+    def _initial_values_lie_in_their_spaces(self) -> "Config":
+        for space in self.pbt.hyperparams:
+            value = self.model.hyperparam(space.name)
+            if self.model.sets(space.name) and not space.contains(value):
+                allowed = f"values {list(space.values)}" if space.values is not None else f"bounds {list(space.bounds)}"
+                path = ".".join(["model", *path_of(space.name)])
+                raise ValueError(f"{path}={value} is outside the {allowed} that pbt.hyperparams gives it")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_used_can_work(self) -> "Config":
+        critic = self.model.network.critic
+        if self.model.kl_penalty and not self.uses("target_kl"):
+            raise ValueError("model.kl_penalty needs a divergence to aim at; set model.target_kl, for example to 0.01")
+        if self.uses("cvar_weight") and critic != "quantile":
+            raise ValueError(
+                f"model.cvar_weight needs the quantiles of the return, but model.network.critic is {critic!r}; "
+                "set model.network.critic: quantile"
+            )
+        if self.uses("clip_range_vf") and critic == "categorical":
+            raise ValueError(
+                "model.clip_range_vf bounds predicted returns, but a categorical critic predicts logits; remove it, "
+                "or set model.network.critic: quantile"
+            )
+        return self
+
+    def uses(self, name: str) -> bool:
+        """Whether a tunable number has any effect: some member may have another value than 0 or null."""
+        return any(space.name == name for space in self.pbt.hyperparams) or bool(self.model.hyperparam(name))
+
+    @property
+    def cautions(self) -> list[str]:
+        """What works, but hardly as intended."""
+        cautions = []
+        least = min(
+            [min(space.values or space.bounds) for space in self.pbt.hyperparams if space.name == "cvar_alpha"]
+            or [self.model.cvar_alpha]
+        )
+        atoms = self.model.network.n_quantiles
+        if self.uses("cvar_weight") and least * atoms < 1:
+            cautions.append(
+                f"model.cvar_alpha={least:g} is less than one of {atoms} quantiles: the worst outcomes are the lowest "
+                f"quantile alone; raise model.network.n_quantiles to {math.ceil(1 / least)}"
+            )
+        return cautions
 
 
 def _nearest_divisors(n: int, value: int) -> str:

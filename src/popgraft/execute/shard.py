@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,15 @@ from popgraft.execute.base import Advance
 from popgraft.execute.memory import keep_freed_memory
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
-from popgraft.ppo import initial_member, learn_
+from popgraft.ppo import Learner, initial_member
 from popgraft.rng import derive, torch_generator
 from popgraft.rollout.batch import Rollout
 from popgraft.rollout.collector import Collector
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.grid import EnvGrid
 from popgraft.state import Decision, Member, Scores, Seat
+
+logger = logging.getLogger(__name__)
 
 ODD_NUMBER = "it gave a reward or an observation that is not a finite number"
 
@@ -68,6 +71,8 @@ class Shard:
         )
         self.seat = Seat.empty(pop, envs, self.policy.state_size, self.device)
         self.generators = [torch.Generator() for _ in self.members]
+        self._warned = False
+        self.learner = Learner(self.policy, config)
         self.collector = Collector(self.policy, self.grid, config.model.n_steps, config.sequence_length, self.device)
         self.reset_seats(range(pop), generation=0)
 
@@ -94,7 +99,7 @@ class Shard:
                 rollout = self.collector.collect(self.member, self.seat, self.generators)
                 given &= tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
                 episodes = self._finished_episodes(rollout)
-                learned = learn_(self.policy, self.member, self.seat, rollout, self.config.model, self.generators)
+                learned = self.learner.learn_(self.member, self.seat, rollout, self.generators)
                 metrics.append({**learned, **_episode_metrics(episodes)})
                 for own, (ended, _) in zip(returns, episodes, strict=True):
                     own += ended.tolist()
@@ -103,10 +108,10 @@ class Shard:
                     break
         odd = dict.fromkeys(given.logical_not().nonzero().flatten().tolist(), ODD_NUMBER)
         failed = odd | self.grid.failures
-        sound = tree.finite(
-            {"params": self.member.params, "optimizer": self.member.optimizer, "normalizer": self.member.normalizer}
-        )
+        inherited = ("params", "optimizer", "vgs", "normalizer", "returns", "kl")
+        sound = tree.finite({name: getattr(self.member, name) for name in inherited})
         sound[list(failed)] = False
+        self._warn_of_skipped_steps()
         return Advance(
             metrics={name: torch.stack([update[name].cpu() for update in metrics], 1) for name in metrics[0]},
             scores=_training_scores(returns),
@@ -148,6 +153,17 @@ class Shard:
         self.grid.close()
         if self._evaluation_grid is not None:
             self._evaluation_grid.close()
+
+    def _warn_of_skipped_steps(self) -> None:
+        """Says once that gradients were not finite; the member is rescued where its parameters are not either."""
+        for place in self.member.optimizer.skipped.nonzero().flatten().tolist() if not self._warned else []:
+            self._warned = True
+            logger.warning(
+                "member %d: a gradient was not finite; %d optimizer steps have been skipped. Lower learning_rate or "
+                "max_grad_norm, and check the rewards. This is said once",
+                self.members[place],
+                int(self.member.optimizer.skipped[place]),
+            )
 
     def _by_member(self, faults: dict[int, str]) -> dict[int, str]:
         return {self.members[place]: text for place, text in faults.items()}

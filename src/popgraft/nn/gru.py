@@ -91,6 +91,11 @@ class GRU:
         self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
         self.state_size = hidden_size * layers
 
+    @property
+    def hidden_slices(self) -> list[slice]:
+        """Where h of every layer lies in the state."""
+        return [slice(start, start + self.n_out) for start in range(0, self.state_size, self.n_out)]
+
     def init(self, generator: torch.Generator) -> Params:
         """Orthogonal gate matrices, zero biases."""
         hidden = self.n_out

@@ -101,6 +101,11 @@ class LSTM:
         self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
         self.state_size = 2 * hidden_size * layers
 
+    @property
+    def hidden_slices(self) -> list[slice]:
+        """Where h of every layer lies in the state."""
+        return [slice(start, start + self.n_out) for start in range(0, self.state_size, 2 * self.n_out)]
+
     def init(self, generator: torch.Generator) -> Params:
         """Orthogonal gate matrices; zero biases but for the forget gate's, which is 1 (Jozefowicz et al. 2015)."""
         hidden = self.n_out

@@ -1,4 +1,4 @@
-"""The agent's network: encoder, actor and critic memory, action head and quantile value head."""
+"""The agent's network: encoder, actor and critic memory, action head and critic."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from popgraft.config import NetworkConfig
 from popgraft.nn.blocks import Block, Layout, Params, initialise
-from popgraft.nn.dense import MLP, Linear
+from popgraft.nn.critic import Critic
+from popgraft.nn.dense import MLP
 from popgraft.nn.encoder import Encoder
 from popgraft.nn.gru import GRU
 from popgraft.nn.heads import make_head
@@ -23,7 +24,7 @@ class Unrolled(NamedTuple):
 
     Attributes:
         outputs: parameters of the action distribution (logits or means).
-        critic: features from which `Policy.quantiles` predicts the return.
+        critic: features from which `Policy.predict` predicts the return.
         state: recurrent state after the last step.
     """
 
@@ -33,7 +34,7 @@ class Unrolled(NamedTuple):
 
 
 class Policy:
-    """Recurrent actor and quantile critic of every member, over one flat parameter tensor [pop, n].
+    """Recurrent actor and critic of every member, over one flat parameter tensor [pop, n].
 
     The recurrent state of an environment is a flat vector: the actor's memory, then the critic's if it has its own.
 
@@ -54,13 +55,20 @@ class Policy:
         self.actor_mlp = MLP(recalled, config.head_layers, config.activation, config.layer_norm)
         self.critic_mlp = MLP(valued, config.head_layers, config.activation, config.layer_norm)
         self.head = make_head(spaces.action, self.actor_mlp.n_out)
-        self.value = Linear(self.critic_mlp.n_out, config.n_quantiles, gain=1.0)
+        self.critic = Critic(
+            self.critic_mlp.n_out,
+            config.critic,
+            config.atoms,
+            config.twin_critics,
+            config.twin_reduce,
+            config.support,
+        )
         self._blocks: dict[str, Block] = {
             "encoder": self.encoder,
             "actor_mlp": self.actor_mlp,
             "critic_mlp": self.critic_mlp,
             "head": self.head,
-            "value": self.value,
+            "critic": self.critic,
         }
         if self.actor_memory:
             self._blocks["actor_memory"] = self.actor_memory
@@ -69,6 +77,17 @@ class Policy:
         self.layout = Layout(self.init(torch.Generator()))
         self._actor_state = self.actor_memory.state_size if self.actor_memory else 0
         self.state_size = self._actor_state + (self.critic_memory.state_size if self.critic_memory else 0)
+
+    @property
+    def hidden_parts(self) -> dict[str, slice]:
+        """Where h of every recurrent layer lies in the state: `actor_layer{i}`, then `critic_layer{i}`."""
+        parts, offset = {}, 0
+        for owner, memory in (("actor", self.actor_memory), ("critic", self.critic_memory)):
+            if memory:
+                for i, part in enumerate(memory.hidden_slices):
+                    parts[f"{owner}_layer{i}"] = slice(offset + part.start, offset + part.stop)
+                offset += memory.state_size
+        return parts
 
     def init(self, generator: torch.Generator) -> Params:
         """Parameters of one member."""
@@ -112,15 +131,11 @@ class Policy:
         outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
         return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
 
-    def quantiles(
+    def predict(
         self, params: Params, critic: Float[Tensor, "pop *batch critic"]
-    ) -> Float[Tensor, "pop *batch quantiles"]:
-        """Predicted quantiles of the return at levels (i + ½)/N."""
-        return self.value(params["value"], critic)
-
-    def values(self, params: Params, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch"]:
-        """Predicted mean return."""
-        return self.quantiles(params, critic).mean(-1)
+    ) -> Float[Tensor, "pop *batch critics atoms"]:
+        """Predictions of the return by every critic, in its units."""
+        return self.critic(params["critic"], critic)
 
 
 def _memory(config: NetworkConfig, n_in: int) -> Memory | None:

@@ -30,28 +30,6 @@ def clipped_surrogate(
     return -mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
 
 
-def quantile_huber(
-    quantiles: Float[Tensor, "pop *batch n"],
-    target: Float[Tensor, "pop *batch"],
-    valid: Float[Tensor, "pop *batch"],
-    kappa: float = 1.0,
-) -> Float[Tensor, "pop"]:
-    """E[1/N Σᵢ |τᵢ − 1{u<0}| · Huber_κ(u)], u = G − qᵢ, τᵢ = (i + ½)/N (Dabney et al. 2018, arXiv:1710.10044, eq. 10).
-
-    Args:
-        quantiles: predicted quantiles qᵢ of the return.
-        target: realised return G.
-        valid: 1 for samples that count.
-        kappa: where the Huber loss turns from quadratic to linear, in units of return.
-    """
-    n = quantiles.shape[-1]
-    tau = (torch.arange(n, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / n
-    target = target.unsqueeze(-1).expand_as(quantiles)
-    weight = (tau - (target < quantiles.detach()).to(tau.dtype)).abs()
-    huber = torch.nn.functional.huber_loss(quantiles, target, reduction="none", delta=kappa)
-    return mean((weight * huber).mean(-1), valid)
-
-
 def approx_kl(log_ratio: Float[Tensor, "pop *batch"], valid: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop"]:
     """KL(π_old ‖ π_new) by the low-variance estimator k3 = E[(ρ − 1) − log ρ] (Schulman 2020), in nats."""
     return mean(log_ratio.exp() - 1 - log_ratio, valid)

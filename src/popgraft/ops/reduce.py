@@ -26,11 +26,18 @@ def standardize(
 def explained_variance(
     prediction: Float[Tensor, "pop *batch"], target: Float[Tensor, "pop *batch"], valid: Float[Tensor, "pop *batch"]
 ) -> Float[Tensor, "pop"]:
-    """1 − Var[target − prediction]/Var[target] over valid samples; 0 where the target is constant."""
+    """1 − Var[target − prediction]/Var[target] over valid samples; 0 where the target is constant.
+
+    A target whose spread is no larger than the rounding of its own numbers counts as constant.
+    """
 
     def variance(x: Tensor) -> Tensor:
-        centred = x - mean(x, valid).view(-1, *(1,) * (x.dim() - 1))
-        return mean(centred.square(), valid)
+        for _ in range(2):  # the second pass takes away the rounding of the first mean, large under a large offset
+            x = x - mean(x, valid).view(-1, *(1,) * (x.dim() - 1))
+        return mean(x.square(), valid)
 
     spread = variance(target)
-    return torch.where(spread > 1e-12, 1 - variance(target - prediction) / spread.clamp(min=1e-12), 0)
+    rounding = 4 * torch.finfo(target.dtype).eps * mean(target.abs(), valid)
+    constant = spread <= rounding.square()
+    explained = 1 - variance(target - prediction) / spread.masked_fill(constant, 1)
+    return explained.masked_fill(constant, 0)

@@ -1,6 +1,39 @@
-"""Optimizer steps as functions over the flat parameters of all members."""
+"""Optimizer steps as functions over the flat parameters of all members, and as classes of torch.optim."""
 
 from popgraft.optim.adam import adam_, initial_adam_state
 from popgraft.optim.clip import clip_gradient_
+from popgraft.optim.noise import draw_noise_
+from popgraft.optim.rule import GradientScaler, UpdateRule, make_rule, make_scaler
+from popgraft.optim.torch_upgd import UPGD, UPGDW, AdaptiveUPGD
+from popgraft.optim.torch_vgs import VarianceGradientScaler
+from popgraft.optim.upgd import UPGDRule, initial_upgd_state, upgd_
+from popgraft.optim.vgs import (
+    VGSRule,
+    initial_vgs_state,
+    measure_,
+    normalized_variance,
+    scaling_factor,
+)
 
-__all__ = ["adam_", "clip_gradient_", "initial_adam_state"]
+__all__ = [
+    "UPGD",
+    "UPGDW",
+    "AdaptiveUPGD",
+    "GradientScaler",
+    "UPGDRule",
+    "UpdateRule",
+    "VGSRule",
+    "VarianceGradientScaler",
+    "adam_",
+    "clip_gradient_",
+    "draw_noise_",
+    "initial_adam_state",
+    "initial_upgd_state",
+    "initial_vgs_state",
+    "make_rule",
+    "make_scaler",
+    "measure_",
+    "normalized_variance",
+    "scaling_factor",
+    "upgd_",
+]

@@ -23,7 +23,7 @@ def adam_(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    weight_decay: Float[Tensor, "pop"] | None = None,
     decoupled: bool = False,
 ) -> None:
     """One optimizer step, in place; members that are not `active` are left exactly as they are.
@@ -41,7 +41,7 @@ def adam_(
         active: members that take the step.
         betas: decay rates β₁, β₂.
         eps: ε.
-        weight_decay: λ; added to the gradient unless `decoupled`.
+        weight_decay: λ of every member, None for no decay; added to the gradient unless `decoupled`.
         decoupled: whether the decay is AdamW's.
     """
     beta1, beta2 = betas
@@ -50,10 +50,10 @@ def adam_(
     row = moving.unsqueeze(1)
     grad = grad.masked_fill(active.logical_not().unsqueeze(1), 0)  # a resting member's gradient may be NaN
     rate = (learning_rate * moving).unsqueeze(1)
-    if weight_decay and decoupled:
-        params.mul_(1 - rate * weight_decay)
-    elif weight_decay:
-        grad = torch.addcmul(grad, params, row, value=weight_decay)
+    if weight_decay is not None and decoupled:
+        params.mul_(1 - rate * weight_decay.unsqueeze(1))
+    elif weight_decay is not None:
+        grad = torch.addcmul(grad, params, row * weight_decay.unsqueeze(1))
     state.step.add_(moving)
     step = state.step.clamp(min=1)
     exp_avg.lerp_(grad, row * (1 - beta1))

@@ -5,38 +5,35 @@ counter alone, and a resumed run decides as the uninterrupted one.
 """
 
 import dataclasses
-import logging
-import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt.exploit import rescue, truncation
+from popgraft.pbt.exploit import choose_parents
 from popgraft.pbt.explore import explore, from_single, to_single
+from popgraft.pbt.readiness import Readiness
 from popgraft.rng import numpy_generator
 from popgraft.state import Decision, Scores
 
-logger = logging.getLogger(__name__)
-
 
 class Schedule:
-    """Population-based training with truncation selection (Jaderberg et al. 2017, arXiv:1711.09846).
+    """Population-based training in which everybody decides at once (Jaderberg et al. 2017, arXiv:1711.09846).
 
     Args:
         config: the population and its evolution.
         seed: root of all draws.
 
     Attributes:
-        failed_ready_checks: readiness checks in a row that have failed; the only state.
+        readiness: readiness checks in a row that have failed; the only state.
     """
 
     def __init__(self, config: PopulationConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
-        self.failed_ready_checks = 0
+        self.readiness = Readiness(config)
         self._spaces = [_real(space) for space in config.hyperparams]
 
     def initial_hyperparams(self, defaults: dict[str, float]) -> dict[str, Float[Tensor, "pop"]]:
@@ -54,8 +51,8 @@ class Schedule:
     def __call__(self, generation: int, scores: Scores, hyperparams: dict[str, Float[Tensor, "pop"]]) -> Decision:
         """Decides who inherits from whom after `generation`, and with which hyperparameters.
 
-        A survivor keeps its values. A recipient takes all of its donor's, and then explores each listed hyperparameter.
-        An unhealthy member is replaced whether or not the population is ready.
+        A survivor keeps its values, unless `explore_always`. A recipient takes all of its donor's, and then explores
+        each listed hyperparameter. An unhealthy member is replaced whether or not the population is ready.
 
         Args:
             generation: number of the generation that was scored.
@@ -68,24 +65,22 @@ class Schedule:
         Raises:
             PopulationLost: no member has a finite score.
         """
-        config, mean = self.config, scores.mean
-        healthy = mean.isfinite()
-        parents = torch.arange(len(mean))
-        if config.exploit_method == "truncation" and self._is_ready(generation, healthy):
-            rng = numpy_generator(self.seed, "exploit", generation)
-            parents = truncation(mean, config.truncation_ratio, config.metric_mode, rng)
-        rng = numpy_generator(self.seed, "rescue", generation)
-        parents = rescue(parents, mean, config.truncation_ratio, config.metric_mode, rng)
+        config, healthy = self.config, scores.mean.isfinite()
+        members = range(len(healthy))
+        ready = (config.exploit_method != "none" or config.explore_always) and self.readiness.check(
+            int(healthy.sum()), len(healthy), f"generation {generation}"
+        )
+        parents = choose_parents(config, scores, ready, self.seed, generation)
         decision = Decision(
             parents=parents,
             hyperparams={name: values[parents] for name, values in hyperparams.items()},
             reasons={
-                member: "truncation" if healthy[member] else "rescue"
-                for member, parent in enumerate(parents.tolist())
-                if parent != member
+                member: config.exploit_method if healthy[member] else "rescue"
+                for member in members
+                if parents[member] != member
             },
         )
-        for member in decision.reasons:
+        for member in members if ready and config.explore_always else decision.reasons:
             for space in self._spaces:
                 values = decision.hyperparams[space.name]
                 rng = numpy_generator(self.seed, "explore", generation, space.name, member)
@@ -93,32 +88,18 @@ class Schedule:
                 values[member] = to_single(space, explore(space, donor_value, config.explore_method, rng))
         return decision
 
+    @property
+    def failed_ready_checks(self) -> int:
+        """Readiness checks in a row that have failed."""
+        return self.readiness.failed
+
     def state_dict(self) -> dict[str, int]:
         """All that a resumed run needs besides the configuration and the seed."""
-        return {"failed_ready_checks": self.failed_ready_checks}
+        return {"failed_ready_checks": self.readiness.failed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores what `state_dict` returned."""
-        self.failed_ready_checks = state["failed_ready_checks"]
-
-    def _is_ready(self, generation: int, healthy: Bool[Tensor, "pop"]) -> bool:
-        """Whether enough members have a finite score: `ready_percentage`, or fewer once that has failed too often."""
-        config = self.config
-        ready, pop = int(healthy.sum()), len(healthy)
-        required = math.ceil(pop * config.ready_percentage - 1e-9)  # 100 · 0.07 is 7.000…1 in binary
-        if ready >= required:
-            self.failed_ready_checks = 0
-            return True
-        self.failed_ready_checks += 1
-        if self.failed_ready_checks < config.ready_check_max_wait or ready < config.min_ready_members:
-            return False
-        logger.warning(
-            "generation %d: %d of %d members have a finite score, but pbt.ready_percentage=%g asks for %d; "
-            "going on, after %d failed checks in a row",
-            generation, ready, pop, config.ready_percentage, required, self.failed_ready_checks,
-        )  # fmt: skip
-        self.failed_ready_checks = 0
-        return True
+        self.readiness.failed = state["failed_ready_checks"]
 
 
 def _real(space: HyperparamConfig) -> HyperparamConfig:

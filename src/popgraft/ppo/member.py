@@ -4,8 +4,11 @@ import torch
 
 from popgraft.config import ModelConfig
 from popgraft.nn import Policy
+from popgraft.ops.entropy_schedule import initial_entropy_schedule
+from popgraft.ops.kl_control import initial_kl_control
 from popgraft.ops.moments import initial_moments
-from popgraft.optim import initial_adam_state
+from popgraft.ops.return_scale import initial_return_scale
+from popgraft.optim import make_rule, make_scaler
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Normalizer
 
@@ -33,11 +36,15 @@ def initial_member(
     normalised = {key: spec.shape for key, spec in spaces.obs.items() if config.normalize_obs and not spec.image}
     return Member(
         params=params,
-        optimizer=initial_adam_state(params),
+        optimizer=make_rule(config, policy.layout.sizes).initial_state(params),
+        vgs=make_scaler(config, policy.layout.sizes).initial_state(params),
         normalizer=Normalizer(
             obs={key: initial_moments(pop, shape, device) for key, shape in normalised.items()},
             returns=initial_moments(pop, (), device),
         ),
+        returns=initial_return_scale(pop, device),
+        kl=initial_kl_control(torch.full((pop,), config.kl_beta, device=device)),
+        entropy=initial_entropy_schedule(pop, config.ent_coef_plateau_window, device),
         hyperparams={name: values.to(device).clone() for name, values in hyperparams.items()},
         age=torch.zeros(pop, dtype=torch.long, device=device),
     )

@@ -1,16 +1,21 @@
-"""One PPO update: statistics, advantages, then epochs of minibatch steps, each member by itself."""
+"""One PPO update: advantages and targets, then epochs of minibatch steps, then statistics; each member by itself."""
+
+import functools
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popgraft.config import ModelConfig
+from popgraft.config import Config
 from popgraft.nn import Policy
-from popgraft.ops import moments
+from popgraft.ops import critic_losses, entropy_schedule, kl_control, moments, return_scale
+from popgraft.ops.diagnostics import recurrent_statistics
 from popgraft.ops.reduce import explained_variance
 from popgraft.ops.returns import discounted_sums, gae
-from popgraft.optim import adam_, clip_gradient_
-from popgraft.ppo.loss import Metrics, ppo_loss
+from popgraft.ops.risk import cvar_advantage
+from popgraft.optim import clip_gradient_, make_rule, make_scaler
+from popgraft.ppo.loss import LossForm, Metrics, ppo_loss
 from popgraft.rollout.batch import Rollout, Samples, minibatches
 from popgraft.state import Member, Seat
 
@@ -18,92 +23,157 @@ KL_TOLERANCE = 1.5
 """An update stops once the KL divergence exceeds this multiple of target_kl, as in Stable-Baselines3."""
 
 
-def learn_(
-    policy: Policy,
-    member: Member,
-    seat: Seat,
-    rollout: Rollout,
-    config: ModelConfig,
-    generators: list[torch.Generator],
-) -> Metrics:
+class Learner:
     """Updates every member from its own rollout, in place.
 
     Args:
         policy: the network.
-        member: weights, optimizer and statistics.
-        seat: holds the running discounted return.
-        rollout: what the members did.
-        config: the agent's settings.
-        generators: one per member, from which the order of its sequences is drawn.
-
-    Returns:
-        What to log, [pop] each, averaged over the optimizer steps.
+        config: the run.
     """
-    samples = prepare_(member, seat, rollout, config)
-    for key, stats in member.normalizer.obs.items():
-        moments.update_(stats, rollout.raw_obs[key].flatten(1, 2), rollout.valid.flatten(1))
-    metrics = optimise_(policy, member, samples, rollout.state, config, generators)
-    member.age += 1
-    explained = explained_variance(rollout.value, samples.target, rollout.valid)
-    return {**metrics, "explained_variance": explained, **member.hyperparams}
 
+    def __init__(self, policy: Policy, config: Config) -> None:
+        self.policy, self.config = policy, config.model
+        self.rule = make_rule(config.model, policy.layout.sizes, decays=config.uses("weight_decay"))
+        self.scaler = make_scaler(config.model, policy.layout.sizes)
+        self.bounds_values, self.weighs_risk = config.uses("clip_range_vf"), config.uses("cvar_weight")
+        support = config.model.network.support
+        sample_losses: dict[str, critic_losses.SampleLoss] = {
+            "quantile": critic_losses.quantile_huber,
+            "categorical": functools.partial(critic_losses.categorical_cross_entropy, support=support),
+            "scalar": critic_losses.squared_error,
+        }
+        sample_loss = sample_losses[config.model.network.critic]
+        self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
 
-def prepare_(member: Member, seat: Seat, rollout: Rollout, config: ModelConfig) -> Samples:
-    """Scales rewards by the running spread of the discounted return, and computes advantages and targets."""
-    gamma, reward = member.hyperparams["gamma"], rollout.reward
-    if config.normalize_reward:
-        sums, seat.discounted_return = discounted_sums(reward, rollout.end, gamma, seat.discounted_return)
-        moments.update_(member.normalizer.returns, sums.flatten(1), rollout.valid.flatten(1))
-        reward = moments.scale(member.normalizer.returns, reward)
-    advantage = gae(reward, rollout.value, rollout.next_value, rollout.end, gamma, member.hyperparams["gae_lambda"])
-    return Samples(
-        obs=rollout.obs,
-        action=rollout.action,
-        log_prob=rollout.log_prob,
-        advantage=advantage,
-        target=advantage + rollout.value,
-        start=rollout.start,
-        valid=rollout.valid,
-    )
+    def learn_(self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]) -> Metrics:
+        """One update.
 
+        Args:
+            member: weights, optimizer and statistics.
+            seat: holds the running discounted return.
+            rollout: what the members did.
+            generators: one per member, from which the order of its sequences and its noise are drawn.
 
-def optimise_(
-    policy: Policy,
-    member: Member,
-    samples: Samples,
-    state: Float[Tensor, "pop sequence env state"],
-    config: ModelConfig,
-    generators: list[torch.Generator],
-) -> Metrics:
-    """Epochs of minibatch steps. A member whose policy has moved too far, or whose gradient is not finite, rests."""
-    hyperparams, device = member.hyperparams, member.params.device
-    constants = config.optimizer_kwargs
-    sequences = state.shape[1] * state.shape[2]
-    close = torch.ones(len(generators), dtype=torch.bool, device=device)
-    steps = torch.zeros(len(generators), device=device)
-    sums: Metrics = {}
-    for _ in range(config.n_epochs):
-        order = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators]).to(device)
-        for batch in minibatches(samples, state, order, config.n_minibatches):
-            flat = member.params.detach().requires_grad_()
-            loss, metrics = ppo_loss(policy, policy.views(flat), batch, hyperparams, config.normalize_advantage)
-            close = close & (metrics["approx_kl"] <= KL_TOLERANCE * hyperparams["target_kl"])
-            (grad,) = torch.autograd.grad(loss.sum(), flat)
-            norm = clip_gradient_(grad, hyperparams["max_grad_norm"])
-            active = close & norm.isfinite()
-            adam_(
-                member.params,
-                grad,
-                member.optimizer,
-                hyperparams["learning_rate"],
-                active,
-                betas=constants.betas,
-                eps=constants.eps,
-                weight_decay=constants.weight_decay,
-                decoupled=config.optimizer == "adamw",
-            )
-            steps += active
-            for name, value in {**metrics, "grad_norm": norm}.items():
-                sums[name] = sums[name] + value if name in sums else value
-    count = config.n_epochs * config.n_minibatches
-    return {**{name: total / count for name, total in sums.items()}, "optimizer_steps": steps}
+        Returns:
+            What to log, [pop] each, averaged over the optimizer steps.
+        """
+        values = self.in_force(member)
+        samples, target = self.prepare_(member, seat, rollout)
+        for key, stats in member.normalizer.obs.items():
+            moments.update_(stats, rollout.raw_obs[key].flatten(1, 2), rollout.valid.flatten(1))
+        metrics = self.optimise_(member, samples, rollout.state, values, generators)
+        self.control_(member, metrics)
+        if self.config.normalize_returns:
+            self.rescale_(member, target, rollout.valid)
+        member.age += 1
+        explained = explained_variance(rollout.value, target, rollout.valid)
+        recurrent = recurrent_statistics(seat.carry, self.policy.hidden_parts)
+        return {**metrics, "explained_variance": explained, **recurrent, **values}
+
+    def in_force(self, member: Member) -> dict[str, Float[Tensor, "pop"]]:
+        """Every hyperparameter as this update uses it: what decays, rises or waits is worked out here, each time."""
+        config, given, age = self.config, member.hyperparams, member.age
+        rise = ((age - config.cvar_start + 1) / max(config.cvar_ramp, 1)).clamp(0, 1)
+        bound = given["clip_range_vf"].masked_fill(age < config.clip_range_vf_warmup, math.inf)
+        entropy = entropy_schedule.coefficient(
+            member.entropy,
+            given["ent_coef"],
+            given["ent_coef_final"],
+            config.ent_coef_decay_steps,
+            given["ent_coef_min"],
+        )
+        now = {"ent_coef": entropy, "clip_range_vf": bound, "cvar_weight": given["cvar_weight"] * rise}
+        return {**given, **now, "kl_penalty_beta": member.kl.beta.clone()}
+
+    def prepare_(self, member: Member, seat: Seat, rollout: Rollout) -> tuple[Samples, Float[Tensor, "pop time env"]]:
+        """Scales rewards by the running spread of the discounted return, and computes advantages and targets.
+
+        Returns:
+            What the update learns from, with targets in the critic's units, and the targets in raw units.
+        """
+        config, reward = self.config, rollout.reward
+        gamma, decay = member.hyperparams["gamma"], member.hyperparams["gae_lambda"]
+        if config.normalize_reward:
+            sums, seat.discounted_return = discounted_sums(reward, rollout.end, gamma, seat.discounted_return)
+            moments.update_(member.normalizer.returns, sums.flatten(1), rollout.valid.flatten(1))
+            reward = moments.scale(member.normalizer.returns, reward)
+        estimate = functools.partial(gae, reward, rollout.value, rollout.next_value, rollout.end, gamma)
+        advantage = estimate(decay)
+        whole = estimate(torch.ones_like(decay)) if config.quantile_target == "mc" else advantage
+        target = whole + rollout.value
+        extras = {"prediction": rollout.prediction} if self.bounds_values else {}
+        if self.weighs_risk:
+            quantiles = return_scale.denormalize(member.returns, self.policy.critic.quantiles(rollout.prediction))
+            extras["risk"] = cvar_advantage(target, quantiles, member.hyperparams["cvar_alpha"])
+        samples = Samples(
+            obs=rollout.obs,
+            action=rollout.action,
+            log_prob=rollout.log_prob,
+            advantage=advantage,
+            target=return_scale.normalize(member.returns, target),
+            start=rollout.start,
+            valid=rollout.valid,
+            extras=extras,
+        )
+        return samples, target
+
+    def optimise_(
+        self,
+        member: Member,
+        samples: Samples,
+        state: Float[Tensor, "pop sequence env state"],
+        values: dict[str, Float[Tensor, "pop"]],
+        generators: list[torch.Generator],
+    ) -> Metrics:
+        """Epochs of minibatch steps: gradient, its variance, its norm, step.
+
+        A member whose policy has moved too far, or whose gradient is not finite, rests.
+        """
+        config, device = self.config, member.params.device
+        sequences = state.shape[1] * state.shape[2]
+        close = torch.ones(len(generators), dtype=torch.bool, device=device)
+        steps = torch.zeros(len(generators), device=device)
+        sums: Metrics = {}
+        for _ in range(config.n_epochs):
+            order = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators]).to(device)
+            for batch in minibatches(samples, state, order, config.n_minibatches):
+                flat = member.params.detach().requires_grad_()
+                loss, metrics = ppo_loss(self.policy, self.policy.views(flat), batch, values, self.form)
+                close = close & (metrics["approx_kl"] <= KL_TOLERANCE * values["target_kl"])
+                (grad,) = torch.autograd.grad(loss.sum(), flat)
+                rate = values["learning_rate"]
+                if config.vgs.enabled:
+                    rate, scaled = self.scaler.scale_(grad, member.vgs, rate, close, values["vgs_alpha"])
+                    metrics |= scaled
+                metrics["grad_norm"] = clip_gradient_(grad, values["max_grad_norm"])
+                finite = metrics["grad_norm"].isfinite()
+                active = close & finite
+                member.optimizer.skipped += close & finite.logical_not()
+                metrics |= self.rule.step_(member.params, grad, member.optimizer, rate, active, values, generators)
+                steps += active
+                for name, value in metrics.items():
+                    sums[name] = sums[name] + value if name in sums else value
+        count = config.n_epochs * config.n_minibatches
+        return {**{name: total / count for name, total in sums.items()}, "optimizer_steps": steps}
+
+    def control_(self, member: Member, metrics: Metrics) -> None:
+        """Moves the entropy schedule and the KL penalty's weight by what the update has shown."""
+        config, values = self.config, member.hyperparams
+        tolerance, least = config.ent_coef_plateau_tolerance, config.ent_coef_plateau_min_updates
+        entropy_schedule.observe_(member.entropy, -metrics["entropy_loss"], tolerance, least)
+        if config.kl_penalty:
+            gains = kl_control.Gains(values["kl_pid_p"], values["kl_pid_i"], values["kl_pid_d"])
+            kl, moved = metrics["approx_kl"], metrics["optimizer_steps"] > 0
+            kl_control.update_(member.kl, kl, values["target_kl"], gains, (0.0, config.kl_beta_max), moved)
+
+    def rescale_(self, member: Member, target: Float[Tensor, "pop time env"], valid: Tensor) -> None:
+        """Enters the update's targets into the return statistics, and moves the critic to the new units (PopArt).
+
+        A categorical critic cannot be moved: it keeps the units that the first update found.
+        """
+        scale, critic = member.returns, self.policy.critic
+        movable = critic.kind != "categorical"
+        new = return_scale.finalize_(scale, target, valid, **({} if movable else {"decay": 1.0}))
+        if movable:
+            critic.rescale_(self.policy.views(member.params)["critic"], scale.mean, scale.std, *new)
+        return_scale.activate_(scale, *new)

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft.nn import Params, Policy, Unrolled
-from popgraft.ops import moments
-from popgraft.state import Member, Normalizer
+from popgraft.ops import moments, return_scale
+from popgraft.state import Member, Normalizer, ReturnScale
 
 
 @dataclasses.dataclass
@@ -19,12 +19,13 @@ class Actor:
     policy: Policy
     params: Params
     normalizer: Normalizer
+    returns: ReturnScale
     device: torch.device
 
     @classmethod
     def of(cls, policy: Policy, member: Member) -> "Actor":
         """The members as they are now."""
-        return cls(policy, policy.views(member.params), member.normalizer, member.params.device)
+        return cls(policy, policy.views(member.params), member.normalizer, member.returns, member.params.device)
 
     def tensors(self, observations: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """The environments' arrays on the device (on a CPU: sharing their memory)."""
@@ -42,9 +43,13 @@ class Actor:
         one_step = {key: x.unsqueeze(1) for key, x in obs.items()}
         return self.policy.unroll(self.params, one_step, state, start.unsqueeze(1))
 
-    def values(self, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch"]:
-        """Predicted mean return."""
-        return self.policy.values(self.params, critic)
+    def predict(self, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch critics atoms"]:
+        """Predictions of the return, in the critic's units."""
+        return self.policy.predict(self.params, critic)
+
+    def values(self, predictions: Float[Tensor, "pop *batch critics atoms"]) -> Float[Tensor, "pop *batch"]:
+        """Predicted mean return, in raw units."""
+        return return_scale.denormalize(self.returns, self.policy.critic.value(predictions))
 
 
 def action_noise(

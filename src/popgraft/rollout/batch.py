@@ -19,7 +19,8 @@ class Rollout:
         raw_obs: observations before normalisation, for the keys that are normalised.
         action: actions as the head stores them.
         log_prob: log-probability of the action when it was taken, nats.
-        value: predicted mean return.
+        prediction: what every critic predicted, in its units of return.
+        value: predicted mean return, raw units.
         next_value: what the step bootstraps from: 0 after a termination, the terminal observation's value after a
             truncation, else the next step's value.
         reward: raw reward of the environment; 0 where `valid` is 0.
@@ -33,6 +34,7 @@ class Rollout:
     raw_obs: dict[str, Float[Tensor, "pop time env *shape"]]
     action: Tensor
     log_prob: Float[Tensor, "pop time env"]
+    prediction: Float[Tensor, "pop time env critics atoms"]
     value: Float[Tensor, "pop time env"]
     next_value: Float[Tensor, "pop time env"]
     reward: Float[Tensor, "pop time env"]
@@ -44,7 +46,13 @@ class Rollout:
 
 @dataclasses.dataclass
 class Samples:
-    """What the update learns from: [pop, time, env, ...] for a rollout, [pop, time, batch, ...] for a minibatch."""
+    """What the update learns from: [pop, time, env, ...] for a rollout, [pop, time, batch, ...] for a minibatch.
+
+    Attributes:
+        target: returns to predict, in the critic's units.
+        extras: what only some losses need: `prediction`, the critics' old predictions [..., critics, atoms], and
+            `risk`, advantages that count the worst outcomes only.
+    """
 
     obs: dict[str, Tensor]
     action: Tensor
@@ -53,6 +61,7 @@ class Samples:
     target: Float[Tensor, "pop time batch"]
     start: Bool[Tensor, "pop time batch"]
     valid: Float[Tensor, "pop time batch"]
+    extras: dict[str, Float[Tensor, "pop time batch *shape"]]
 
 
 @dataclasses.dataclass

@@ -84,7 +84,7 @@ class Collector:
                 # The step's own episode went on to an observation that the environment has already replaced.
                 last = actor.normalized(actor.tensors(transition.final_observations))
                 after = actor.step(last, seat.carry, torch.zeros_like(seat.episode_start))
-                self._bootstrap[:, t] = actor.values(after.critic[:, 0])
+                self._bootstrap[:, t] = actor.values(actor.predict(after.critic[:, 0]))
         return self._finish(actor, seat, torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1))
 
     def _finish(self, actor: Actor, seat: Seat, outputs: Tensor, critic: Tensor, action: Tensor) -> Rollout:
@@ -96,7 +96,8 @@ class Collector:
 
         upcoming = actor.normalized(actor.tensors(self.grid.observations))
         last = actor.step(upcoming, seat.carry, seat.episode_start)
-        values = actor.values(torch.cat([critic, last.critic], dim=1))
+        predictions = actor.predict(torch.cat([critic, last.critic], dim=1))
+        values = actor.values(predictions)
         terminated, final, valid = tensor(self._terminated), tensor(self._final), tensor(self._valid)
         next_value = torch.where(final, self._bootstrap, values[:, 1:]).masked_fill_(terminated, 0)
         return Rollout(
@@ -104,6 +105,7 @@ class Collector:
             raw_obs=self._raw,
             action=action,
             log_prob=self.policy.head.log_prob(actor.params["head"], outputs, action),
+            prediction=predictions[:, :-1],
             value=values[:, :-1],
             next_value=next_value,
             reward=tensor(self._reward).masked_fill_(valid.logical_not(), 0),

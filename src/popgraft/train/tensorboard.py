@@ -1,5 +1,6 @@
 """TensorBoard event files: one folder for every member, one for the population."""
 
+import math
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -9,6 +10,8 @@ from popgraft.train.observer import Generation, Observer, Plan
 
 def tag_of(metric: str) -> str:
     """Where a metric is found in TensorBoard."""
+    if "/" in metric:
+        return metric
     return f"rollout/{metric}" if metric.startswith("ep_") else f"train/{metric}"
 
 
@@ -41,7 +44,7 @@ class TensorBoard(Observer):
             for writer, row in zip(self._members, values.tolist(), strict=True):
                 for update, value in enumerate(row):
                     step = round((generation.number * updates + update + 1) * per_update)
-                    if value == value:  # an update in which no episode ended has no return to show
+                    if math.isfinite(value):  # an update without finished episodes has no return, a bound may be off
                         writer.add_scalar(tag_of(name), value, step)
         scores = generation.scores.mean
         healthy = scores[scores.isfinite()]

@@ -1,0 +1,75 @@
+"""Settings of the policy and value networks."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, field_validator, model_validator
+
+from popgraft.config.fields import Integer, Kwargs, Number, Positive, Section, reference
+
+BUILT_IN_ENCODERS = ("auto", "mlp", "cnn")
+
+
+class NetworkConfig(Section):
+    """The policy and value networks of every member."""
+
+    encoder: str = "auto"
+    """`mlp`, `cnn`, or `module:Class` of an nn.Module called as Class(observation_space, **encoder_kwargs);
+    `auto` takes cnn for images."""
+    encoder_kwargs: Kwargs = {}
+    """Keyword arguments of an own encoder."""
+    encoder_layers: list[Positive] = [64]
+    """Widths of the encoder's dense layers, before the recurrent ones."""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """Nonlinearity of dense layers."""
+    layer_norm: StrictBool = False
+    """Whether dense layers normalise before their nonlinearity."""
+    recurrent: Literal["lstm", "gru", "none"] = "lstm"
+    """Kind of memory; `none` gives a feed-forward agent."""
+    hidden_size: Positive = 64
+    """Width of a recurrent layer."""
+    recurrent_layers: Positive = 1
+    """Number of recurrent layers."""
+    critic_recurrent: Literal["separate", "shared", "none"] = "separate"
+    """Whether the critic has its own memory, reads the actor's, or has none."""
+    head_layers: list[Positive] = []
+    """Widths of dense layers between memory and output, in actor and critic alike."""
+    critic: Literal["quantile", "categorical", "scalar"] = "quantile"
+    """What the critic predicts: quantiles of the return, a law over a fixed support, or the mean alone."""
+    n_quantiles: Positive = 21
+    """Quantiles that a quantile critic predicts."""
+    n_bins: Annotated[Integer, Field(ge=2)] = 51
+    """Atoms of a categorical critic's support."""
+    support: tuple[Number, Number] = (-10.0, 10.0)
+    """Lowest and highest return of a categorical critic, in normalised units where returns are normalised."""
+    twin_critics: StrictBool = False
+    """Whether there are two critics on the same features, against overestimation."""
+    twin_reduce: Literal["min", "mean"] = "min"
+    """How two critics become one value, everywhere."""
+
+    @field_validator("encoder", mode="after")
+    @classmethod
+    def _known_encoder(cls, encoder: str) -> str:
+        if encoder not in BUILT_IN_ENCODERS and ":" not in encoder:
+            raise ValueError(f"must be one of {', '.join(BUILT_IN_ENCODERS)}, or module:Class")
+        return encoder if encoder in BUILT_IN_ENCODERS else reference(encoder)
+
+    @property
+    def atoms(self) -> int:
+        """Outputs of one critic."""
+        return {"quantile": self.n_quantiles, "categorical": self.n_bins, "scalar": 1}[self.critic]
+
+    @model_validator(mode="after")
+    def _support_is_an_interval(self) -> "NetworkConfig":
+        low, high = self.support
+        if not low < high:
+            raise ValueError(f"support={[low, high]} must rise from the lowest to the highest return; swap its ends")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_reads_the_kwargs(self) -> "NetworkConfig":
+        if self.encoder_kwargs and self.encoder in BUILT_IN_ENCODERS:
+            raise ValueError(
+                f"encoder_kwargs are for an own encoder, and encoder is {self.encoder!r}; "
+                "remove them or set encoder: module:Class"
+            )
+        return self

@@ -1,0 +1,381 @@
+"""UPGD, AdaptiveUPGD and UPGDW as torch.optim.Optimizer: the population's kernels with a population of one."""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from popgraft.errors import ConfigError
+from popgraft.optim.noise import draw_noise_
+from popgraft.optim.upgd import UPGDRule, begin_, descend_, initial_upgd_state, normaliser, track_
+
+Group = dict[str, Any]
+
+SCALINGS = ("rms", "l2")
+NOISE_STATE, SKIPPED = "noise_generator", "skipped_steps"
+"""Keys of the state dictionary, beside those of torch."""
+
+_log = logging.getLogger(__name__)
+
+
+class _UPGDBase(Optimizer):
+    """Groups, state and skipping; a subclass says which rule a group stands for.
+
+    Args:
+        params: parameters or groups of them.
+        defaults: settings of a group that sets nothing itself.
+        seed: of the noise; None draws one from torch's global generator, once.
+    """
+
+    def __init__(self, params: ParamsT, defaults: Group, seed: int | None) -> None:
+        super().__init__(params, defaults)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.skipped_steps = 0
+
+    @abstractmethod
+    def rule(self, group: Group) -> UPGDRule:
+        """The constants that a group's settings amount to."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds parameters with settings of their own.
+
+        Raises:
+            ConfigError: a setting outside its range.
+        """
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Moves every parameter that has a gradient; if a gradient is not finite, nothing is moved or remembered.
+
+        Args:
+            closure: recomputes the loss and its gradients, and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        owned = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None and p.numel()]
+        if not owned:
+            return loss
+        finite = [p.grad.isfinite().all().to(owned[0][0].device) for p, _ in owned]
+        if torch.stack(finite).all():
+            self._move([_Part(p, self.state[p], group, self.rule(group)) for p, group in owned])
+        else:
+            self.skipped_steps += 1
+            if self.skipped_steps == 1:
+                _log.warning(
+                    "%s: a gradient is not finite; such steps are skipped and counted in skipped_steps",
+                    type(self).__name__,
+                )
+        return loss
+
+    def _move(self, parts: "list[_Part]") -> None:
+        extremes = torch.cat([part.track().to(parts[0].flat.device) for part in parts])
+        eta = normaliser(extremes[:, :1].amin(), extremes[:, 1:].amax())
+        for part in parts:
+            part.descend(eta, self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the parameters, settings of the groups, the noise generator and the number of skipped steps."""
+        own = {NOISE_STATE: self.generator.get_state(), SKIPPED: self.skipped_steps}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned, so that training continues bit for bit.
+
+        Raises:
+            ConfigError: a state dictionary of another kind of optimizer.
+        """
+        missing = {NOISE_STATE, SKIPPED} - set(state_dict)
+        if missing:
+            raise ConfigError(
+                f"the state dictionary lacks {', '.join(sorted(missing))}, so it is not of {type(self).__name__}; "
+                "load one that its state_dict() returned"
+            )
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in (NOISE_STATE, SKIPPED)})
+        self.generator.set_state(state_dict[NOISE_STATE].cpu())
+        self.skipped_steps = state_dict[SKIPPED]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {NOISE_STATE: self.generator.get_state(), SKIPPED: self.skipped_steps}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if NOISE_STATE in state:  # a copy or a pickle; torch also calls this while it loads a state dictionary
+            self.generator = torch.Generator()
+            self.generator.set_state(state.pop(NOISE_STATE))
+        super().__setstate__(state)
+
+
+class _Part:
+    """One parameter during one step, as a population of one."""
+
+    def __init__(self, param: Tensor, state: dict[str, Any], group: Group, rule: UPGDRule) -> None:
+        self.param, self.group, self.rule = param, group, rule
+        self.flat = param.detach().reshape(1, -1)
+        self.grad = param.grad.detach().reshape(1, -1)  # type: ignore[union-attr]  # only parameters with a gradient
+        self.sizes = [self.flat.shape[1]]
+        if not state:
+            averages = initial_upgd_state(self.flat, self.sizes, rule).averages
+            state["step"] = 0
+            for name, average in averages.items():
+                state[name] = average if name == "grad_norm" else average.view_as(param)
+        state["step"] += 1
+        self.correction: float = 1 - rule.beta_utility ** state["step"]
+        self.averages = {name: value.view(1, -1) for name, value in state.items() if name != "step"}
+        lr, sigma, decay = (self._scalar(group[name]) for name in ("lr", "sigma", "weight_decay"))
+        self.columns = begin_(self._scalar(state["step"] - 1), lr, sigma, decay, self._scalar(1), rule)
+
+    def _scalar(self, value: int | float | Tensor) -> Tensor:
+        return torch.tensor([float(value)], dtype=self.flat.dtype, device=self.flat.device)
+
+    def track(self) -> Tensor:
+        """Updates the averages; returns the least and the largest corrected utility, [1, 2]."""
+        extremes = track_(self.flat, self.grad, self.averages, self.columns, self.rule)
+        return torch.cat(extremes, dim=1) / self.correction
+
+    def descend(self, eta: Tensor, generator: torch.Generator) -> None:
+        """Moves the parameter; η is that of all parameters together."""
+        noise = torch.empty_like(self.flat)
+        draw_noise_(noise, [generator])
+        scale = (eta * self.correction).to(noise).clamp(min=torch.finfo(noise.dtype).tiny).view(1, 1)
+        descend_(self.flat, self.grad, self.averages, noise, self.columns, scale, self.sizes, self.rule)
+        if not self.param.is_contiguous():  # then `flat` is a copy
+            self.param.copy_(self.flat.view_as(self.param))
+
+
+def _noise(group: Group) -> dict[str, Any]:
+    """The fields of a rule that say how noise is scaled."""
+    if not group["adaptive_noise"]:
+        return {"noise_scaling": "fixed"}
+    return {
+        "noise_scaling": group["noise_scaling"],
+        "noise_beta": None if group["instant_noise_scale"] else group["noise_beta"],
+        "min_noise_std": group["min_noise_std"],
+    }
+
+
+def _check(group: Group) -> None:
+    for name in ("lr", "sigma", "weight_decay", "min_noise_std", "utility_gain", "eps"):
+        if name in group and not (math.isfinite(group[name]) and group[name] >= 0):
+            raise ConfigError(
+                f"{name}={group[name]} must be a finite number of at least 0; give for example {name}=0.001"
+            )
+    rates: dict[str, float] = {
+        name: group[name] for name in ("beta_utility", "beta1", "beta2", "noise_beta") if name in group
+    }
+    rates |= {f"betas[{i}]": rate for i, rate in enumerate(group.get("betas", ()))}
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{name}={rate} must lie in [0, 1), as every decay rate; give for example 0.999")
+    if group["noise_scaling"] not in SCALINGS:
+        raise ConfigError(f"noise_scaling={group['noise_scaling']!r} must be one of {', '.join(SCALINGS)}")
+
+
+class UPGD(_UPGDBase):
+    """Utility-based perturbed gradient descent: θ ← (1 − αλ)θ − κα(g + ξ)∘(1 − s), as `upgd_`.
+
+    Elsayed & Mahmood 2024 (arXiv:2404.00781), algorithm 1.
+
+    Args:
+        params: parameters or groups of them; utilities compete over all groups.
+        lr: α.
+        weight_decay: λ, decoupled.
+        beta_utility: decay rate of the utility's average.
+        sigma: σ, the noise's standard deviation; with `adaptive_noise` its ratio to the gradient.
+        adaptive_noise: whether noise follows the gradient of its tensor.
+        noise_beta: decay rate of the average of gradient norms, unless `instant_noise_scale`.
+        min_noise_std: least standard deviation of adaptive noise.
+        instant_noise_scale: whether adaptive noise follows the latest gradient instead of the average.
+        noise_scaling: "rms": noise as a vector is σ times as long as the gradient; "l2": every element of it is.
+        utility_gain: κ; 2 makes the step at zero utility a plain one.
+        seed: of the noise; None draws one from torch's global generator.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: int | float | Tensor = 1e-5,
+        weight_decay: int | float = 0.001,
+        beta_utility: int | float = 0.999,
+        sigma: int | float = 0.001,
+        adaptive_noise: bool = False,
+        noise_beta: int | float = 0.999,
+        min_noise_std: int | float = 1e-6,
+        instant_noise_scale: bool = True,
+        noise_scaling: str = "rms",
+        utility_gain: int | float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta_utility": beta_utility,
+            "sigma": sigma,
+            "adaptive_noise": adaptive_noise,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "instant_noise_scale": instant_noise_scale,
+            "noise_scaling": noise_scaling,
+            "utility_gain": utility_gain,
+        }
+        super().__init__(params, defaults, seed)
+
+    def rule(self, group: Group) -> UPGDRule:
+        """The gradient itself is the direction."""
+        return UPGDRule(
+            adaptive=False,
+            beta_utility=group["beta_utility"],
+            utility_gain=group["utility_gain"],
+            **_noise(group),
+        )
+
+
+class AdaptiveUPGD(_UPGDBase):
+    """UPGD along Adam's direction: θ ← (1 − αλ)θ − κα(m̂/(√v̂ + ε) + ξ)∘(1 − s), as `upgd_`.
+
+    Args:
+        params: as `UPGD`.
+        lr: as `UPGD`.
+        weight_decay: as `UPGD`.
+        beta_utility: as `UPGD`.
+        sigma: as `UPGD`; noise is added after Adam's normalisation.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: ε.
+        adaptive_noise: as `UPGD`; the noise is divided by rms(√v̂) + ε of its tensor.
+        noise_beta: as `UPGD`.
+        min_noise_std: as `UPGD`, in units of the normalised direction.
+        instant_noise_scale: as `UPGD`.
+        noise_scaling: as `UPGD`.
+        utility_gain: as `UPGD`.
+        seed: as `UPGD`.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: int | float | Tensor = 1e-5,
+        weight_decay: int | float = 0.001,
+        beta_utility: int | float = 0.999,
+        sigma: int | float = 0.001,
+        beta1: int | float = 0.9,
+        beta2: int | float = 0.999,
+        eps: int | float = 1e-8,
+        adaptive_noise: bool = False,
+        noise_beta: int | float = 0.999,
+        min_noise_std: int | float = 1e-6,
+        instant_noise_scale: bool = True,
+        noise_scaling: str = "rms",
+        utility_gain: int | float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta_utility": beta_utility,
+            "sigma": sigma,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "adaptive_noise": adaptive_noise,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "instant_noise_scale": instant_noise_scale,
+            "noise_scaling": noise_scaling,
+            "utility_gain": utility_gain,
+        }
+        super().__init__(params, defaults, seed)
+
+    def rule(self, group: Group) -> UPGDRule:
+        """Adam's direction, with decay rates by their own names."""
+        return UPGDRule(
+            adaptive=True,
+            beta_utility=group["beta_utility"],
+            betas=(group["beta1"], group["beta2"]),
+            eps=group["eps"],
+            utility_gain=group["utility_gain"],
+            **_noise(group),
+        )
+
+
+class UPGDW(_UPGDBase):
+    """`AdaptiveUPGD` under the names and defaults of torch.optim.AdamW; the utility decays with `betas[1]`.
+
+    A utility is judged over the same horizon as the second moment that scales its parameter's step.
+
+    Args:
+        params: as `AdaptiveUPGD`.
+        lr: as `AdaptiveUPGD`.
+        betas: decay rates of the first and second moment.
+        eps: as `AdaptiveUPGD`.
+        weight_decay: as `AdaptiveUPGD`.
+        sigma: as `AdaptiveUPGD`.
+        adaptive_noise: as `AdaptiveUPGD`.
+        noise_beta: as `AdaptiveUPGD`.
+        min_noise_std: as `AdaptiveUPGD`.
+        instant_noise_scale: as `AdaptiveUPGD`.
+        noise_scaling: as `AdaptiveUPGD`.
+        utility_gain: as `AdaptiveUPGD`.
+        seed: as `AdaptiveUPGD`.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: int | float | Tensor = 1e-4,
+        betas: tuple[int | float, int | float] = (0.9, 0.999),
+        eps: int | float = 1e-8,
+        weight_decay: int | float = 0.01,
+        sigma: int | float = 0.001,
+        adaptive_noise: bool = False,
+        noise_beta: int | float = 0.999,
+        min_noise_std: int | float = 1e-6,
+        instant_noise_scale: bool = True,
+        noise_scaling: str = "rms",
+        utility_gain: int | float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "sigma": sigma,
+            "adaptive_noise": adaptive_noise,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "instant_noise_scale": instant_noise_scale,
+            "noise_scaling": noise_scaling,
+            "utility_gain": utility_gain,
+        }
+        super().__init__(params, defaults, seed)
+
+    def rule(self, group: Group) -> UPGDRule:
+        """Adam's direction, with decay rates as a pair."""
+        return UPGDRule(
+            adaptive=True,
+            beta_utility=group["betas"][1],
+            betas=tuple(group["betas"]),
+            eps=group["eps"],
+            utility_gain=group["utility_gain"],
+            **_noise(group),
+        )

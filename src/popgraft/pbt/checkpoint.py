@@ -1,0 +1,217 @@
+"""Checkpoints of models that are trained elsewhere: one file each, that is read without executing any of it.
+
+    v2_full_parameters    {format_version, schema: 2, data: {policy, kl_penalty_state, vgs_state, return_stats_state,
+                          vecnormalize_state?, optimizer_state?}, member_id, step, performance, hyperparams,
+                          has_optimizer_state}
+    v1_policy_only        {format_version, data, …}, or a bare state dict: weights alone
+    *.zip                 a model that Stable-Baselines3 saved: each of its `NAME.pth` is data[NAME]
+
+All three are read with `weights_only`, which refuses code; a reader never finds a file half written.
+"""
+
+import dataclasses
+import io
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from popgraft.errors import ConfigError, StoreError
+
+Format = Literal["v2_full_parameters", "v1_policy_only"]
+
+V2: Format = "v2_full_parameters"
+V1: Format = "v1_policy_only"
+SCHEMA = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        format: its format; a Stable-Baselines3 model counts as the newer one.
+        data: parts of a model by name, or its bare state dict in the older format.
+        blob: the file as it is.
+    """
+
+    format: Format
+    data: dict[Any, Any]
+    blob: bytes
+
+
+def encode(format: Format, data: Any, **about: Any) -> bytes:
+    """Content of a checkpoint file.
+
+    Args:
+        format: which of the two formats.
+        data: parts of a model by name, or its bare state dict in the older format.
+        about: `member_id`, `step`, `performance`, `hyperparams`.
+
+    Raises:
+        ConfigError: something that only running code could read again.
+    """
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"model parameters must be a dict with at least one entry, not {_in_short(data)}")
+    file: dict[str, Any] = {"format_version": format, "data": plain(data, "model_parameters"), **plain(about)}
+    if format == V2:
+        file |= {"schema": SCHEMA, "has_optimizer_state": bool(optimizer_parts(data))}
+    buffer = io.BytesIO()
+    torch.save(file, buffer)
+    return buffer.getvalue()
+
+
+def optimizer_parts(data: dict[Any, Any]) -> list[Any]:
+    """Names of the parts that are an optimizer's state: `optimizer_state`, Stable-Baselines3's `policy.optimizer`."""
+    return [
+        name
+        for name, part in data.items()
+        if part is not None and (name == "optimizer_state" or str(name).endswith("optimizer"))
+    ]
+
+
+def plain(value: Any, path: str = "") -> Any:
+    """A deep copy, on the CPU, of what can be read back without executing code: arrays become tensors, paths strings.
+
+    Raises:
+        ConfigError: `value` holds something else.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).clone()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, np.generic):
+        return plain(value.item(), path)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {plain(key, path): plain(part, f"{path}.{key}" if path else str(key)) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [plain(part, f"{path}.{position}") for position, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, (str, int, float, bool, bytes)) or value is None:
+        return value
+    raise ConfigError(
+        f"{path} is {_in_short(value)}, which a file cannot hold without code; "
+        "give tensors, arrays, numbers, strings, lists and dicts"
+    )
+
+
+def write(path: Path, blob: bytes) -> None:
+    """Writes a file so that a reader, and a crash at any moment, sees the old content or the new one, never a part.
+
+    Raises:
+        StoreError: the file cannot be written; an earlier one is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(blob)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name survives a power failure too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write checkpoint {path}: {_reason(error)}; set checkpoint_dir elsewhere") from None
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint of any known format.
+
+    Raises:
+        StoreError: the file is missing, damaged, foreign, of an unknown version, or holds code, which is not run.
+    """
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read checkpoint {path}: {_reason(error)}") from None
+    if "policy.pth" in _zipped(blob):
+        return Checkpoint(V2, _stable_baselines3(path, blob), blob)
+    found = _load(path, blob)
+    if not isinstance(found, dict) or not found:
+        raise StoreError(f"{path} is not a checkpoint: it holds {_in_short(found)}, not a dict of parameters")
+    if "format_version" not in found:
+        if all(isinstance(name, str) and isinstance(part, Tensor) for name, part in found.items()):
+            return Checkpoint(V1, found, blob)
+        raise StoreError(
+            f"{path} is not a checkpoint: it has no format_version and is no state dict of tensors; "
+            f"its keys are {_keys(found)}"
+        )
+    version, schema, data = found["format_version"], found.get("schema", SCHEMA), found.get("data")
+    if version not in (V1, V2) or (version == V2 and schema != SCHEMA):
+        raise StoreError(
+            f"{path} has format_version {version!r} with schema {schema!r}, which this version of popgraft does not "
+            f"know; it reads {V2!r} with schema {SCHEMA}, {V1!r}, bare state dicts and Stable-Baselines3 zips"
+        )
+    if not isinstance(data, dict) or not data:
+        raise StoreError(f"{path} is damaged: its data are {_in_short(data)}, not a dict of parameters")
+    return Checkpoint(version, data, blob)
+
+
+def _stable_baselines3(path: Path, blob: bytes) -> dict[str, Any]:
+    """The state dicts of a Stable-Baselines3 model; what it pickled beside them is not looked at."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist() if name.endswith(".pth")}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
+    parts = {name.removesuffix(".pth"): _load(path, file) for name, file in files.items()}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise StoreError(f"{path} is damaged: its {name}.pth holds {_in_short(part)}, not a state dict")
+    return {name: part for name, part in parts.items() if part}
+
+
+def _load(path: Path, blob: bytes) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols, before it refuses them
+            return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise StoreError(
+            f"{path} holds something other than tensors and plain values, perhaps code; nothing of it was executed. "
+            "Save a dict of state dicts, or let PBTScheduler.update_performance write the file"
+        ) from None
+    except Exception as error:  # whatever the bytes make the parser do
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise StoreError(
+            f"{path} is damaged, truncated or not a checkpoint ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _zipped(blob: bytes) -> list[str]:
+    """Names in a zip archive; none for anything else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        return []
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a dict with the keys " + _keys(value) if value else "an empty dict"
+    return "nothing" if value is None else f"a {type(value).__qualname__}"
+
+
+def _keys(value: dict[Any, Any], shown: int = 5) -> str:
+    names = [repr(name) for name in list(value)[:shown]]
+    return ", ".join(names) + (", …" if len(value) > shown else "")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,379 @@
+"""The scheduler for models that are trained anywhere: members report, and ask one at a time what to do next.
+
+    scheduler = PBTScheduler(PBTConfig(population_size=4, hyperparams=[...]), seed=0)
+    for member in scheduler.initialize_population():
+        ...                                                     # train with member.hyperparams
+        scheduler.update_performance(member, performance, step, {"policy": model.state_dict()})
+        if scheduler.should_exploit_and_explore(member):
+            parameters, hyperparams, _ = scheduler.exploit_and_explore(member)
+
+It decides with the same code as `Schedule`, which decides for a whole population at once.
+"""
+
+import dataclasses
+import logging
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from popgraft.errors import ConfigError
+from popgraft.hyperparams import Value
+from popgraft.pbt import checkpoint
+from popgraft.pbt.checkpoint import V1, V2, Checkpoint, Format
+from popgraft.pbt.config import PBTConfig
+from popgraft.pbt.exploit import choose_parents, rank
+from popgraft.pbt.explore import explore
+from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.readiness import Readiness
+from popgraft.rng import numpy_generator
+from popgraft.state import Scores
+
+logger = logging.getLogger(__name__)
+
+Hyperparams = dict[str, Value]
+Outcome = tuple[dict[Any, Any] | None, Hyperparams, Format | None]
+
+
+class PBTScheduler:
+    """Population-based training of models that somebody else trains (Jaderberg et al. 2017, arXiv:1711.09846).
+
+    Every draw comes from a stream named by (seed, purpose, number of the decision, …): same seed and same reports, same
+    history. No global generator is seeded or read.
+
+    Args:
+        config: the population and its evolution.
+        seed: root of all draws; None takes one from the operating system.
+
+    Attributes:
+        population: the members, as `initialize_population` made them.
+        best: the best report ever that came with parameters; its checkpoint is kept.
+        exploitation_count: members that have become another one's copy.
+        exploration_count: members whose hyperparameters were explored.
+    """
+
+    def __init__(self, config: PBTConfig, seed: int | None = None) -> None:
+        self.config = config
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.population: list[PopulationMember] = []
+        self.best: PopulationMember | None = None
+        self.exploitation_count = 0
+        self.exploration_count = 0
+        self._decisions = 0
+        self._readiness = Readiness(config)
+
+    def initialize_population(
+        self, initial_hyperparams: Mapping[str, Value] | Sequence[Mapping[str, Value]] | None = None
+    ) -> list[PopulationMember]:
+        """Makes the members; what is not given is drawn from its space.
+
+        Args:
+            initial_hyperparams: values for everybody, or one mapping for each of the first members; names that the
+                configuration does not list stay with the member and are inherited as they are.
+
+        Raises:
+            ConfigError: more mappings than members, or a value outside its space.
+        """
+        size = self.config.population_size
+        if initial_hyperparams is None or isinstance(initial_hyperparams, Mapping):
+            given = [initial_hyperparams or {}] * size
+        else:
+            given = [*initial_hyperparams, *[{}] * (size - len(initial_hyperparams))]
+        if len(given) > size:
+            raise ConfigError(
+                f"initial_hyperparams has {len(given)} entries for a population of {size}; "
+                "remove some or raise population_size"
+            )
+        self.population = [PopulationMember(i, self._initial(i, values)) for i, values in enumerate(given)]
+        return self.population
+
+    def update_performance(
+        self,
+        member: PopulationMember,
+        performance: SupportsFloat,
+        step: SupportsIndex,
+        model_parameters: dict[Any, Any] | None = None,
+        model_state_dict: dict[Any, Any] | None = None,
+        *,
+        stderr: SupportsFloat = math.nan,
+        episodes: SupportsIndex = 0,
+    ) -> None:
+        """Records how well a member does, and the parameters with which it does so.
+
+        Args:
+            member: whose report it is.
+            performance: its score; one that is not finite makes the member unhealthy, and so do such weights.
+            step: the trainer's own count, which `perturbation_interval` is measured in.
+            model_parameters: parts of the model by name, `policy` first of all, as its `get_parameters` gives them.
+            model_state_dict: deprecated: weights alone; optimizer and statistics are lost.
+            stderr: standard error of the score over its episodes; the t-test needs it.
+            episodes: episodes that the score was taken over; the t-test needs at least 2.
+
+        Raises:
+            ConfigError: parameters that cannot be kept, a step below 0, or a t-test without `stderr` and `episodes`.
+            StoreError: the checkpoint cannot be written; the member is as it was.
+        """
+        report = PopulationMember(
+            member.member_id,
+            dict(member.hyperparams),
+            performance=float(performance),
+            step=operator.index(step),
+            vecnormalize_stats_path=member.vecnormalize_stats_path,
+            stderr=float(stderr),
+            episodes=operator.index(episodes),
+        )
+        self._check(report)
+        if model_parameters is not None and model_state_dict is not None:
+            raise ConfigError("both model_parameters and model_state_dict are given; pass model_parameters alone")
+        if model_state_dict is not None:
+            logger.warning("model_state_dict is deprecated: it transfers weights only; pass model_parameters instead")
+            member.checkpoint_path = self._keep(report, V1, model_state_dict)
+        elif model_parameters is not None:
+            member.checkpoint_path = self._keep(report, V2, model_parameters)
+        member.performance, member.step = report.performance, report.step
+        member.stderr, member.episodes = report.stderr, report.episodes
+        interval = self.config.perturbation_interval
+        if member.step < member.reference_step:  # the trainer went back; it is due where it would have been
+            member.reference_step = max(member.step - 1, 0) // interval * interval
+        member.record_step(member.step, report.performance, report.hyperparams)
+
+    def should_exploit_and_explore(self, member: PopulationMember) -> bool:
+        """Whether `perturbation_interval` steps have passed since the member was last due; for unit steps, step mod n.
+
+        Asked again at the same step it says the same.
+        """
+        due = member.step > 0 and member.step - member.reference_step >= self.config.perturbation_interval
+        if due:
+            member.reference_step = member.step
+        return due or 0 < member.step == member.reference_step
+
+    def exploit_and_explore(self, member: PopulationMember) -> Outcome:
+        """Decides whether a member goes on as a copy of another, and with which hyperparameters.
+
+        A recipient takes its donor's performance and step, so that others who look at it see what it is now; its
+        checkpoint is replaced by the donor's for the same reason.
+
+        Args:
+            member: one of `population`.
+
+        Returns:
+            The donor's parameters (None: keep your own), the hyperparameters to go on with, and the format that the
+            parameters had. Without a checkpoint of the donor the decision alone is made: `member.exploited_from` says
+            whom to copy.
+
+        Raises:
+            ConfigError: the member is not in the population.
+            StoreError: the donor's checkpoint cannot be read, or the member's not written; the member is as it was.
+        """
+        config = self.config
+        if not any(other is member for other in self.population):
+            raise ConfigError(
+                f"member {member.member_id} is not of this population; "
+                "pass one of those that initialize_population returned"
+            )
+        number, self._decisions = self._decisions, self._decisions + 1
+        candidates = [other for other in self.population if other.performance is not None]
+        healthy = sum(other.is_healthy for other in candidates)
+        ready = (config.exploit_method != "none" or config.explore_always) and self._readiness.check(
+            healthy, len(self.population), f"Member {member.member_id}"
+        )
+        if member.performance is None or not healthy:
+            return None, member.hyperparams, None
+        place = [other is member for other in candidates].index(True)
+        if config.exploit_method == "backtracking":
+            candidates.append(self.best or PopulationMember(-1, {}))
+        parents = choose_parents(config, _scores(candidates), ready, self.seed, number)
+        donor = candidates[int(parents[place])]
+        if donor is not member:
+            return self._copy(member, donor, number)
+        if ready and config.explore_always:
+            member.hyperparams = self._explored(member, member.hyperparams, number)
+            self.exploration_count += self._explores
+        return None, member.hyperparams, None
+
+    def get_stats(self) -> dict[str, float]:
+        """The population in numbers, by the names under which TensorBoard shows them.
+
+        Means and extremes are over members with a finite score, and absent while there is none.
+        """
+        stats = {
+            "population_size": len(self.population),
+            "ready_members": sum(member.is_healthy for member in self.population),
+            "exploitation_count": self.exploitation_count,
+            "exploration_count": self.exploration_count,
+            "failed_ready_checks": self._readiness.failed,
+        }
+        mean = _scores(self.population).mean
+        scores = mean[mean.isfinite()]
+        spread = (scores.mean(), scores.std(correction=0), scores.min(), scores.max()) if len(scores) else ()
+        performance = dict(zip(("mean", "std", "min", "max"), map(float, spread), strict=False))
+        return {
+            **{f"pbt/{name}": float(count) for name, count in stats.items()},
+            **{f"pbt/{name}_performance": value for name, value in performance.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed scheduler needs besides its configuration, in plain values.
+
+        It suits `json.dump` as well as `torch.save`. The checkpoints stay where they are.
+        """
+        state = {
+            "seed": self.seed,
+            "decisions": self._decisions,
+            "failed_ready_checks": self._readiness.failed,
+            "exploitation_count": self.exploitation_count,
+            "exploration_count": self.exploration_count,
+            "population": [dataclasses.asdict(member) for member in self.population],
+            "best": self.best and dataclasses.asdict(self.best),
+        }
+        plain: dict[str, Any] = checkpoint.plain(state)
+        return plain
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; members that exist already are updated where they are.
+
+        Raises:
+            ConfigError: the state is of a population of another size.
+        """
+        records = checkpoint.plain(state["population"])
+        if len(records) not in (0, self.config.population_size):
+            raise ConfigError(
+                f"the state is of a population of {len(records)}, but population_size={self.config.population_size}; "
+                "use the configuration that the scheduler was saved with"
+            )
+        known = {member.member_id: member for member in self.population}
+        self.population = [known.get(record["member_id"]) or PopulationMember(**record) for record in records]
+        for member, record in zip(self.population, records, strict=True):
+            for name, value in record.items():
+                setattr(member, name, value)
+        self.best = state["best"] and PopulationMember(**checkpoint.plain(state["best"]))
+        self.seed, self._decisions = state["seed"], state["decisions"]
+        self._readiness.failed = state["failed_ready_checks"]
+        self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
+
+    def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
+        values = dict(given)
+        for space in self.config.hyperparams:
+            if space.name not in values:
+                values[space.name] = space.sample(numpy_generator(self.seed, "initial", space.name, member))
+            elif not space.contains(values[space.name]):
+                allowed = f"values {list(space.values)}" if space.values is not None else f"bounds {list(space.bounds)}"
+                raise ConfigError(
+                    f"initial_hyperparams: {space.name}={values[space.name]!r} is outside its {allowed}; change either"
+                )
+        return values
+
+    def _copy(self, member: PopulationMember, donor: PopulationMember, number: int) -> Outcome:
+        """Makes `member` a copy of `donor`; whatever can fail comes before the first change."""
+        explored = self._explored(member, donor.hyperparams, number)
+        found, path = None, None
+        if donor.checkpoint_path is not None:
+            found = checkpoint.read(Path(donor.checkpoint_path))
+            path = self._write(f"member_{member.member_id}.pt", found.blob)
+        logger.info(
+            "Member %s (%s %s) exploits member %s (%s)",
+            member.member_id, self.config.metric_name, member.performance, donor.member_id, donor.performance,
+        )  # fmt: skip
+        if found is None:
+            logger.warning(
+                "Member %s has reported no parameters, so member %s gets its hyperparameters alone; copy the weights "
+                "yourself, or pass model_parameters to update_performance", donor.member_id, member.member_id,
+            )  # fmt: skip
+        member.hyperparams = explored
+        member.performance, member.stderr, member.episodes = donor.performance, donor.stderr, donor.episodes
+        member.reference_step = max(member.reference_step, donor.step)
+        member.step = donor.step
+        member.checkpoint_path, member.vecnormalize_stats_path = path, donor.vecnormalize_stats_path
+        member.exploited_from = donor.member_id
+        self.exploitation_count += 1
+        self.exploration_count += self._explores
+        if found is None:
+            return None, member.hyperparams, None
+        return self._by_strategy(found, donor), member.hyperparams, found.format
+
+    def _by_strategy(self, found: Checkpoint, donor: PopulationMember) -> dict[Any, Any]:
+        """What the recipient gets of a checkpoint, by `optimizer_exploit_strategy`."""
+        if found.format == V1:
+            logger.warning("Checkpoint of member %s is %s: VGS and optimizer state are not transferred",
+                           donor.member_id, V1)  # fmt: skip
+            return found.data
+        optimizer = checkpoint.optimizer_parts(found.data)
+        if self.config.optimizer_exploit_strategy == "reset":
+            if optimizer:
+                logger.info("Optimizer state REMOVED (strategy=reset)")
+            return {name: part for name, part in found.data.items() if name not in optimizer}
+        if optimizer:
+            logger.info("Optimizer state INCLUDED (strategy=copy)")
+        else:
+            logger.warning(
+                "Optimizer state NOT FOUND (strategy=copy): the checkpoint of member %s has none, so the recipient "
+                "keeps its own; report it as optimizer_state in model_parameters", donor.member_id,
+            )  # fmt: skip
+        return found.data
+
+    def _explored(self, member: PopulationMember, values: Hyperparams, number: int) -> Hyperparams:
+        explored = dict(values)
+        for space in self.config.hyperparams:
+            rng = numpy_generator(self.seed, "explore", number, space.name, member.member_id)
+            explored[space.name] = explore(space, values[space.name], self.config.explore_method, rng)
+        return explored
+
+    @property
+    def _explores(self) -> bool:
+        return self.config.explore_method != "none" and bool(self.config.hyperparams)
+
+    def _check(self, report: PopulationMember) -> None:
+        if report.step < 0:
+            raise ConfigError(f"step={report.step} is below 0; count a member's steps from 0")
+        known = report.episodes >= 2 and math.isfinite(report.stderr)
+        if self.config.exploit_method == "ttest" and report.is_healthy and not known:
+            raise ConfigError(
+                f"exploit_method 'ttest' compares episodes, but stderr={report.stderr} and "
+                f"episodes={report.episodes}; pass both for at least 2 episodes, or set exploit_method: truncation"
+            )
+
+    def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> str:
+        """Writes the member's checkpoint, and as the best one too if none was better; bad weights fail the report."""
+        wrong = _not_finite(data)
+        if wrong is not None and report.is_healthy:
+            logger.warning("Member %s: weights are not finite (%s); it counts as failed", report.member_id, wrong)
+            report.performance = math.nan
+        about = {name: getattr(report, name) for name in ("member_id", "step", "performance", "hyperparams")}
+        blob = checkpoint.encode(form, data, **about)
+        path = self._write(f"member_{report.member_id}.pt", blob)
+        if report.is_healthy and (self.best is None or self._is_better(report, self.best)):
+            report.checkpoint_path = self._write("best.pt", blob)
+            self.best = report
+        return path
+
+    def _is_better(self, one: PopulationMember, other: PopulationMember) -> bool:
+        order = rank(_scores([other, one]).mean, self.config.metric_mode)
+        return int(order[0]) == 1
+
+    def _write(self, name: str, blob: bytes) -> str:
+        path = Path(self.config.checkpoint_dir) / name
+        checkpoint.write(path, blob)
+        return str(path)
+
+
+def _scores(members: list[PopulationMember]) -> Scores:
+    mean = [math.nan if member.performance is None else member.performance for member in members]
+    return Scores(
+        mean=torch.tensor(mean, dtype=torch.float64),
+        stderr=torch.tensor([member.stderr for member in members], dtype=torch.float64),
+        episodes=torch.tensor([member.episodes for member in members], dtype=torch.long),
+    )
+
+
+def _not_finite(data: Mapping[Any, Any]) -> str | None:
+    """Name of a weight that is not finite, if there is one."""
+    weights = data.get("policy", data.get("policy_state", data))
+    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+        if isinstance(weight, Tensor) and not weight.isfinite().all():
+            return str(name)
+    return None

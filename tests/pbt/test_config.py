@@ -1,0 +1,102 @@
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from popgraft.config import PopulationConfig
+from popgraft.errors import ConfigError
+from popgraft.hyperparams import HyperparamConfig
+from popgraft.pbt import PBTConfig
+
+
+def test_defaults_are_the_published_contract():
+    # Specification A17, in this order; what follows has been added since.
+    expected = {
+        "population_size": 10,
+        "perturbation_interval": 5,
+        "hyperparams": [],
+        "exploit_method": "truncation",
+        "explore_method": "both",
+        "truncation_ratio": 0.2,
+        "checkpoint_dir": "pbt_checkpoints",
+        "metric_name": "mean_reward",
+        "metric_mode": "max",
+        "ready_percentage": 0.8,
+        "min_ready_members": 2,
+        "ready_check_max_wait": 10,
+        "optimizer_exploit_strategy": "reset",
+    }
+    config = PBTConfig()
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert set(PBTConfig.model_fields) - set(expected) == {"explore_always"}
+    assert config.explore_always is False
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"population_size": 0},
+        {"population_size": 2.5},
+        {"population_size": "4"},
+        {"population_size": 1},
+        {"perturbation_interval": 0},
+        {"hyperparams": ["learning_rate"]},
+        {"hyperparams": [HyperparamConfig("a", values=[1]), HyperparamConfig("a", values=[2])]},
+        {"exploit_method": "best"},
+        {"explore_method": "mutate"},
+        {"explore_always": "yes"},
+        {"truncation_ratio": 0.0},
+        {"truncation_ratio": 0.6},
+        {"truncation_ratio": math.nan},
+        {"checkpoint_dir": ""},
+        {"metric_name": ""},
+        {"metric_name": 3},
+        {"metric_mode": "maximum"},
+        {"ready_percentage": 0.0},
+        {"ready_percentage": 1.1},
+        {"min_ready_members": 1},
+        {"min_ready_members": 11},
+        {"ready_check_max_wait": 0},
+        {"optimizer_exploit_strategy": None},
+        {"optimizer_exploit_strategy": ["copy"]},
+        {"optimiser_exploit_strategy": "copy"},
+    ],
+)
+def test_every_field_is_checked(settings):
+    with pytest.raises(ValueError, match=str(*settings)):
+        PBTConfig(**settings)
+
+
+def test_an_unknown_strategy_is_told_which_there_are():
+    with pytest.raises(ValueError, match="optimizer_exploit_strategy must be 'reset' or 'copy', not 'keep'"):
+        PBTConfig(optimizer_exploit_strategy="keep")
+
+
+@pytest.mark.parametrize("method", ["truncation", "binary_tournament", "ttest", "backtracking", "none"])
+@pytest.mark.parametrize("strategy", ["reset", "copy"])
+def test_what_can_work_is_accepted(method, strategy, tmp_path):
+    space = HyperparamConfig("any name", min_value=0.1, max_value=1.0)
+    config = PBTConfig(
+        exploit_method=method, optimizer_exploit_strategy=strategy, checkpoint_dir=tmp_path, hyperparams=[space]
+    )
+    assert (config.exploit_method, config.optimizer_exploit_strategy) == (method, strategy)
+    assert config.checkpoint_dir == Path(tmp_path)
+    assert config.hyperparams == [space]
+
+
+def test_a_configuration_does_not_change_afterwards():
+    with pytest.raises(ValidationError, match="frozen"):
+        PBTConfig().population_size = 0
+
+
+def test_the_engine_has_every_method_that_needs_no_record():
+    for method in ("truncation", "binary_tournament", "ttest", "none"):
+        assert PopulationConfig(exploit_method=method).exploit_method == method
+    with pytest.raises(ValueError, match="exploit_method"):
+        PopulationConfig(exploit_method="backtracking")
+
+
+def test_an_impossible_space_is_refused_before_it_gets_here():
+    with pytest.raises(ConfigError, match="swap them"):
+        PBTConfig(hyperparams=[HyperparamConfig("a", min_value=2.0, max_value=1.0)])
