@@ -3,7 +3,7 @@ BIN := .venv/bin
 # -qq hides pip's warnings and keeps its errors.
 INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: train test test-slow check bench learn format clean
+.PHONY: train test test-slow check bench learn continual format clean
 
 train: .venv/runtime.stamp
 	$(BIN)/popgraft train configs/quickstart.yaml --set run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -25,11 +25,21 @@ bench: .venv/dev.stamp
 
 # Every shipped configuration; fails where a seed falls short of its score.
 LEARN := $(BIN)/python benchmarks/learning/run.py
+UPGD := --set model.optimizer=adaptive_upgd \
+	--set 'model.optimizer_kwargs={adaptive_noise: true, utility_gain: 2, weight_decay: 0}' \
+	--set 'model.vgs={enabled: true, apply_to: step, alpha: 0.02}'
 learn: .venv/dev.stamp
 	$(LEARN) configs/quickstart.yaml --seeds 5 --at-least 475 --out runs/learn
-	$(LEARN) configs/repeat_previous.yaml --seeds 3 --at-least 0.95 --out runs/learn
+	$(LEARN) configs/quickstart.yaml $(UPGD) --label quickstart_upgd --seeds 5 --at-least 475 --out runs/learn
+	$(LEARN) configs/repeat_previous.yaml --seeds 5 --at-least 0.95 --out runs/learn
+	$(LEARN) configs/repeat_previous.yaml $(UPGD) --label repeat_upgd --seeds 5 --at-least 0.95 --out runs/learn
+	$(LEARN) configs/config_train.yaml --seeds 5 --at-least 475 --out runs/learn
 	$(LEARN) configs/pendulum_novel.yaml --seeds 3 --at-least -250 --out runs/learn
 	$(LEARN) configs/halfcheetah_novel.yaml --seeds 1 --set total_timesteps=600000 --at-least 500 --out runs/learn
+
+continual: .venv/dev.stamp
+	$(BIN)/python benchmarks/continual/run.py --out runs/continual
+	$(BIN)/python benchmarks/continual/report.py runs/continual --picture runs/continual/curves.png
 
 format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .

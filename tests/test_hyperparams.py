@@ -173,3 +173,20 @@ def test_the_generator_decides():
     for act in (LOG.sample, lambda stream: LOG.perturb(1e-3, stream)):
         assert [act(rng(seed)) for seed in range(9)] == [act(rng(seed)) for seed in range(9)]
         assert len({act(rng(seed)) for seed in range(9)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("space", "one", "other", "expected"),
+    [
+        ({"min_value": 0.0, "max_value": 4.0}, 1.0, 2.0, 0.25),
+        ({"min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}, 1e-4, 1e-3, 0.5),
+        ({"min_value": 2.0, "max_value": 2.0}, 2.0, 2.0, 0.0),
+        ({"values": [1, 3, 9]}, 1, 3, 0.5),
+        ({"values": [1, 3, 9]}, 1, 7, 1.0),
+        ({"values": ["a"]}, "a", "a", 0.0),
+    ],
+)
+def test_the_distance_of_two_values_is_a_share_of_their_space(space, one, other, expected):
+    config = HyperparamConfig("x", **space)
+    assert config.distance(one, other) == pytest.approx(expected)
+    assert config.distance(other, one) == pytest.approx(expected)

@@ -8,9 +8,11 @@ import popgraft
 
 NAMES = {
     "AdaptiveUPGD", "Agent", "Config", "ConfigError", "EnvironmentFault", "Generation", "HyperparamConfig",
-    "MissingExtra", "Observer", "PBTConfig", "PBTScheduler", "Plan", "PopgraftError", "PopulationLost",
-    "PopulationMember", "Run", "RunExists", "ShardLost", "StoreError", "UPGD", "UPGDW",
-    "VarianceGradientScaler", "load_config", "train",
+    "MissingExtra", "Observer", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler", "PBTTrainingCoordinator",
+    "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost", "PopulationMember", "Run", "RunExists",
+    "SAPPOConfig", "ShardLost", "StateAdversarialPPO", "StatePerturbation", "StoreError", "UPGD", "UPGDW",
+    "VarianceGradientScaler", "create_policy_loss_fn", "create_sappo_wrapper", "create_value_loss_fn",
+    "load_config", "load_pbt_adversarial_config", "train",
 }  # fmt: skip
 
 

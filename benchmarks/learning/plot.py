@@ -78,7 +78,7 @@ def draw_family(axes: Axes, run: dict[str, Any]) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=10, handlelength=1.6, columnspacing=2)
 
 
-def draw_curves(axes: Axes, result: dict[str, Any], colour: str) -> None:
+def draw_curves(axes: Axes, result: dict[str, Any], name: str, colour: str) -> None:
     """Best member of every seed, mean over members and seeds, and the band from worst to best member."""
     runs = result["runs"]
     length = min(len(run["generations"]) for run in runs)
@@ -92,7 +92,7 @@ def draw_curves(axes: Axes, result: dict[str, Any], colour: str) -> None:
     for run in runs:
         axes.plot(steps, [row["best"] for row in run["generations"][:length]], color=colour, linewidth=0.8, alpha=0.6)
     mean = [statistics.mean(row) for row in over_seeds("mean")]
-    axes.plot(steps, mean, color=colour, linewidth=2.5, label=f"{result['label']}: mean of all members and seeds")
+    axes.plot(steps, mean, color=colour, linewidth=2.5, label=f"{name}: mean of all members and seeds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=["family", "curves"], help="one run, or all seeds")
     parser.add_argument("files", nargs="+", type=Path, help="what run.py has written; one for a family")
     parser.add_argument("--seed", type=int, default=0, help="the run that a family is of")
+    parser.add_argument("--names", nargs="+", help="of the curves, in the order of the files; default: their labels")
     parser.add_argument("--out", type=Path, required=True, help="the picture")
     options = parser.parse_args(arguments)
     results = [json.loads(path.read_text()) for path in options.files]
@@ -110,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.kind == "family":
             draw_family(axes, next(run for run in results[0]["runs"] if run["seed"] == options.seed))
         else:
-            for result, colour in zip(results, COLOURS, strict=False):
-                draw_curves(axes, result, colour)
+            names = options.names or [result["label"] for result in results]
+            for result, name, colour in zip(results, names, COLOURS, strict=False):
+                draw_curves(axes, result, name, colour)
             axes.legend(loc="best", fontsize=10)
         axes.set_xlabel("environment steps of the whole population")
         axes.set_ylabel("score (mean return of an episode)")

@@ -23,6 +23,8 @@ from typing import Any
 import popgraft
 
 PACKAGES = ("popgraft", "torch", "numpy", "gymnasium", "mujoco")
+DIAGNOSTICS = ("approx_kl", "vgs/scaling_factor", "upgd_gate_mean", "upgd_gate_max")
+"""Metrics that are kept beside the scores, where there are any: mean over a generation's updates."""
 
 
 @dataclasses.dataclass
@@ -31,7 +33,8 @@ class Curve(popgraft.Observer):
 
     Attributes:
         seed: names the run on the terminal.
-        generations: population steps, seconds since training began, and the score of every member (None: not finite).
+        generations: population steps, seconds since training began, the score of every member (None: not finite), and
+            its diagnostics.
         grafts: who was overwritten with whom, and after which generation.
     """
 
@@ -51,6 +54,11 @@ class Curve(popgraft.Observer):
                 "mean": round(known.mean().item(), 4),
                 "worst": round(known.min().item(), 4),
                 "members": [round(score, 4) if score == score else None for score in mean.tolist()],
+                "metrics": {
+                    name: [float(f"{value:.3g}") for value in generation.metrics[name].mean(1).tolist()]
+                    for name in DIAGNOSTICS
+                    if name in generation.metrics
+                },
             }
         )
         parents = generation.decision.parents.tolist()
@@ -78,37 +86,45 @@ def train_seed(config: str, overrides: Sequence[str], seed: int) -> dict[str, An
     return {"seed": seed, "final": final, "best": best, "generations": curve.generations, "grafts": curve.grafts}
 
 
-def benchmark(config: str, overrides: Sequence[str], seeds: int, label: str) -> dict[str, Any]:
+def benchmark(config: str, overrides: Sequence[str], seeds: int, label: str, threshold: float | None) -> dict[str, Any]:
     """All seeds of a configuration, and what is needed to repeat them."""
-    settings = [word for override in overrides for word in ("--set", override)]
+    options = [word for override in overrides for word in ("--set", override)] + ["--label", label]
+    options += [] if threshold is None else ["--at-least", f"{threshold:g}"]
     return {
         "label": label,
-        "command": shlex.join(
-            ["python", "benchmarks/learning/run.py", config, "--seeds", str(seeds), *settings, "--label", label]
-        ),
+        "threshold": threshold,
+        "command": shlex.join(["python", "benchmarks/learning/run.py", config, "--seeds", str(seeds), *options]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} logical cores",
         "runs": [train_seed(config, overrides, seed) for seed in range(seeds)],
     }
 
 
+def reached(run: dict[str, Any], threshold: float) -> str:
+    """Population steps after which some member first scores this much."""
+    return next((f"{row['steps']:,}" for row in run["generations"] if row["best"] >= threshold), "never")
+
+
 def table(result: dict[str, Any]) -> str:
     """A Markdown table, one row per seed and one over all of them (mean ± its standard error over seeds)."""
+    threshold = result["threshold"]
+    first = "" if threshold is None else f" steps to {threshold:g} |"
     lines = [
-        "| seed | population steps | training, s | best member while training | final score | episodes |",
-        "|---:|---:|---:|---:|---:|---:|",
+        f"| seed | population steps |{first} training, s | best member while training | final score | episodes |",
+        f"|---:|---:|{'---:|' if first else ''}---:|---:|---:|---:|",
     ]
     for run in result["runs"]:
         last, final = run["generations"][-1], run["final"]
         best = max(generation["best"] for generation in run["generations"])
+        when = "" if threshold is None else f" {reached(run, threshold)} |"
         lines.append(
-            f"| {run['seed']} | {last['steps']:,} | {last['seconds']:.0f} | {best:.2f} "
+            f"| {run['seed']} | {last['steps']:,} |{when} {last['seconds']:.0f} | {best:.2f} "
             f"| {final['score']:.2f} ± {final['stderr']:.2f} | {final['episodes']} |"
         )
     scores = [run["final"]["score"] for run in result["runs"]]
     if len(scores) > 1:
         mean, stderr = statistics.mean(scores), statistics.stdev(scores) / len(scores) ** 0.5
-        lines.append(f"| **all** | | | | **{mean:.2f} ± {stderr:.2f}** | |")
+        lines.append(f"| **all** | |{' |' if first else ''} | | **{mean:.2f} ± {stderr:.2f}** | |")
     return "\n".join(lines)
 
 
@@ -126,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     label = options.label or Path(options.config).stem
     options.out.mkdir(parents=True, exist_ok=True)
-    result = benchmark(options.config, options.set, options.seeds, label)
+    result = benchmark(options.config, options.set, options.seeds, label, options.at_least)
     (options.out / f"{label}.json").write_text(json.dumps(result) + "\n")
     print(f"### {label}\n\n```\n{result['command']}\n```\n\n{table(result)}")
     if options.at_least is None:

@@ -2,12 +2,13 @@
 
     python benchmarks/upgd/step_cost.py
 
-Rules are timed in turn within one run, in processor time on one thread, so that other work on the machine meets all of
-them alike. Noise is drawn anew for every step and counts. The last rows are torch.optim's Adam, one optimizer for every
-member, its parameters in one tensor.
+Rules are timed within one run, in processor time on one thread and in a new order in every round, so that other work
+on the machine and the contents of its caches meet all of them alike. Noise is drawn anew for every step and counts.
+The last rows are torch.optim's Adam, one optimizer for every member, its parameters in one tensor.
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -76,12 +77,14 @@ def torch_steps(params: torch.Tensor, grad: torch.Tensor, fused: bool) -> Callab
 
 
 def measure(work: Work, rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each work in each round, all works in turn."""
+    """Seconds of processor time of each work in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    order, shuffler = list(work), random.Random(0)
     for i in range(rounds + 3):
-        for name, run in work.items():
+        shuffler.shuffle(order)
+        for name in order:
             start = time.process_time()
-            run()
+            work[name]()
             if i >= 3:
                 seconds[name].append(time.process_time() - start)
     return seconds

@@ -1,5 +1,14 @@
 """Population-based training of recurrent reinforcement-learning agents, as one stacked PyTorch program."""
 
+from popgraft.adversary import (
+    PerturbationConfig,
+    SAPPOConfig,
+    StateAdversarialPPO,
+    StatePerturbation,
+    create_policy_loss_fn,
+    create_sappo_wrapper,
+    create_value_loss_fn,
+)
 from popgraft.config import Config, load_config
 from popgraft.errors import (
     ConfigError,
@@ -13,7 +22,14 @@ from popgraft.errors import (
 )
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, VarianceGradientScaler
-from popgraft.pbt import PBTConfig, PBTScheduler, PopulationMember
+from popgraft.pbt import (
+    PBTAdversarialConfig,
+    PBTConfig,
+    PBTScheduler,
+    PBTTrainingCoordinator,
+    PopulationMember,
+    load_pbt_adversarial_config,
+)
 from popgraft.train import Agent, Generation, Observer, Plan, Run, train
 
 __version__ = "0.1.0"
@@ -30,17 +46,27 @@ __all__ = [
     "HyperparamConfig",
     "MissingExtra",
     "Observer",
+    "PBTAdversarialConfig",
     "PBTConfig",
     "PBTScheduler",
+    "PBTTrainingCoordinator",
+    "PerturbationConfig",
     "Plan",
     "PopgraftError",
     "PopulationLost",
     "PopulationMember",
     "Run",
     "RunExists",
+    "SAPPOConfig",
     "ShardLost",
+    "StateAdversarialPPO",
+    "StatePerturbation",
     "StoreError",
     "VarianceGradientScaler",
+    "create_policy_loss_fn",
+    "create_sappo_wrapper",
+    "create_value_loss_fn",
     "load_config",
+    "load_pbt_adversarial_config",
     "train",
 ]

@@ -136,6 +136,19 @@ class HyperparamConfig:
             moved = value + math.copysign(1, moved - value)
         return self._clip(moved, integer)
 
+    def distance(self, one: Value, other: Value) -> float:
+        """How far apart two values are, from 0 to 1: the share of the range between them, on its own scale.
+
+        For choices the share of the list between them; 1 for a value that is not in it.
+        """
+        if self.values is not None:
+            if one not in self.values or other not in self.values:
+                return float(one != other)
+            choices = list(self.values)
+            return abs(choices.index(one) - choices.index(other)) / max(len(choices) - 1, 1)
+        low, high, a, b = ((math.log(x) if self.is_log_scale else x) for x in (*self.bounds, one, other))
+        return min(abs(a - b) / (high - low), 1.0) if high > low else float(a != b)
+
     def _neighbour(self, value: Value, up: bool, rng: np.random.Generator) -> Value:
         assert self.values is not None
         if value not in self.values:

@@ -65,7 +65,9 @@ class OptimizerState:
     averages: dict[str, Float[Tensor, "pop ..."]]
     """Running averages by name: `exp_avg`, `exp_avg_sq`, `utility` [pop, n]; `grad_norm` [pop, tensors]."""
     step: Float[Tensor, "pop"]
-    """Steps taken, for the correction of the averages' bias."""
+    """Steps that entered `exp_avg`, for the correction of its bias."""
+    square_step: Float[Tensor, "pop"]
+    """Steps that entered all other averages; less than `step` where a graft kept the momentum alone."""
     skipped: Float[Tensor, "pop"]
     """Steps not taken because the gradient was not finite."""
 
@@ -197,9 +199,10 @@ class Decision:
     """Who inherits from whom, and with which hyperparameters: the whole outcome of exploit and explore.
 
     Attributes:
-        parents: donor of every member; a member's own index where it survives.
+        parents: donor of every member; a member's own index where it survives; the population's size stands for the
+            best state there ever was.
         hyperparams: the values that every member trains with from now on.
-        reasons: for every member whose parent is someone else, why ("truncation", "rescue").
+        reasons: for every member whose parent is someone else, why: the exploit method, or "rescue".
     """
 
     parents: Int[Tensor, "pop"]
@@ -224,6 +227,23 @@ class Scores:
     stderr: Float[Tensor, "pop"]
     episodes: Int[Tensor, "pop"]
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The best state there ever was.
+
+    Attributes:
+        state: a population of one, on the CPU.
+        scores: its fitness when it was found, one row.
+        generation: when that was.
+        place: which member it was.
+    """
+
+    state: Member
+    scores: Scores
+    generation: int
+    place: int
 
 
 def rows(tree_: Any) -> int:

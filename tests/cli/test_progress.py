@@ -35,6 +35,7 @@ def generation_of(number: int, scores: list[float], best: float, parents: list[i
         decision=Decision(torch.tensor(parents or list(range(pop))), {}, {}),
         metrics={},
         best_score=best,
+        statistics={},
     )
 
 

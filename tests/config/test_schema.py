@@ -6,7 +6,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from popgraft.config import HYPERPARAMS, Config, ModelConfig, PopulationConfig, load_config
+from popgraft.config import HYPERPARAMS, Config, ModelConfig, PopulationConfig, dump_config, load_config
 from popgraft.config import schema as schema_module
 from popgraft.config.fields import Section
 from popgraft.errors import ConfigError
@@ -180,6 +180,116 @@ def test_initial_values_hold_every_tunable_number() -> None:
     assert ModelConfig(target_kl=0.02).hyperparams()["target_kl"] == 0.02
 
 
+def test_a_learning_rule_that_cannot_work_is_refused_with_what_to_set() -> None:
+    assert "normalize_reward and normalize_returns scale the same thing twice; set one of them to false" in refusal(
+        "model.normalize_returns=true"
+    )
+    assert load_config(BASE, ["model.normalize_returns=true", "model.normalize_reward=false"]).model.normalize_returns
+    assert "model.kl_penalty needs a divergence to aim at; set model.target_kl" in refusal("model.kl_penalty=true")
+    assert "kl_beta=2.0 exceeds kl_beta_max=1.0; lower it" in refusal("model.kl_beta=2", "model.kl_beta_max=1")
+    assert "support=[2.0, 2.0] must rise" in refusal("model.network.support=[2, 2]")
+    assert "support=[3.0, -3.0] must rise from the lowest to the highest return; swap its ends" in refusal(
+        "model.network.support=[3, -3]"
+    )
+    assert load_config(BASE, ["model.kl_penalty=true", "model.target_kl=0.01"]).model.kl_penalty
+
+
+@pytest.mark.parametrize(
+    ("critic", "name", "sentence"),
+    [
+        ("categorical", "cvar_weight", "model.cvar_weight needs the quantiles of the return, but"),
+        ("scalar", "cvar_weight", "model.network.critic is 'scalar'; set model.network.critic: quantile"),
+        ("categorical", "clip_range_vf", "model.clip_range_vf bounds predicted returns, but a categorical critic"),
+    ],
+)
+def test_a_critic_that_cannot_do_it_is_refused_also_where_the_population_draws_the_value(
+    critic: str, name: str, sentence: str
+) -> None:
+    space = f"pbt.hyperparams=[{{name: {name}, min_value: 0.1, max_value: 0.5}}]"
+    for asked in (f"model.{name}=0.5", space):
+        assert sentence in refusal(f"model.network.critic={critic}", asked)
+        assert load_config(BASE, [asked]).uses(name)
+    assert not load_config(BASE).uses(name)
+
+
+def test_a_target_that_the_population_draws_is_a_target() -> None:
+    target = "pbt.hyperparams=[{name: target_kl, min_value: 0.005, max_value: 0.05}]"
+    assert load_config(BASE, ["model.kl_penalty=true", target]).model.kl_penalty
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value"),
+    [("adam", "sigma", "0.1"), ("adamw", "adaptive_noise", "true"), ("upgd", "betas", "[0.5, 0.9]")],
+)
+def test_a_constant_that_the_optimizer_does_not_read_is_refused(optimizer: str, key: str, value: str) -> None:
+    setting = f"model.optimizer_kwargs.{key}={value}"
+    message = refusal(f"model.optimizer={optimizer}", setting)
+    assert f"optimizer_kwargs.{key} is not read by optimizer={optimizer!r}; remove it, or choose" in message
+    assert load_config(BASE, [setting, "model.optimizer=adaptive_upgd"]).model.optimizer == "adaptive_upgd"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path"),
+    [
+        (["model.optimizer=upgd", "model.optimizer_kwargs.sigma=-1"], "model.optimizer_kwargs.sigma = -1"),
+        (["model.vgs.alpha=-0.1"], "model.vgs.alpha = -0.1"),
+        (["model.vgs.min_scaling_factor=0"], "model.vgs.min_scaling_factor = 0"),
+        (["model.cvar_alpha=0"], "model.cvar_alpha = 0"),
+        (["model.cvar_weight=1.5"], "model.cvar_weight = 1.5"),
+        (["model.ent_coef_decay_steps=0"], "model.ent_coef_decay_steps = 0"),
+        (["model.optimizer=sgd"], "model.optimizer = 'sgd'"),
+        (["model.quantile_target=td"], "model.quantile_target = 'td'"),
+    ],
+)
+def test_a_number_of_the_learning_rule_out_of_bounds_is_refused(overrides: list[str], path: str) -> None:
+    assert path in refusal(*overrides)
+
+
+def test_tunable_numbers_that_stand_in_a_section() -> None:
+    model = load_config(
+        BASE, ["model.optimizer=upgd", "model.vgs.alpha=0.3", "model.optimizer_kwargs.sigma=0.02"]
+    ).model
+    values = model.hyperparams()
+    assert (values["sigma"], values["vgs_alpha"], values["weight_decay"]) == (0.02, 0.3, 0.001)
+    assert (model.sets("sigma"), model.sets("weight_decay"), model.sets("vgs_alpha")) == (True, False, True)
+    space = "pbt.hyperparams=[{name: sigma, min_value: 0.1, max_value: 0.2}]"
+    message = refusal(space, "model.optimizer=upgd", "model.optimizer_kwargs.sigma=0.5")
+    assert "model.optimizer_kwargs.sigma=0.5 is outside the bounds [0.1, 0.2] that pbt.hyperparams gives it" in message
+
+
+def test_nested_tunable_numbers_read_back_equal(tmp_path: Path) -> None:
+    names = ("sigma", "weight_decay", "vgs_alpha")
+    spaces = ", ".join(f"{{name: {name}, min_value: 0.01, max_value: 0.5}}" for name in names)
+    settings = [f"pbt.hyperparams=[{spaces}]", "model.optimizer=upgdw", "model.vgs.enabled=true"]
+    for given in ([], ["model.optimizer_kwargs.sigma=0.02"], ["model.vgs.alpha=0.1", "model.vgs.beta=0.9"]):
+        config = load_config(BASE, [*settings, *given])
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        again = load_config(path)
+        assert again == config
+        assert dump_config(again) == dump_config(config)
+        for name in names:
+            # What nobody has set stays out of the file, so that the population still draws it.
+            assert again.model.sets(name) == config.model.sets(name)
+        assert again.model.hyperparams() == config.model.hyperparams()
+
+
+def test_a_tail_thinner_than_a_quantile_is_a_caution() -> None:
+    # 21 quantiles: 0.04 · 21 = 0.84 of one; 25 of them suffice.
+    (caution,) = load_config(BASE, ["model.cvar_weight=0.5", "model.cvar_alpha=0.04"]).cautions
+    assert "model.cvar_alpha=0.04 is less than one of 21 quantiles" in caution
+    assert caution.endswith("raise model.network.n_quantiles to 25")
+    assert (
+        load_config(BASE, ["model.cvar_weight=0.5", "model.cvar_alpha=0.04", "model.network.n_quantiles=25"]).cautions
+        == []
+    )
+    assert load_config(BASE, ["model.cvar_weight=0.5", "model.cvar_alpha=0.05"]).cautions == []
+    assert load_config(BASE, ["model.cvar_alpha=0.04"]).cautions == []
+    space = "pbt.hyperparams=[{name: cvar_alpha, min_value: 0.02, max_value: 0.9}]"
+    (caution,) = load_config(BASE, ["model.cvar_weight=0.5", space]).cautions
+    assert caution.endswith("raise model.network.n_quantiles to 50")
+
+
 @pytest.mark.parametrize("name", HYPERPARAMS)
 def test_defaults_lie_in_their_domain(name: str) -> None:
     low, high = HYPERPARAMS[name]
@@ -235,3 +345,18 @@ def test_random_documents_give_a_configuration_or_a_refusal() -> None:
             continue
         accepted += isinstance(config, Config)
     assert 0 < accepted < 1500
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("sigma", "model.optimizer=adaptive_upgd"),
+        ("vgs_alpha", "model.vgs.enabled=true"),
+        ("cvar_alpha", "model.cvar_weight=0.5"),
+        ("kl_pid_i", "model.kl_penalty=true"),
+    ],
+)
+def test_a_number_that_nothing_reads_cannot_be_tuned(name: str, fix: str) -> None:
+    space = f"pbt.hyperparams=[{{name: {name}, min_value: 0.1, max_value: 0.5}}]"
+    assert f"pbt.hyperparams lists '{name}', which nothing reads" in refusal(space)
+    load_config(BASE, [space, fix, "model.target_kl=0.01"])

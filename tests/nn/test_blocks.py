@@ -77,7 +77,15 @@ def test_tanh_leaves_its_input_alone_and_passes_infinities_and_nan():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_by_name(name):
     x = torch.linspace(-4, 4, 41, dtype=torch.float64)
-    module = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU, "silu": torch.nn.SiLU}[name]()
+    modules = {
+        "tanh": torch.nn.Tanh,
+        "relu": torch.nn.ReLU,
+        "leaky_relu": torch.nn.LeakyReLU,
+        "elu": torch.nn.ELU,
+        "silu": torch.nn.SiLU,
+        "gelu": torch.nn.GELU,
+    }
+    module = modules[name]()
     torch.testing.assert_close(ACTIVATIONS[name](x), module(x), atol=1e-14, rtol=0)
 
 

@@ -63,6 +63,29 @@ def test_log_prob_entropy_and_their_gradients(kind, batch, stacked, normal):
 
 
 @every_kind
+@pytest.mark.parametrize("batch", [(4,), (2, 3), ()])
+def test_divergence_and_its_gradient(kind, batch, stacked, normal):
+    """With p held still, as the robust KL takes it: the gradient in the spread is the same as if p's were held too."""
+    head = make_head(SPECS[kind], N_IN)
+    params = tree.map(lambda p: p.requires_grad_(), stacked(head))
+    p, q = 3 * normal(3, *batch, head.n_outputs), (3 * normal(3, *batch, head.n_outputs)).requires_grad_()
+    ours = head.kl(params, p, q)
+    still, expected = tree.map(torch.detach, params), []
+    for m in range(3):
+        pairs = zip(reference(kind, still, p, m), reference(kind, params, q, m), strict=True)
+        expected.append(sum(distributions.kl_divergence(one, other) for one, other in pairs).expand(batch))
+    expected = torch.stack(expected)
+    torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
+    sources = [q, params["log_std"]] if kind == "box" else [q]
+    weight = normal(*expected.shape)
+    grads, theirs = (torch.autograd.grad((kl * weight).sum(), sources) for kl in (ours, expected))
+    for a, b in zip(grads, theirs, strict=True):
+        assert b.any()
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+    assert not head.kl(params, p, p).any()
+
+
+@every_kind
 def test_sampling_frequencies(kind, stacked, normal):
     head = make_head(SPECS[kind], N_IN)
     params, n = stacked(head), 40_000
@@ -168,6 +191,7 @@ def test_population_laws(kind, stacked, normal, check_laws):
     action = head.sample(params, head(params, latent), noise)
     check_laws(lambda p, x, a: head.log_prob(p, head(p, x), a), params, latent, action)
     check_laws(lambda p, x: head.entropy(p, head(p, x)), stacked(head), latent)
+    check_laws(lambda p, x, y: head.kl(p, head(p, x), head(p, y)), stacked(head), latent, normal(3, 4, N_IN))
     fresh = stacked(head)
     for m in range(3):
         own = [tree.slice(t, m, m + 1) for t in (fresh, latent, noise)]

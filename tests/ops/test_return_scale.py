@@ -79,11 +79,12 @@ def test_a_spread_far_from_zero_is_kept_over_updates_in_single_precision(normal)
     assert std.item() == pytest.approx(expected.std(unbiased=False).item(), rel=1e-4)
 
 
-def test_a_member_without_valid_samples_keeps_everything(normal):
+@pytest.mark.parametrize("samples", [0, 1])
+def test_a_member_without_valid_samples_or_with_odd_ones_keeps_everything(samples, normal):
     scale = initial_return_scale(POP, CPU)
     (target, valid), *_ = rounds(normal)
-    valid[1] = 0
-    target[1] = float("nan")
+    valid[1] = samples
+    target[1, 0, 0] = float("nan")
     mean, std = finalize_(scale, target, valid)
     activate_(scale, mean, std)
     for leaf, fresh in zip(tree.items(scale), tree.items(initial_return_scale(POP, CPU)), strict=True):

@@ -29,7 +29,12 @@ def test_defaults_are_the_published_contract():
     }
     config = PBTConfig()
     assert {name: getattr(config, name) for name in expected} == expected
-    assert set(PBTConfig.model_fields) - set(expected) == {"explore_always"}
+    assert set(PBTConfig.model_fields) - set(expected) == {
+        "explore_always",
+        "optimizer_partial",
+        "optimizer_adaptive_distance",
+        "optimizer_rescale",
+    }
     assert config.explore_always is False
 
 
@@ -60,6 +65,9 @@ def test_defaults_are_the_published_contract():
         {"ready_check_max_wait": 0},
         {"optimizer_exploit_strategy": None},
         {"optimizer_exploit_strategy": ["copy"]},
+        {"optimizer_partial": "both"},
+        {"optimizer_adaptive_distance": 1.5},
+        {"optimizer_rescale": 1.5},
         {"optimiser_exploit_strategy": "copy"},
     ],
 )
@@ -69,12 +77,14 @@ def test_every_field_is_checked(settings):
 
 
 def test_an_unknown_strategy_is_told_which_there_are():
-    with pytest.raises(ValueError, match="optimizer_exploit_strategy must be 'reset' or 'copy', not 'keep'"):
+    with pytest.raises(
+        ValueError, match="optimizer_exploit_strategy must be 'reset' or 'copy', 'partial' or 'adaptive', not 'keep'"
+    ):
         PBTConfig(optimizer_exploit_strategy="keep")
 
 
 @pytest.mark.parametrize("method", ["truncation", "binary_tournament", "ttest", "backtracking", "none"])
-@pytest.mark.parametrize("strategy", ["reset", "copy"])
+@pytest.mark.parametrize("strategy", ["reset", "copy", "partial", "adaptive"])
 def test_what_can_work_is_accepted(method, strategy, tmp_path):
     space = HyperparamConfig("any name", min_value=0.1, max_value=1.0)
     config = PBTConfig(
@@ -90,11 +100,9 @@ def test_a_configuration_does_not_change_afterwards():
         PBTConfig().population_size = 0
 
 
-def test_the_engine_has_every_method_that_needs_no_record():
-    for method in ("truncation", "binary_tournament", "ttest", "none"):
+def test_the_engine_has_the_same_methods():
+    for method in ("truncation", "binary_tournament", "ttest", "backtracking", "none"):
         assert PopulationConfig(exploit_method=method).exploit_method == method
-    with pytest.raises(ValueError, match="exploit_method"):
-        PopulationConfig(exploit_method="backtracking")
 
 
 def test_an_impossible_space_is_refused_before_it_gets_here():

@@ -11,7 +11,7 @@ from popgraft.config import PopulationConfig
 from popgraft.errors import PopulationLost
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt import Schedule
-from popgraft.state import Scores
+from popgraft.state import Member, Record, Scores
 
 NAN = math.nan
 RATE = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-2, is_log_scale=True)
@@ -253,7 +253,7 @@ import random, torch
 from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt import Schedule
-from popgraft.state import Scores
+from popgraft.state import Member, Record, Scores
 schedule = Schedule(PopulationConfig(hyperparams=[HyperparamConfig("gamma", min_value=0.9, max_value=1.0)]), 0)
 before = random.getstate()
 values = schedule.initial_hyperparams({"gamma": 0.9})
@@ -286,3 +286,22 @@ def test_survivors_explore_too_if_asked_once_the_population_is_ready(method):
     waiting = schedule(1, scored([1.0] + [NAN] * 7), values)
     assert schedule.failed_ready_checks == 1
     assert waiting.hyperparams["learning_rate"][0] == values["learning_rate"][0]
+
+
+def test_backtracking_returns_the_worst_to_the_record_with_its_hyperparameters():
+    schedule = make(exploit_method="backtracking", truncation_ratio=0.25, explore_method="none")
+    values = schedule.initial_hyperparams(DEFAULTS)
+    state = object.__new__(Member)  # the schedule looks at nothing but its hyperparameters
+    state.hyperparams = {name: column[:1] + 0.5 for name, column in values.items()}
+    record = Record(state, scored([6.5]), generation=3, place=5)
+    decision = schedule(4, scored(range(8)), values, record)
+    assert decision.reasons == {0: "backtracking", 1: "backtracking"}
+    assert decision.parents.tolist() == [8, 8, *range(2, 8)]
+    assert torch.equal(decision.hyperparams["gamma"][:2], (values["gamma"][:1] + 0.5).expand(2))
+    assert torch.equal(decision.hyperparams["gamma"][2:], values["gamma"][2:])
+    assert schedule(5, scored(range(7, 15)), values, record).reasons == {}
+    lost = schedule(6, scored([NAN] * 8), values, record)
+    assert lost.parents.tolist() == [8] * 8
+    assert set(lost.reasons.values()) == {"rescue"}
+    with pytest.raises(PopulationLost):
+        schedule(7, scored([NAN] * 8), values)

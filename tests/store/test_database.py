@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sqlite3
@@ -8,13 +9,14 @@ import torch
 
 from popgraft.errors import StoreError
 from popgraft.state import Decision, Scores
-from popgraft.store import EventRecord, GraftRecord, MemberRecord, RunDatabase
+from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase
 
 NAN = math.nan
 BEFORE = {"learning_rate": torch.tensor([0.5, 0.25, 0.125]), "target_kl": torch.full((3,), math.inf)}
 AFTER = {"learning_rate": torch.tensor([0.5, 0.625, 0.5]), "target_kl": torch.full((3,), math.inf)}
 SCORES = Scores(torch.tensor([2.0, -1.0, NAN]), torch.tensor([0.5, NAN, NAN]), torch.tensor([10, 1, 0]))
 GRAFT = Decision(torch.tensor([0, 0, 0]), AFTER, {1: "truncation", 2: "rescue"})
+FATE = {1: "copy", 2: "reset"}
 NO_GRAFT = Decision(torch.arange(3), BEFORE, {})
 
 
@@ -31,7 +33,7 @@ def database(path):
 
 
 def test_a_generation_is_read_back(database):
-    database.record_generation(4, SCORES, BEFORE, 640, GRAFT)
+    database.record_generation(4, SCORES, BEFORE, 640, GRAFT, FATE)
     best, worse, lost = database.scores()
     assert best == MemberRecord(4, 0, 2.0, 0.5, 10, 640, {"learning_rate": 0.5, "target_kl": math.inf})
     assert (worse.score, worse.episodes, worse.hyperparams["learning_rate"]) == (-1.0, 1, 0.25)
@@ -42,27 +44,43 @@ def test_a_generation_is_read_back(database):
         generation=4,
         member=1,
         parent=0,
+        parent_generation=4,
         reason="truncation",
         score_before=-1.0,
         parent_score=2.0,
         hyperparams_before={"learning_rate": 0.25, "target_kl": math.inf},
         hyperparams_after={"learning_rate": 0.625, "target_kl": math.inf},
+        strategy="copy",
+        aftermath=first.aftermath,
     )
+    assert all(math.isnan(value) for value in dataclasses.astuple(first.aftermath))
+    assert second.strategy == "reset"
     assert (second.member, second.reason, second.parent_score) == (2, "rescue", 2.0)
     assert math.isnan(second.score_before)
+
+
+def test_the_aftermath_of_a_graft_is_written_over_what_was_known_before(database):
+    database.record_generation(4, SCORES, BEFORE, 640, GRAFT, FATE)
+    early = Aftermath(value_loss_ratio=1.5, return_before=20.0)
+    for aftermath in (early, dataclasses.replace(early, return_1=21.0)):
+        database.record_aftermath(4, 2, aftermath)
+    untouched, found = (record.aftermath for record in database.lineage())
+    assert (found.value_loss_ratio, found.return_before, found.return_1) == (1.5, 20.0, 21.0)
+    assert math.isnan(found.return_5)
+    assert math.isnan(untouched.return_1)
 
 
 def test_generations_come_in_order_and_keep_single_precision(database):
     rate = torch.tensor([3e-4, 1e-5, 0.1])
     for generation in (2, 0, 1):
-        database.record_generation(generation, SCORES, {"learning_rate": rate}, 10 * generation, NO_GRAFT)
+        database.record_generation(generation, SCORES, {"learning_rate": rate}, 10 * generation, NO_GRAFT, FATE)
     assert [(row.generation, row.member) for row in database.scores()] == [(g, i) for g in range(3) for i in range(3)]
     assert torch.equal(torch.tensor([row.hyperparams["learning_rate"] for row in database.scores()[:3]]), rate)
     assert database.lineage() == []
 
 
 def test_sqlite_alone_can_read_it(database, path):
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("SELECT member FROM members WHERE score IS NULL").fetchall() == [(2,)]
@@ -74,25 +92,27 @@ def test_sqlite_alone_can_read_it(database, path):
 
 
 def test_a_generation_is_recorded_once(database):
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     written = str(database.scores()), str(database.lineage())
     with pytest.raises(StoreError, match="generation 0 is already recorded"):
-        database.record_generation(0, SCORES, AFTER, 20, NO_GRAFT)
+        database.record_generation(0, SCORES, AFTER, 20, NO_GRAFT, FATE)
     assert (str(database.scores()), str(database.lineage())) == written
 
 
 def test_a_generation_is_written_whole_or_not_at_all(database):
     itself = Decision(torch.arange(3), BEFORE, {1: "truncation"})  # a member that is its own donor
     with pytest.raises(StoreError, match="CHECK constraint"):
-        database.record_generation(0, SCORES, BEFORE, 10, itself)
+        database.record_generation(0, SCORES, BEFORE, 10, itself, FATE)
     assert database.scores() == []
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     assert len(database.scores()) == 3
 
 
 def test_a_graft_must_join_members_of_its_generation(database):
     with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), database._connection as connection:
-        connection.execute("INSERT INTO grafts VALUES (0, 1, 0, 'truncation', 0, 0, '{}', '{}')")
+        connection.execute(
+            "INSERT INTO grafts VALUES (0, 1, 0, 0, 'truncation', 0, 0, '{}', '{}', 'copy', 0, 0, 0, 0, 0, 0)"
+        )
 
 
 def test_events_come_in_the_order_of_writing(database):
@@ -107,16 +127,16 @@ def test_events_come_in_the_order_of_writing(database):
 
 
 def test_others_read_while_one_writes(database, path):
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     with RunDatabase(path) as reader:
         assert len(reader.scores()) == 3
-        database.record_generation(1, SCORES, BEFORE, 20, GRAFT)
+        database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
         assert len(reader.scores()) == 6
 
 
 def test_records_survive_without_a_close(path):
     writer = RunDatabase(path)
-    writer.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    writer.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     with RunDatabase(path) as reader:
         assert len(reader.lineage()) == 2
     writer.close()
@@ -151,7 +171,7 @@ def test_a_database_of_something_else_is_refused(tmp_path):
 def test_damaged_pages_are_an_error_in_words(path):
     with RunDatabase(path) as database:
         for generation in range(50):
-            database.record_generation(generation, SCORES, BEFORE, 10, GRAFT)
+            database.record_generation(generation, SCORES, BEFORE, 10, GRAFT, FATE)
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\x55" * (len(whole) - 4096))
     with RunDatabase(path) as database, pytest.raises(StoreError, match=r"run\.sqlite cannot be used: .*malformed"):
@@ -163,7 +183,7 @@ def test_damaged_pages_are_an_error_in_words(path):
 
 @pytest.mark.parametrize("text", ["", "{", "nonsense"])
 def test_a_damaged_cell_is_an_error_in_words(database, text):
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT)
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
     with database._connection as connection:
         connection.execute("UPDATE members SET hyperparams = ?", (text,))
     with pytest.raises(StoreError, match="cannot be used: Expecting"):

@@ -189,6 +189,20 @@ def test_explored_hyperparameters_are_what_the_next_generation_trains_with(tiny:
         assert graft.hyperparams_after["learning_rate"] != values[graft.generation, graft.parent]["learning_rate"]
 
 
+def test_backtracking_goes_back_to_the_best_state_there_was(tiny: Tiny) -> None:
+    changes = {"pbt__population_size": 3, "pbt__truncation_ratio": 0.5, "total_timesteps": 600}
+    run = train(tiny(pbt__exploit_method="backtracking", pbt__explore_method="none", **changes))
+    assert run.lineage
+    scores = {(record.generation, record.member): record for record in run.scores}
+    for graft in run.lineage:
+        best = scores[graft.parent_generation, graft.parent]
+        assert graft.reason == "backtracking"
+        assert graft.parent_score == best.score == max(s.score for s in run.scores if s.generation <= graft.generation)
+        assert graft.score_before < best.score
+        assert graft.hyperparams_after == best.hyperparams
+    assert any(graft.parent_generation < graft.generation for graft in run.lineage)
+
+
 def test_a_population_of_one_trains_without_selection(tiny: Tiny) -> None:
     run = train(tiny(pbt__population_size=1, pbt__exploit_method="none"))
     assert run.lineage == []

@@ -24,6 +24,10 @@ MEMBER_TAGS = {
 }
 POPULATION_TAGS = {
     "pbt/exploitation_count",
+    "pbt/exploration_count",
+    "pbt/failed_ready_checks",
+    "pbt/member_distance",
+    "pbt/post_exploit_value_loss_ratio",
     "pbt/max_performance",
     "pbt/mean_performance",
     "pbt/min_performance",

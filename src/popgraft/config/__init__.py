@@ -1,6 +1,7 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
-from popgraft.config.load import dump_config, load_config, read_yaml
+from popgraft.config.adversary import AdversaryConfig, PerturbationConfig
+from popgraft.config.load import dump_config, load_as, load_config, read_yaml
 from popgraft.config.model import HYPERPARAMS, ModelConfig
 from popgraft.config.network import NetworkConfig
 from popgraft.config.optimizer import OptimizerKwargs, VGSConfig
@@ -16,6 +17,7 @@ from popgraft.config.schema import (
 
 __all__ = [
     "HYPERPARAMS",
+    "AdversaryConfig",
     "Config",
     "EngineConfig",
     "EnvConfig",
@@ -24,10 +26,12 @@ __all__ = [
     "ModelConfig",
     "NetworkConfig",
     "OptimizerKwargs",
+    "PerturbationConfig",
     "PopulationConfig",
     "VGSConfig",
     "WrapperConfig",
     "dump_config",
+    "load_as",
     "load_config",
     "read_yaml",
 ]

@@ -7,8 +7,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from popgraft.config.schema import Config
-
 WORDS = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
@@ -19,20 +17,26 @@ WORDS = {
 """Pydantic's phrases, and what a user reads instead."""
 
 
-def explain(error: ValidationError, name: str) -> str:
-    """One line for every wrong setting, under a heading that names the configuration."""
-    lines = list(dict.fromkeys(_line(problem) for problem in error.errors()))
+def explain(error: ValidationError, name: str, root: type[BaseModel]) -> str:
+    """One line for every wrong setting, under a heading that names the configuration.
+
+    Args:
+        error: what pydantic found.
+        name: what the configuration is called.
+        root: its outermost section, in which the nearest name for an unknown key is looked for.
+    """
+    lines = list(dict.fromkeys(_line(problem, root) for problem in error.errors()))
     heading = f"{name} has {len(lines)} wrong settings" if len(lines) > 1 else f"{name} has a wrong setting"
     return "\n  ".join([f"{heading}:", *lines])
 
 
-def _line(problem: Any) -> str:
+def _line(problem: Any, root: type[BaseModel]) -> str:
     # Parts in brackets are pydantic's own: the branch of a union, or a key instead of its value.
     path = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
     value = problem["input"]
     match problem["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument" | "invalid_key":
-            return _unknown_key(problem["loc"])
+            return _unknown_key(problem["loc"], root)
         case "missing":
             return f"{path} is missing; add it"
         case "model_type" | "dataclass_type" | "dict_type":
@@ -47,13 +51,13 @@ def _line(problem: Any) -> str:
     return f"{path}{shown}: {message}" if path else message
 
 
-def _unknown_key(location: tuple[str | int, ...]) -> str:
+def _unknown_key(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
     *section, key = location
-    kind: Any = Config
+    kind: Any = root
     for part in section:
         kind = _fields(kind)[part] if isinstance(part, str) else get_args(kind)[0]
     where = f"in {'.'.join(str(part) for part in section)}" if section else "at the top level"
-    elsewhere = [path for path in _paths(Config) if path.rpartition(".")[2] == key]
+    elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == key]
     near = difflib.get_close_matches(str(key), _fields(kind), n=1, cutoff=0.5)
     if elsewhere or near:
         return f"unknown key {key!r} {where}; did you mean {' or '.join(elsewhere or near)}?"

@@ -5,15 +5,17 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from popgraft.config.explain import explain
 from popgraft.config.model import path_of
 from popgraft.config.schema import Config
 from popgraft.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
 
 FLOAT = "tag:yaml.org,2002:float"
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
@@ -80,14 +82,30 @@ def load_config(
     Raises:
         ConfigError: names every wrong setting, with the nearest valid name for an unknown key.
     """
+    return load_as(Config, source, overrides)
+
+
+def load_as(
+    kind: type[S], source: str | Path | Mapping[str, Any] | S, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> S:
+    """`load_config` for any outermost section.
+
+    Args:
+        kind: the section.
+        source: path of a YAML file, a mapping of the same shape, or a `kind`.
+        overrides: settings that win over `source`.
+
+    Raises:
+        ConfigError: names every wrong setting.
+    """
     name = "the configuration"
-    if isinstance(source, Config):
+    if isinstance(source, kind):
         raw: Any = source.model_dump(exclude_unset=True)
     elif isinstance(source, Mapping):
         raw = _copy(source)
     else:
         name = str(source)
-        raw = _read_file(Path(source), name)
+        raw = _read_file(Path(str(source)), name)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must hold settings as `key: value`, not a {type(raw).__name__}")
     texts = [overrides] if isinstance(overrides, str) else overrides
@@ -95,9 +113,9 @@ def load_config(
     for key, value in pairs:
         _assign(raw, key, _copy(value))
     try:
-        return Config.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(explain(error, name)) from None
+        raise ConfigError(explain(error, name, kind)) from None
 
 
 def dump_config(config: Config) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
+from popgraft.config.adversary import AdversaryConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.network import NetworkConfig
 from popgraft.config.optimizer import UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName, VGSConfig
@@ -30,6 +31,9 @@ HYPERPARAMS: dict[str, tuple[float, float]] = {
     "sigma": (0.0, 1e6),
     "weight_decay": (0.0, 1e6),
     "vgs_alpha": (0.0, 1e6),
+    "adversarial_epsilon": (0.0, 1e6),
+    "adversarial_ratio": (0.0, 1.0),
+    "robust_kl_coef": (0.0, 1e6),
 }
 """Names that a population may tune, each with the widest range in which it has a meaning."""
 
@@ -40,6 +44,9 @@ NESTED = {
     "sigma": ("optimizer_kwargs", "sigma"),
     "weight_decay": ("optimizer_kwargs", "weight_decay"),
     "vgs_alpha": ("vgs", "alpha"),
+    "adversarial_epsilon": ("adversary", "perturbation", "epsilon"),
+    "adversarial_ratio": ("adversary", "adversarial_ratio"),
+    "robust_kl_coef": ("adversary", "robust_kl_coef"),
 }
 """Where under `model` the value of a hyperparameter stands, if not under its own name."""
 
@@ -125,6 +132,8 @@ class ModelConfig(Section):
     """Constants of the update rule."""
     vgs: VGSConfig = VGSConfig()
     """The variance gradient scaler."""
+    adversary: AdversaryConfig = AdversaryConfig()
+    """State-adversarial training."""
 
     @field_validator(*(name for name in HYPERPARAMS if name not in NESTED), mode="after")
     @classmethod

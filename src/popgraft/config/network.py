@@ -19,7 +19,11 @@ class NetworkConfig(Section):
     """Keyword arguments of an own encoder."""
     encoder_layers: list[Positive] = [64]
     """Widths of the encoder's dense layers, before the recurrent ones."""
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    cnn_features: Positive = 512
+    """Features that the built-in encoder makes of an image."""
+    share_encoder: StrictBool = True
+    """Whether actor and critic read one encoder; else the critic has its own."""
+    activation: Literal["tanh", "relu", "leaky_relu", "elu", "silu", "gelu"] = "tanh"
     """Nonlinearity of dense layers."""
     layer_norm: StrictBool = False
     """Whether dense layers normalise before their nonlinearity."""
@@ -29,10 +33,14 @@ class NetworkConfig(Section):
     """Width of a recurrent layer."""
     recurrent_layers: Positive = 1
     """Number of recurrent layers."""
-    critic_recurrent: Literal["separate", "shared", "none"] = "separate"
-    """Whether the critic has its own memory, reads the actor's, or has none."""
+    critic_recurrent: Literal["separate", "shared", "detached", "none"] = "separate"
+    """Whether the critic has its own memory, reads the actor's and shapes it, only reads it, or has none."""
     head_layers: list[Positive] = []
     """Widths of dense layers between memory and output, in actor and critic alike."""
+    critic_head_layers: list[Positive] | None = None
+    """The same for the critic where it differs; null: `head_layers`."""
+    log_std_init: Number = 0.0
+    """Logarithm of a continuous action's standard deviation at birth."""
     critic: Literal["quantile", "categorical", "scalar"] = "quantile"
     """What the critic predicts: quantiles of the return, a law over a fixed support, or the mean alone."""
     n_quantiles: Positive = 21
@@ -57,6 +65,15 @@ class NetworkConfig(Section):
     def atoms(self) -> int:
         """Outputs of one critic."""
         return {"quantile": self.n_quantiles, "categorical": self.n_bins, "scalar": 1}[self.critic]
+
+    @model_validator(mode="after")
+    def _one_encoder_for_one_memory(self) -> "NetworkConfig":
+        if not self.share_encoder and self.recurrent != "none" and self.critic_recurrent in ("shared", "detached"):
+            raise ValueError(
+                f"a critic with an encoder of its own cannot read the actor's memory, but critic_recurrent is "
+                f"{self.critic_recurrent!r}; set share_encoder: true or critic_recurrent: separate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _support_is_an_interval(self) -> "NetworkConfig":

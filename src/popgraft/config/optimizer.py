@@ -17,7 +17,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "adamw": (*_UTILITY, *_NOISE),
     "upgd": ("betas", "eps"),
     "adaptive_upgd": (),
-    "upgdw": (),
+    "upgdw": ("beta_utility",),  # as in AdamW, its second decay rate serves both
 }
 """Constants that an optimizer has no use for."""
 
@@ -35,7 +35,7 @@ class OptimizerKwargs(Section):
     sigma: Annotated[Number, Field(ge=0, le=1e6)] = 0.001
     """Standard deviation of UPGD's noise; with `adaptive_noise` relative to the size of the gradient."""
     beta_utility: DecayRate = 0.999
-    """Decay rate of UPGD's utility."""
+    """Decay rate of UPGD's utility; upgdw takes the second of `betas`."""
     utility_gain: Annotated[Number, Field(gt=0)] = 1.0
     """Factor of UPGD's step; 2 restores the plain step at zero utility."""
     adaptive_noise: StrictBool = False

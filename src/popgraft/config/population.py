@@ -12,6 +12,13 @@ from popgraft.hyperparams import HyperparamConfig
 ExploitMethod = Literal["truncation", "binary_tournament", "ttest", "backtracking", "none"]
 
 
+GraftFault = Literal[
+    "forget_vgs", "clear_vgs", "forget_normalizer", "forget_return_scale", "keep_optimizer", "overwrite_learning_rate"
+]
+"""What can be done wrong in a graft: a recipient keeps its own statistics or optimizer (`forget_…`, `keep_…`), loses
+the scaler's (`clear_vgs`), or goes on with the donor's learning rate instead of the explored one."""
+
+
 class EvolutionConfig(Section):
     """How a population evolves, whatever is trained."""
 
@@ -22,7 +29,8 @@ class EvolutionConfig(Section):
     hyperparams: list[HyperparamConfig] = []
     """Numbers that vary over the population, each with its space."""
     exploit_method: ExploitMethod = "truncation"
-    """Who copies whom; `none` is random search."""
+    """Who copies whom: the worst one of the best, everybody a better or significantly better opponent, or the worst the
+    best state there ever was; `none` is random search."""
     explore_method: Literal["perturb", "resample", "both", "none"] = "both"
     """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
     explore_always: StrictBool = False
@@ -65,10 +73,38 @@ class PopulationConfig(EvolutionConfig):
     """Updates between two decisions, which is one generation."""
     hyperparams: list[HyperparamConfig] = []
     """Numbers under `model` that vary over the population, each with its space."""
-    exploit_method: Literal["truncation", "binary_tournament", "ttest", "none"] = "truncation"
-    """Who copies whom; `none` is random search."""
     fitness: Literal["evaluation", "training"] = "evaluation"
     """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
+    optimizer_exploit_strategy: Literal["copy", "reset", "partial", "adaptive"] = "copy"
+    """Optimizer state of a recipient: its donor's, none, part of its donor's, or its donor's only where the explored
+    values are near the donor's."""
+    optimizer_partial: Literal["momentum", "scale"] = "momentum"
+    """What `partial` keeps: the average gradient, or the second moment and the utility."""
+    optimizer_adaptive_distance: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    """Largest change of an explored value at which `adaptive` copies, as a share of its range."""
+    optimizer_rescale: StrictBool = False
+    """Whether inherited momentum is multiplied by old/new learning rate, so that the velocity stays the donor's."""
+    reset_envs_on_exploit: StrictBool = True
+    """Whether a recipient's environments start new episodes."""
+    lstm_reset_mode: Literal["zero", "burn_in", "keep"] = "zero"
+    """Recurrent state of a recipient whose episodes go on: zero, recomputed from the latest rollout by the new weights,
+    or (a fault, for ablations) its predecessor's."""
+    graft_faults: list[GraftFault] = []
+    """Faults to commit in every graft, for ablations only."""
+
+    @model_validator(mode="after")
+    def _a_state_to_recompute(self) -> "PopulationConfig":
+        if self.lstm_reset_mode != "zero" and self.reset_envs_on_exploit:
+            raise ValueError(
+                f"lstm_reset_mode={self.lstm_reset_mode!r} is for episodes that go on, but new ones begin from zero; "
+                "set reset_envs_on_exploit: false, or lstm_reset_mode: zero"
+            )
+        return self
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that is done wrong on purpose."""
+        return [*self.graft_faults, *(["keep_recurrent_state"] if self.lstm_reset_mode == "keep" else [])]
 
     @field_validator("hyperparams", mode="after")
     @classmethod

@@ -166,12 +166,44 @@ class Config(Section):
                 f"model.cvar_weight needs the quantiles of the return, but model.network.critic is {critic!r}; "
                 "set model.network.critic: quantile"
             )
+        for space in self.pbt.hyperparams:
+            if reason := self._unread(space.name):
+                raise ValueError(f"pbt.hyperparams lists {space.name!r}, which nothing reads: {reason}")
         if self.uses("clip_range_vf") and critic == "categorical":
             raise ValueError(
                 "model.clip_range_vf bounds predicted returns, but a categorical critic predicts logits; remove it, "
                 "or set model.network.critic: quantile"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_adversary_is_used(self) -> "Config":
+        adversary, network = self.model.adversary, self.model.network
+        for space in self.pbt.hyperparams:
+            if path_of(space.name)[0] == "adversary" and not adversary.enabled:
+                raise ValueError(
+                    f"pbt.hyperparams lists {space.name}, which only state-adversarial training reads; "
+                    "set model.adversary.enabled: true or remove it"
+                )
+        if adversary.enabled and adversary.attack_objective == "value" and network.critic_recurrent == "detached":
+            raise ValueError(
+                "model.adversary.attack_objective='value' needs a critic that can be differentiated with respect to "
+                "observations, but model.network.critic_recurrent is 'detached'; set attack_objective: kl"
+            )
+        return self
+
+    def _unread(self, name: str) -> str | None:
+        """Why a tunable number would have no effect whatever its value."""
+        model = self.model
+        optimizers_with_noise = ("upgd", "adaptive_upgd", "upgdw")
+        needs = {
+            "sigma": (model.optimizer in optimizers_with_noise, "choose model.optimizer: adaptive_upgd"),
+            "vgs_alpha": (model.vgs.enabled, "set model.vgs.enabled: true"),
+            "cvar_alpha": (self.uses("cvar_weight"), "set model.cvar_weight, or list it too"),
+            **dict.fromkeys(("kl_pid_p", "kl_pid_i", "kl_pid_d"), (model.kl_penalty, "set model.kl_penalty: true")),
+        }
+        read, fix = needs.get(name, (True, ""))
+        return None if read else fix
 
     def uses(self, name: str) -> bool:
         """Whether a tunable number has any effect: some member may have another value than 0 or null."""
@@ -191,6 +223,8 @@ class Config(Section):
                 f"model.cvar_alpha={least:g} is less than one of {atoms} quantiles: the worst outcomes are the lowest "
                 f"quantile alone; raise model.network.n_quantiles to {math.ceil(1 / least)}"
             )
+        if self.pbt.faults:
+            cautions.append(f"every graft commits faults on purpose, for ablation: {', '.join(self.pbt.faults)}")
         return cautions
 
 

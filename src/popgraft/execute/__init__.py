@@ -1,9 +1,19 @@
 """Where a population runs: shards, and the executors that hold them."""
 
 from popgraft.execute.base import Advance, Executor
+from popgraft.execute.inherit import inherited_values, strategies
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.make import make_executor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import Shard
 
-__all__ = ["Advance", "Executor", "InlineExecutor", "ProcessExecutor", "Shard", "make_executor"]
+__all__ = [
+    "Advance",
+    "Executor",
+    "InlineExecutor",
+    "ProcessExecutor",
+    "Shard",
+    "inherited_values",
+    "make_executor",
+    "strategies",
+]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from popgraft.state import Decision, Member, Scores
+from popgraft.state import Decision, Member, Record, Scores
 
 
 @dataclasses.dataclass
@@ -64,12 +64,22 @@ class Executor(abc.ABC):
         """Scores every member on the same evaluation episodes, which `seed` names."""
 
     @abc.abstractmethod
-    def graft(self, decision: Decision, generation: int) -> None:
-        """Carries out a decision: recipients inherit everything, get their new hyperparameters and a fresh seat."""
+    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
+        """Carries out a decision: recipients inherit everything, get their new hyperparameters and a fresh seat.
+
+        Args:
+            decision: who inherits from whom.
+            generation: names the fresh seats.
+            record: the best state there ever was, where the decision returns to it.
+        """
 
     @abc.abstractmethod
     def export(self, members: Int[Tensor, "rows"]) -> Member:
         """A copy of some members on the CPU, in the given order."""
+
+    @abc.abstractmethod
+    def weights(self) -> Float[Tensor, "pop n"]:
+        """A copy of everybody's flat parameters on the CPU."""
 
     @abc.abstractmethod
     def close(self) -> None:

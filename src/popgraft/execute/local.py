@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
 from popgraft.execute.base import Executor
-from popgraft.state import Decision, Member
+from popgraft.state import Decision, Member, Record
 
 
 @runtime_checkable
@@ -37,10 +37,12 @@ class LocalExecutor(Executor):
 
     shards: Sequence[ShardLike]
 
-    def graft(self, decision: Decision, generation: int) -> None:
+    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Copies every donor, then lets the shards overwrite their recipients."""
         needed = decision.parents[decision.recipients].unique()
-        incoming = self.export(needed)
+        incoming = self.export(needed[needed < len(decision.parents)])
+        if record is not None:
+            incoming = tree.concatenate([incoming, record.state])  # the highest index, and so the last row
         donors = {member: row for row, member in enumerate(needed.tolist())}
         for shard in self.shards:
             shard.graft(decision, donors, incoming, generation)
@@ -55,6 +57,10 @@ class LocalExecutor(Executor):
             parts.append(tree.map(lambda leaf: leaf.cpu(), tree.gather(shard.member, places)))
             order += own
         return tree.gather(tree.concatenate(parts), torch.tensor([order.index(member) for member in wanted]).long())
+
+    def weights(self) -> Float[Tensor, "pop n"]:
+        """Copies everybody's parameters."""
+        return torch.cat([shard.member.params.cpu() for shard in self.shards])
 
     def close(self) -> None:
         """Closes every shard."""

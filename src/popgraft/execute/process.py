@@ -23,8 +23,8 @@ from torch import Tensor
 from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.base import Advance, join_scores
+from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
-from popgraft.execute.shard import overwrite_
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import Message, Pipe
 from popgraft.state import Decision, Member, Scores
@@ -52,7 +52,7 @@ class ShardProcess:
         hyperparams: dict[str, Float[Tensor, "population"]],
         factory: Callable[..., Any] | None,
     ) -> None:
-        self.members = members
+        self.members, self._config = members, config.pbt
         self._memory = _anonymous_file()
         ours, theirs = multiprocessing.Pipe()
         self.pipe = Pipe(ours)
@@ -95,8 +95,8 @@ class ShardProcess:
 
     def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
         """Overwrites the shard's recipients in the shared memory, and has their seats made fresh."""
-        places = overwrite_(self.member, self.members, decision, donors, incoming)
-        self.begin("reset_seats", places, generation)
+        places = overwrite_(self.member, self.members, decision, donors, incoming, self._config)
+        self.begin("reseat", places, generation)
         while self.receive()[0] != "answer":
             pass
 

@@ -14,6 +14,7 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ConfigError
 from popgraft.execute.base import Advance
+from popgraft.execute.inherit import overwrite_
 from popgraft.execute.memory import keep_freed_memory
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
@@ -58,8 +59,9 @@ class Shard:
         self._evaluation_grid: EnvGrid | None = None
         try:
             self.policy = Policy(self.grid.spaces, config.model.network)
+            self.learner = Learner(self.policy, config)
         except BaseException:
-            self.grid.close()  # a network that cannot be built leaves no environment process behind
+            self.grid.close()  # what cannot be built leaves no environment process behind
             raise
         self.member = initial_member(
             self.policy,
@@ -72,7 +74,6 @@ class Shard:
         self.seat = Seat.empty(pop, envs, self.policy.state_size, self.device)
         self.generators = [torch.Generator() for _ in self.members]
         self._warned = False
-        self.learner = Learner(self.policy, config)
         self.collector = Collector(self.policy, self.grid, config.model.n_steps, config.sequence_length, self.device)
         self.reset_seats(range(pop), generation=0)
 
@@ -145,8 +146,23 @@ class Shard:
             incoming: the donors, of whichever shard.
             generation: names the fresh seats of the recipients.
         """
-        places = overwrite_(self.member, self.members, decision, donors, incoming)
-        self.reset_seats(places, generation)
+        self.reseat(overwrite_(self.member, self.members, decision, donors, incoming, self.config.pbt), generation)
+
+    def reseat(self, places: Sequence[int], generation: int) -> None:
+        """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false` the
+        same episodes and a recurrent state as `lstm_reset_mode` says.
+        """
+        settings = self.config.pbt
+        if not places or settings.reset_envs_on_exploit:
+            self.reset_seats(places, generation)
+            return
+        for place in places:
+            self.generators[place] = torch_generator(self.config.seed, "action", generation, self.members[place])
+        rows = torch.tensor(list(places))
+        if settings.lstm_reset_mode == "zero":
+            self.seat.carry[rows] = 0
+        elif settings.lstm_reset_mode == "burn_in":
+            self.seat.carry[rows] = self.collector.burn_in(self.member, rows)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -185,33 +201,6 @@ class Shard:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def overwrite_(
-    member: Member, members: Sequence[int], decision: Decision, donors: dict[int, int], incoming: Member
-) -> list[int]:
-    """Carries out a decision on some rows of the population, in place.
-
-    Args:
-        member: the rows.
-        members: index in the population of every row.
-        decision: who inherits from whom, over the whole population.
-        donors: row in `incoming` of every donor.
-        incoming: the donors.
-
-    Returns:
-        Rows that are somebody else now.
-    """
-    parents = decision.parents.tolist()
-    places = [place for place, own in enumerate(members) if parents[own] != own]
-    if places:
-        sources = torch.tensor([donors[parents[members[place]]] for place in places])
-        arrivals = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
-        tree.put_(member, torch.tensor(places), arrivals)
-    own = torch.tensor(list(members))
-    for name, values in member.hyperparams.items():
-        values.copy_(decision.hyperparams[name][own])
-    return places
 
 
 def resolve_device(name: str) -> torch.device:

@@ -89,7 +89,9 @@ def tanh(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh,
     "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
     "elu": torch.nn.functional.elu,
     "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
 }
 """Nonlinearities by configured name."""

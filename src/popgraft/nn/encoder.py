@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,22 +55,30 @@ class Encoder:
     Args:
         spaces: what the agent sees.
         config: the network's settings.
+        extractor: makes the user's encoder from the observation space, in place of the configured one.
 
     Raises:
         ConfigError: an encoder that does not suit the observations, or a module that cannot be used.
     """
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
+    def __init__(
+        self, spaces: Spaces, config: NetworkConfig, extractor: Callable[[Any], nn.Module] | None = None
+    ) -> None:
         self.specs = {name: spaces.obs[name] for name in sorted(spaces.obs)}
         self.cnns: dict[str, CNN] = {}
         self.body: Lifted | MLP
-        if ":" in config.encoder:
+        if extractor is None and ":" in config.encoder:
+            extractor = partial(_user_module, config.encoder, kwargs=config.encoder_kwargs)
+        if extractor is not None:
             self.takes_dict = isinstance(spaces.observation_space, Mapping)
-            self.body = self._lifted(spaces, config)
+            zeros = {name: torch.zeros(spec.shape) for name, spec in self.specs.items()}
+            make = partial(extractor, spaces.observation_space)
+            self.body = Lifted(make, zeros if self.takes_dict else zeros["obs"])
         else:
             self._check(config.encoder)
             if config.encoder != "mlp":
-                self.cnns = {name: CNN(spec.shape) for name, spec in self.specs.items() if spec.image}
+                images = {name: spec.shape for name, spec in self.specs.items() if spec.image}
+                self.cnns = {name: CNN(shape, n_out=config.cnn_features) for name, shape in images.items()}
             flat = [math.prod(spec.shape) for name, spec in self.specs.items() if name not in self.cnns]
             width = sum(flat) + sum(cnn.n_out for cnn in self.cnns.values())
             self.body = MLP(width, config.encoder_layers, config.activation, config.layer_norm)
@@ -83,11 +91,6 @@ class Encoder:
                 f"model.network.encoder='cnn' needs images, but the observation {vectors[0]!r} of shape "
                 f"{self.specs[vectors[0]].shape} is not one (8-bit pixels); set model.network.encoder: auto"
             )
-
-    def _lifted(self, spaces: Spaces, config: NetworkConfig) -> Lifted:
-        zeros = {name: torch.zeros(spec.shape) for name, spec in self.specs.items()}
-        make = partial(_user_module, config.encoder, spaces.observation_space, config.encoder_kwargs)
-        return Lifted(make, zeros if self.takes_dict else zeros["obs"])
 
     def init(self, generator: torch.Generator) -> Params:
         """Parameters of one member."""

@@ -70,8 +70,10 @@ class _Recurrence(torch.autograd.Function):
             dgates_by_gate[:, t].mul_(dh_t.unsqueeze(-2))
             torch.mul(dh_t, z[:, t], out=dh_in)
             dh_in.baddbmm_(dgates[:, t], weight).mul_(keep[:, t])
-        dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
-        dbias_n = dgates[..., 2 * hidden :].sum((1, 2))
+        dweight = dbias_n = None
+        if ctx.needs_input_grad[1]:  # not in an attack, which differentiates observations only
+            dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
+            dbias_n = dgates[..., 2 * hidden :].sum((1, 2))
         torch.mul(dn, dh, out=dgates[..., 2 * hidden :])
         return dgates, dweight, dbias_n, dh_in, None
 

@@ -71,6 +71,15 @@ class ActionHead(ABC):
     def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Float[Tensor, "pop *batch"]:
         """Entropy, differential for a density."""
 
+    @abstractmethod
+    def kl(
+        self,
+        params: Params,
+        outputs_p: Float[Tensor, "pop *batch outputs"],
+        outputs_q: Float[Tensor, "pop *batch outputs"],
+    ) -> Float[Tensor, "pop *batch"]:
+        """Divergence KL(p ‖ q) of the distributions of two outputs, with the same parameters beside them."""
+
 
 class Categorical(ActionHead):
     """One softmax per sub-action; their logits lie side by side.
@@ -122,6 +131,18 @@ class Categorical(ActionHead):
         log_p = [logits.log_softmax(0) for logits in self._split(outputs)]
         return -reduce(torch.add, [(each.exp() * each).sum(0) for each in log_p])
 
+    def kl(
+        self,
+        params: Params,
+        outputs_p: Float[Tensor, "pop *batch outputs"],
+        outputs_q: Float[Tensor, "pop *batch outputs"],
+    ) -> Float[Tensor, "pop *batch"]:
+        """Σ p (log p − log q)."""
+        log_p, log_q = (
+            [logits.log_softmax(0) for logits in self._split(outputs)] for outputs in (outputs_p, outputs_q)
+        )
+        return reduce(torch.add, [(p.exp() * (p - q)).sum(0) for p, q in zip(log_p, log_q, strict=True)])
+
 
 class Bernoulli(ActionHead):
     """One independent coin per sub-action; the output is the logit of 1.
@@ -156,6 +177,13 @@ class Bernoulli(ActionHead):
         """Σ −log σ(−x) − x σ(x)."""
         return -torch.addcmul(logsigmoid(-outputs), outputs, outputs.sigmoid()).sum(-1)
 
+    def kl(
+        self, params: Params, outputs_p: Float[Tensor, "pop *batch dims"], outputs_q: Float[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """Σ σ(x)(x − y) + log σ(−x) − log σ(−y) of logits x and y."""
+        change = logsigmoid(-outputs_p) - logsigmoid(-outputs_q)
+        return torch.addcmul(change, outputs_p.sigmoid(), outputs_p - outputs_q).sum(-1)
+
 
 class DiagonalGaussian(ActionHead):
     """Independent normal distributions; the outputs are the means, the log standard deviations are parameters.
@@ -163,16 +191,18 @@ class DiagonalGaussian(ActionHead):
     Args:
         n_in: features of the latent.
         dims: sub-actions.
+        log_std_init: initial logarithm of the standard deviations.
     """
 
     noise = "normal"
 
-    def __init__(self, n_in: int, dims: int) -> None:
+    def __init__(self, n_in: int, dims: int, log_std_init: int | float = 0.0) -> None:
         super().__init__(n_in, dims, dims)
+        self.log_std_init = log_std_init
 
     def init_extra(self) -> Params:
-        """Standard deviations of 1."""
-        return {"log_std": torch.zeros(self.noise_dims)}
+        """The same standard deviation for all sub-actions."""
+        return {"log_std": torch.full((self.noise_dims,), float(self.log_std_init))}
 
     @staticmethod
     def _log_std(params: Params, outputs: Float[Tensor, "pop *batch dims"]) -> Float[Tensor, "pop *one dims"]:
@@ -202,13 +232,25 @@ class DiagonalGaussian(ActionHead):
         entropy = self._log_std(params, outputs).sum(-1) + self.noise_dims * (0.5 + HALF_LOG_2PI)
         return entropy.expand(outputs.shape[:-1])
 
+    def kl(
+        self, params: Params, outputs_p: Float[Tensor, "pop *batch dims"], outputs_q: Float[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """½ Σ ((mean_p − mean_q)/std)²: the standard deviations are the same."""
+        return 0.5 * ((outputs_p - outputs_q) * (-self._log_std(params, outputs_p)).exp()).square().sum(-1)
 
-def make_head(spec: ActionSpec, n_in: int) -> ActionHead:
-    """The head for an action space, reading a latent of `n_in` features."""
+
+def make_head(spec: ActionSpec, n_in: int, log_std_init: int | float = 0.0) -> ActionHead:
+    """The head for an action space.
+
+    Args:
+        spec: the action.
+        n_in: features of the latent.
+        log_std_init: initial logarithm of the standard deviations of a continuous action.
+    """
     match spec.kind:
         case "discrete" | "multi_discrete":
             return Categorical(n_in, spec.sizes)
         case "multi_binary":
             return Bernoulli(n_in, spec.dims)
         case "box":
-            return DiagonalGaussian(n_in, spec.dims)
+            return DiagonalGaussian(n_in, spec.dims, log_std_init)

@@ -80,6 +80,8 @@ class _Recurrence(torch.autograd.Function):
             torch.bmm(dgates[:, t], weight, out=dh_next)
             dh_next.mul_(keep[:, t])
             dc.mul_(dc_tm1_by_dc[:, t])
+        if not ctx.needs_input_grad[1]:  # an attack, which differentiates observations only
+            return dgates, None, dh_next, dc, None
         h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
         # Its transpose, because a product with more columns than rows is the faster one.
         dweight_t = torch.bmm(h_in.flatten(1, 2).mT, dgates.flatten(1, 2))

@@ -1,10 +1,11 @@
 """The agent's network: encoder, actor and critic memory, action head and critic."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
 from popgraft.nn.blocks import Block, Layout, Params, initialise
@@ -41,20 +42,26 @@ class Policy:
     Args:
         spaces: what the agent sees and does.
         config: the network's settings.
+        extractor: makes the user's encoder from the observation space, in place of the configured one.
     """
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
-        self.encoder = Encoder(spaces, config)
+    def __init__(
+        self, spaces: Spaces, config: NetworkConfig, extractor: Callable[[Any], nn.Module] | None = None
+    ) -> None:
+        self.encoder = Encoder(spaces, config, extractor)
+        self.critic_encoder = None if config.share_encoder else Encoder(spaces, config, extractor)
         features = self.encoder.n_out
         self.actor_memory = _memory(config, features)
         own_critic_memory = config.critic_recurrent == "separate"
         self.critic_memory = _memory(config, features) if own_critic_memory else None
-        self.critic_reads_actor = config.critic_recurrent == "shared" and self.actor_memory is not None
+        self.critic_reads_actor = config.critic_recurrent in ("shared", "detached") and self.actor_memory is not None
+        self.critic_detached = config.critic_recurrent == "detached"
         recalled = self.actor_memory.n_out if self.actor_memory else features
         valued = recalled if self.critic_memory or self.critic_reads_actor else features
         self.actor_mlp = MLP(recalled, config.head_layers, config.activation, config.layer_norm)
-        self.critic_mlp = MLP(valued, config.head_layers, config.activation, config.layer_norm)
-        self.head = make_head(spaces.action, self.actor_mlp.n_out)
+        critic_layers = config.head_layers if config.critic_head_layers is None else config.critic_head_layers
+        self.critic_mlp = MLP(valued, critic_layers, config.activation, config.layer_norm)
+        self.head = make_head(spaces.action, self.actor_mlp.n_out, config.log_std_init)
         self.critic = Critic(
             self.critic_mlp.n_out,
             config.critic,
@@ -74,6 +81,8 @@ class Policy:
             self._blocks["actor_memory"] = self.actor_memory
         if self.critic_memory:
             self._blocks["critic_memory"] = self.critic_memory
+        if self.critic_encoder:
+            self._blocks["critic_encoder"] = self.critic_encoder
         self.layout = Layout(self.init(torch.Generator()))
         self._actor_state = self.actor_memory.state_size if self.actor_memory else 0
         self.state_size = self._actor_state + (self.critic_memory.state_size if self.critic_memory else 0)
@@ -119,17 +128,33 @@ class Policy:
         features = self.encoder(params["encoder"], obs)
         actor_state, critic_state = state.split([self._actor_state, self.state_size - self._actor_state], dim=-1)
         recalled = valued = features
+        if self.critic_encoder:
+            valued = self.critic_encoder(params["critic_encoder"], obs)
         if self.actor_memory:
             recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start)
         if self.critic_memory:
-            valued, critic_state = self.critic_memory(params["critic_memory"], features, critic_state, start)
+            valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start)
             state = torch.cat([actor_state, critic_state], dim=-1)
         else:
             state = actor_state
         if self.critic_reads_actor:
-            valued = recalled
+            valued = recalled.detach() if self.critic_detached else recalled
         outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
         return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
+
+    def outputs(
+        self,
+        params: Params,
+        obs: dict[str, Tensor],
+        state: Float[Tensor, "pop batch state"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> Float[Tensor, "pop time batch outputs"]:
+        """The outputs of `unroll` alone, without the critic's part of the work."""
+        recalled = self.encoder(params["encoder"], obs)
+        if self.actor_memory:
+            actor_state = state[..., : self._actor_state]
+            recalled, _ = self.actor_memory(params["actor_memory"], recalled, actor_state, start)
+        return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
 
     def predict(
         self, params: Params, critic: Float[Tensor, "pop *batch critic"]

@@ -32,7 +32,8 @@ def finalize_(
 
         E[G] ← dE[G] + (1 − d)Ḡ,   the same for G²,   σ′ = max(√(E[G²] − E[G]²), `MIN_STD`)
 
-    The first update sets the averages to its own; a member without valid samples keeps everything.
+    The first update sets the averages to its own; a member without valid samples, or with one that is
+    not finite, keeps everything.
 
     Args:
         scale: running statistics.
@@ -43,12 +44,17 @@ def finalize_(
     Returns:
         μ′ and σ′, to give to `activate_`.
     """
-    present = valid.flatten(1).any(1)
+    present = valid.flatten(1).any(1) & mean(target, valid).isfinite()
     keep = decay * (scale.updates > 0).double()
     target, valid = target.double(), valid.double()
     for ema, x in ((scale.mean_ema, target), (scale.square_ema, target.square())):
         ema.copy_(torch.where(present, keep * ema + (1 - keep) * mean(x, valid), ema))
     scale.updates.add_(present)
+    return latest(scale)
+
+
+def latest(scale: ReturnScale) -> tuple[Float[Tensor, "pop"], Float[Tensor, "pop"]]:
+    """μ′ and σ′ as the averages stand: what the next snapshot will be."""
     var = scale.square_ema - scale.mean_ema.square()
     std = var.clamp(min=0).sqrt().clamp(min=MIN_STD)
     return scale.mean_ema.to(scale.mean.dtype), std.to(scale.std.dtype)

@@ -11,7 +11,7 @@ def initial_adam_state(params: Float[Tensor, "pop n"]) -> OptimizerState:
     """Zero moments, no steps taken."""
     zero = params.new_zeros(params.shape[0])
     averages = {name: torch.zeros_like(params) for name in ("exp_avg", "exp_avg_sq")}
-    return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
+    return OptimizerState(averages=averages, step=zero, square_step=zero.clone(), skipped=zero.clone())
 
 
 def adam_(
@@ -55,10 +55,11 @@ def adam_(
     elif weight_decay is not None:
         grad = torch.addcmul(grad, params, row * weight_decay.unsqueeze(1))
     state.step.add_(moving)
-    step = state.step.clamp(min=1)
+    state.square_step.add_(moving)
+    step, square_step = state.step.clamp(min=1), state.square_step.clamp(min=1)
     exp_avg.lerp_(grad, row * (1 - beta1))
     exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
     correction1 = (1 - beta1**step).unsqueeze(1)
-    correction2 = (1 - beta2**step).sqrt().unsqueeze(1)
+    correction2 = (1 - beta2**square_step).sqrt().unsqueeze(1)
     denominator = exp_avg_sq.sqrt().div_(correction2).add_(eps)
     params.sub_(exp_avg / denominator * (rate / correction1))

@@ -139,7 +139,7 @@ def make_rule(config: ModelConfig, sizes: Sequence[int], decays: bool = True) ->
         return AdamUpdate(constants.betas, constants.eps, decays, decoupled=config.optimizer == "adamw")
     rule = UPGDRule(
         adaptive=config.optimizer != "upgd",
-        beta_utility=constants.beta_utility,
+        beta_utility=constants.betas[1] if config.optimizer == "upgdw" else constants.beta_utility,
         betas=constants.betas,
         eps=constants.eps,
         utility_gain=constants.utility_gain,

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from popgraft.errors import ConfigError
 from popgraft.optim.noise import draw_noise_
-from popgraft.optim.upgd import UPGDRule, begin_, descend_, initial_upgd_state, normaliser, track_
+from popgraft.optim.upgd import UPGDRule, begin, descend_, initial_upgd_state, normaliser, track_
 
 Group = dict[str, Any]
 
@@ -133,7 +133,8 @@ class _Part:
         self.correction: float = 1 - rule.beta_utility ** state["step"]
         self.averages = {name: value.view(1, -1) for name, value in state.items() if name != "step"}
         lr, sigma, decay = (self._scalar(group[name]) for name in ("lr", "sigma", "weight_decay"))
-        self.columns = begin_(self._scalar(state["step"] - 1), lr, sigma, decay, self._scalar(1), rule)
+        step = self._scalar(state["step"])
+        self.columns = begin(step, step, lr, sigma, decay, self._scalar(1), rule)
 
     def _scalar(self, value: int | float | Tensor) -> Tensor:
         return torch.tensor([float(value)], dtype=self.flat.dtype, device=self.flat.device)

@@ -151,8 +151,7 @@ class VarianceGradientScaler:
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics as numbers and tensors of their own, which `torch.load(..., weights_only=True)` reads."""
-        state = {name: leaf[0].clone() if name in PER_TENSOR else leaf.item() for name, leaf in tree.items(self._state)}
-        return {**state, "step_count": int(state["step_count"]), "vgs_version": VERSION}
+        return vgs_state_dict(self._state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over statistics from `state_dict`: all of them, or none.
@@ -160,20 +159,7 @@ class VarianceGradientScaler:
         Raises:
             ConfigError: keys, version, shapes or values that do not fit.
         """
-        like = self._initial_state()
-        expected = dict(tree.items(like))
-        if set(state_dict) != {*expected, "vgs_version"}:
-            raise ConfigError(
-                f"VGS: a state has the keys {[*expected, 'vgs_version']}, not {sorted(map(str, state_dict))}; "
-                "pass what state_dict() returned"
-            )
-        if state_dict["vgs_version"] != VERSION:
-            raise ConfigError(
-                f"VGS: vgs_version={state_dict['vgs_version']!r} is not {VERSION}, the one this release reads; "
-                "load it with the release that wrote it, or start with fresh statistics"
-            )
-        loaded = {name: _row(name, state_dict[name], leaf) for name, leaf in expected.items()}
-        self._state = tree.restore(like, loaded)
+        self._state = read_vgs_state(state_dict, self._initial_state())
         self._measured = self._scaled = False
 
     def _measure(self) -> None:
@@ -204,6 +190,33 @@ class VarianceGradientScaler:
 
     def _variance(self) -> Float[Tensor, "1"]:
         return normalized_variance(self._state, self._sizes, self.rule)
+
+
+def vgs_state_dict(state: VGSState) -> dict[str, Any]:
+    """Statistics of a population of one as numbers and tensors of their own."""
+    found = {name: leaf[0].clone() if name in PER_TENSOR else leaf.item() for name, leaf in tree.items(state)}
+    return {**found, "step_count": int(found["step_count"]), "vgs_version": VERSION}
+
+
+def read_vgs_state(state_dict: Mapping[str, Any], like: VGSState) -> VGSState:
+    """What `vgs_state_dict` made, as statistics with the shapes of `like`.
+
+    Raises:
+        ConfigError: keys, version, shapes or values that do not fit.
+    """
+    expected = dict(tree.items(like))
+    if set(state_dict) != {*expected, "vgs_version"}:
+        raise ConfigError(
+            f"VGS: a state has the keys {[*expected, 'vgs_version']}, not {sorted(map(str, state_dict))}; "
+            "pass what state_dict() returned"
+        )
+    if state_dict["vgs_version"] != VERSION:
+        raise ConfigError(
+            f"VGS: vgs_version={state_dict['vgs_version']!r} is not {VERSION}, the one this release reads; "
+            "load it with the release that wrote it, or start with fresh statistics"
+        )
+    loaded = {name: _row(name, state_dict[name], leaf) for name, leaf in expected.items()}
+    return tree.restore(like, loaded)
 
 
 def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -1,8 +1,21 @@
-"""The decision: who inherits from whom, and with which hyperparameters. It sees scores and numbers, never a network."""
+"""Who inherits from whom, and with which hyperparameters; for models that are trained elsewhere, also the graft itself.
 
+The decision sees scores and numbers, never a network.
+"""
+
+from popgraft.pbt.adversarial_config import PBTAdversarialConfig, load_pbt_adversarial_config
 from popgraft.pbt.config import PBTConfig
+from popgraft.pbt.coordinator import PBTTrainingCoordinator
 from popgraft.pbt.member import PopulationMember
 from popgraft.pbt.schedule import Schedule
 from popgraft.pbt.scheduler import PBTScheduler
 
-__all__ = ["PBTConfig", "PBTScheduler", "PopulationMember", "Schedule"]
+__all__ = [
+    "PBTAdversarialConfig",
+    "PBTConfig",
+    "PBTScheduler",
+    "PBTTrainingCoordinator",
+    "PopulationMember",
+    "Schedule",
+    "load_pbt_adversarial_config",
+]

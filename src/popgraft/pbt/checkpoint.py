@@ -15,6 +15,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,19 @@ def optimizer_parts(data: dict[Any, Any]) -> list[Any]:
         for name, part in data.items()
         if part is not None and (name == "optimizer_state" or str(name).endswith("optimizer"))
     ]
+
+
+def not_finite(data: Mapping[Any, Any]) -> str | None:
+    """Name of a weight that is not finite, if there is one.
+
+    Args:
+        data: parts of a model by name, with the weights under `policy` or `policy_state`, or a bare state dict.
+    """
+    weights = data.get("policy", data.get("policy_state", data))
+    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+        if isinstance(weight, Tensor) and not weight.isfinite().all():
+            return str(name)
+    return None
 
 
 def plain(value: Any, path: str = "") -> Any:
@@ -141,7 +155,7 @@ def read(path: Path) -> Checkpoint:
         raise StoreError(f"cannot read checkpoint {path}: {_reason(error)}") from None
     if "policy.pth" in _zipped(blob):
         return Checkpoint(V2, _stable_baselines3(path, blob), blob)
-    found = _load(path, blob)
+    found = load_plain(path, blob)
     if not isinstance(found, dict) or not found:
         raise StoreError(f"{path} is not a checkpoint: it holds {_in_short(found)}, not a dict of parameters")
     if "format_version" not in found:
@@ -169,14 +183,19 @@ def _stable_baselines3(path: Path, blob: bytes) -> dict[str, Any]:
             files = {name: archive.read(name) for name in archive.namelist() if name.endswith(".pth")}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise StoreError(f"{path} is damaged: {error}") from None
-    parts = {name.removesuffix(".pth"): _load(path, file) for name, file in files.items()}
+    parts = {name.removesuffix(".pth"): load_plain(path, file) for name, file in files.items()}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise StoreError(f"{path} is damaged: its {name}.pth holds {_in_short(part)}, not a state dict")
     return {name: part for name, part in parts.items() if part}
 
 
-def _load(path: Path, blob: bytes) -> Any:
+def load_plain(path: Path, blob: bytes) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values.
+
+    Raises:
+        StoreError: anything else; nothing of it is executed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other protocols, before it refuses them

@@ -5,6 +5,7 @@ counter alone, and a resumed run decides as the uninterrupted one.
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,10 @@ from popgraft.pbt.exploit import choose_parents
 from popgraft.pbt.explore import explore, from_single, to_single
 from popgraft.pbt.readiness import Readiness
 from popgraft.rng import numpy_generator
-from popgraft.state import Decision, Scores
+from popgraft.state import Decision, Record, Scores
+
+NOTHING = Scores(torch.full((1,), math.nan), torch.full((1,), math.nan), torch.zeros(1, dtype=torch.long))
+"""Scores of a record that has not been set."""
 
 
 class Schedule:
@@ -48,7 +52,13 @@ class Schedule:
             values[space.name] = torch.tensor([to_single(space, space.sample(rng)) for rng in streams])
         return values
 
-    def __call__(self, generation: int, scores: Scores, hyperparams: dict[str, Float[Tensor, "pop"]]) -> Decision:
+    def __call__(
+        self,
+        generation: int,
+        scores: Scores,
+        hyperparams: dict[str, Float[Tensor, "pop"]],
+        record: Record | None = None,
+    ) -> Decision:
         """Decides who inherits from whom after `generation`, and with which hyperparameters.
 
         A survivor keeps its values, unless `explore_always`. A recipient takes all of its donor's, and then explores
@@ -58,6 +68,7 @@ class Schedule:
             generation: number of the generation that was scored.
             scores: fitness of every member.
             hyperparams: values that the generation was trained with.
+            record: the best state there ever was, to which "backtracking" returns.
 
         Returns:
             The decision; the reason for a member without a finite score is always "rescue".
@@ -70,7 +81,11 @@ class Schedule:
         ready = (config.exploit_method != "none" or config.explore_always) and self.readiness.check(
             int(healthy.sum()), len(healthy), f"generation {generation}"
         )
-        parents = choose_parents(config, scores, ready, self.seed, generation)
+        if config.exploit_method == "backtracking":
+            scores = _joined(scores, record.scores if record else NOTHING)
+            own = record.state.hyperparams if record else {name: values[:1] for name, values in hyperparams.items()}
+            hyperparams = {name: torch.cat([values, own[name]]) for name, values in hyperparams.items()}
+        parents = choose_parents(config, scores, ready, self.seed, generation)[: len(healthy)]
         decision = Decision(
             parents=parents,
             hyperparams={name: values[parents] for name, values in hyperparams.items()},
@@ -100,6 +115,13 @@ class Schedule:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores what `state_dict` returned."""
         self.readiness.failed = state["failed_ready_checks"]
+
+
+def _joined(scores: Scores, more: Scores) -> Scores:
+    parts = {
+        name: torch.cat([getattr(each, name) for each in (scores, more)]) for name in ("mean", "stderr", "episodes")
+    }
+    return Scores(**parts, faults=scores.faults)
 
 
 def _real(space: HyperparamConfig) -> HyperparamConfig:

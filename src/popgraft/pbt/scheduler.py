@@ -20,7 +20,6 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import Value
@@ -30,6 +29,7 @@ from popgraft.pbt.config import PBTConfig
 from popgraft.pbt.exploit import choose_parents, rank
 from popgraft.pbt.explore import explore
 from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.optimizer_strategy import near, partial, rescale
 from popgraft.pbt.readiness import Readiness
 from popgraft.rng import numpy_generator
 from popgraft.state import Scores
@@ -270,10 +270,12 @@ class PBTScheduler:
 
     def _copy(self, member: PopulationMember, donor: PopulationMember, number: int) -> Outcome:
         """Makes `member` a copy of `donor`; whatever can fail comes before the first change."""
-        explored = self._explored(member, donor.hyperparams, number)
-        found, path = None, None
+        inherited = donor.hyperparams
+        explored = self._explored(member, inherited, number)
+        found, parameters, path = None, None, None
         if donor.checkpoint_path is not None:
             found = checkpoint.read(Path(donor.checkpoint_path))
+            parameters = self._by_strategy(found, donor, inherited, explored)
             path = self._write(f"member_{member.member_id}.pt", found.blob)
         logger.info(
             "Member %s (%s %s) exploits member %s (%s)",
@@ -292,29 +294,38 @@ class PBTScheduler:
         member.exploited_from = donor.member_id
         self.exploitation_count += 1
         self.exploration_count += self._explores
-        if found is None:
-            return None, member.hyperparams, None
-        return self._by_strategy(found, donor), member.hyperparams, found.format
+        return parameters, member.hyperparams, None if found is None else found.format
 
-    def _by_strategy(self, found: Checkpoint, donor: PopulationMember) -> dict[Any, Any]:
+    def _by_strategy(
+        self, found: Checkpoint, donor: PopulationMember, inherited: Hyperparams, explored: Hyperparams
+    ) -> dict[Any, Any]:
         """What the recipient gets of a checkpoint, by `optimizer_exploit_strategy`."""
+        config, data = self.config, found.data
         if found.format == V1:
             logger.warning("Checkpoint of member %s is %s: VGS and optimizer state are not transferred",
                            donor.member_id, V1)  # fmt: skip
-            return found.data
-        optimizer = checkpoint.optimizer_parts(found.data)
-        if self.config.optimizer_exploit_strategy == "reset":
+            return data
+        strategy = config.optimizer_exploit_strategy
+        optimizer = checkpoint.optimizer_parts(data)
+        spaces = config.hyperparams
+        far = strategy == "adaptive" and not near(spaces, explored, inherited, config.optimizer_adaptive_distance)
+        if strategy == "reset" or far:
             if optimizer:
-                logger.info("Optimizer state REMOVED (strategy=reset)")
-            return {name: part for name, part in found.data.items() if name not in optimizer}
+                logger.info("Optimizer state REMOVED (strategy=%s)", strategy)
+            return {name: part for name, part in data.items() if name not in optimizer}
         if optimizer:
-            logger.info("Optimizer state INCLUDED (strategy=copy)")
+            logger.info("Optimizer state INCLUDED (strategy=%s)", strategy)
         else:
             logger.warning(
-                "Optimizer state NOT FOUND (strategy=copy): the checkpoint of member %s has none, so the recipient "
-                "keeps its own; report it as optimizer_state in model_parameters", donor.member_id,
+                "Optimizer state NOT FOUND (strategy=%s): the checkpoint of member %s has none; report it as "
+                "optimizer_state in model_parameters", strategy, donor.member_id,
             )  # fmt: skip
-        return found.data
+        if strategy == "partial":
+            data = {**data, **{name: partial(data[name], config.optimizer_partial) for name in optimizer}}
+        old, new = inherited.get("learning_rate"), explored.get("learning_rate")
+        if config.optimizer_rescale and old and new:
+            data = {**data, **{name: rescale(data[name], old / new) for name in optimizer}}
+        return data
 
     def _explored(self, member: PopulationMember, values: Hyperparams, number: int) -> Hyperparams:
         explored = dict(values)
@@ -339,7 +350,7 @@ class PBTScheduler:
 
     def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> str:
         """Writes the member's checkpoint, and as the best one too if none was better; bad weights fail the report."""
-        wrong = _not_finite(data)
+        wrong = checkpoint.not_finite(data)
         if wrong is not None and report.is_healthy:
             logger.warning("Member %s: weights are not finite (%s); it counts as failed", report.member_id, wrong)
             report.performance = math.nan
@@ -368,12 +379,3 @@ def _scores(members: list[PopulationMember]) -> Scores:
         stderr=torch.tensor([member.stderr for member in members], dtype=torch.float64),
         episodes=torch.tensor([member.episodes for member in members], dtype=torch.long),
     )
-
-
-def _not_finite(data: Mapping[Any, Any]) -> str | None:
-    """Name of a weight that is not finite, if there is one."""
-    weights = data.get("policy", data.get("policy_state", data))
-    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
-        if isinstance(weight, Tensor) and not weight.isfinite().all():
-            return str(name)
-    return None

@@ -52,7 +52,7 @@ def ppo_loss(
     log_prob = policy.head.log_prob(params["head"], out.outputs, samples.action)
     entropy = mean(policy.head.entropy(params["head"], out.outputs), valid)
     log_ratio = losses.log_ratio(log_prob, samples.log_prob)
-    policy_loss = losses.clipped_surrogate(log_ratio, _advantage(batch, values, form), values["clip_range"], valid)
+    policy_loss = losses.clipped_surrogate(log_ratio, advantages(batch, values, form), values["clip_range"], valid)
     predictions, old = policy.predict(params, out.critic), samples.extras.get("prediction")
     value_loss = critic_loss(form.critic, predictions, samples.target, valid, old, values["clip_range_vf"])
     loss = policy_loss - values["ent_coef"] * entropy + values["vf_coef"] * value_loss
@@ -69,9 +69,10 @@ def ppo_loss(
     return loss, metrics
 
 
-def _advantage(
+def advantages(
     batch: Minibatch, values: dict[str, Float[Tensor, "pop"]], form: LossForm
 ) -> Float[Tensor, "pop time batch"]:
+    """The advantages that the policy learns from."""
     samples = batch.samples
 
     def scaled(advantage: Tensor) -> Tensor:

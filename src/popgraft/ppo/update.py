@@ -7,17 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from popgraft.adversary import Adversary, Sequences, scheduled_radius
 from popgraft.config import Config
-from popgraft.nn import Policy
+from popgraft.nn import Params, Policy
 from popgraft.ops import critic_losses, entropy_schedule, kl_control, moments, return_scale
 from popgraft.ops.diagnostics import recurrent_statistics
 from popgraft.ops.reduce import explained_variance
 from popgraft.ops.returns import discounted_sums, gae
 from popgraft.ops.risk import cvar_advantage
 from popgraft.optim import clip_gradient_, make_rule, make_scaler
-from popgraft.ppo.loss import LossForm, Metrics, ppo_loss
-from popgraft.rollout.batch import Rollout, Samples, minibatches
+from popgraft.ppo.loss import LossForm, Metrics, advantages, ppo_loss
+from popgraft.rollout.batch import Minibatch, Rollout, Samples, minibatches
 from popgraft.state import Member, Seat
+
+MOMENTUM = "exp_avg"
+"""The average of gradients whose angle to an update's first gradient is logged."""
 
 KL_TOLERANCE = 1.5
 """An update stops once the KL divergence exceeds this multiple of target_kl, as in Stable-Baselines3."""
@@ -43,6 +47,9 @@ class Learner:
             "scalar": critic_losses.squared_error,
         }
         sample_loss = sample_losses[config.model.network.critic]
+        adversary, updates = config.model.adversary, config.generations * config.pbt.perturbation_interval
+        self.adversary = Adversary(policy, adversary) if adversary.enabled else None
+        self.attacks = (adversary.warmup_updates, adversary.max_updates or updates)
         self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
 
     def learn_(self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]) -> Metrics:
@@ -57,18 +64,25 @@ class Learner:
         Returns:
             What to log, [pop] each, averaged over the optimizer steps.
         """
+        metrics, target = self.improve_(member, seat, rollout, generators)
+        if self.config.normalize_returns:
+            self.rescale_(member, target, rollout.valid)
+        return metrics
+
+    def improve_(
+        self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]
+    ) -> tuple[Metrics, Float[Tensor, "pop time env"]]:
+        """One update up to the return statistics: what `learn_` returns, and the targets in raw units."""
         values = self.in_force(member)
         samples, target = self.prepare_(member, seat, rollout)
         for key, stats in member.normalizer.obs.items():
             moments.update_(stats, rollout.raw_obs[key].flatten(1, 2), rollout.valid.flatten(1))
         metrics = self.optimise_(member, samples, rollout.state, values, generators)
         self.control_(member, metrics)
-        if self.config.normalize_returns:
-            self.rescale_(member, target, rollout.valid)
         member.age += 1
         explained = explained_variance(rollout.value, target, rollout.valid)
         recurrent = recurrent_statistics(seat.carry, self.policy.hidden_parts)
-        return {**metrics, "explained_variance": explained, **recurrent, **values}
+        return {**metrics, "explained_variance": explained, **recurrent, **values}, target
 
     def in_force(self, member: Member) -> dict[str, Float[Tensor, "pop"]]:
         """Every hyperparameter as this update uses it: what decays, rises or waits is worked out here, each time."""
@@ -83,6 +97,12 @@ class Learner:
             given["ent_coef_min"],
         )
         now = {"ent_coef": entropy, "clip_range_vf": bound, "cvar_weight": given["cvar_weight"] * rise}
+        if self.adversary:
+            course, final = config.adversary.epsilon_schedule, config.adversary.epsilon_final
+            now["adversarial_epsilon"] = scheduled_radius(
+                given["adversarial_epsilon"], final, age, self.attacks, course
+            )
+            now["adversarial_ratio"] = given["adversarial_ratio"].masked_fill(age < self.attacks[0], 0)
         return {**given, **now, "kl_penalty_beta": member.kl.beta.clone()}
 
     def prepare_(self, member: Member, seat: Seat, rollout: Rollout) -> tuple[Samples, Float[Tensor, "pop time env"]]:
@@ -134,13 +154,23 @@ class Learner:
         close = torch.ones(len(generators), dtype=torch.bool, device=device)
         steps = torch.zeros(len(generators), device=device)
         sums: Metrics = {}
+        first: Metrics = {}
+        attacked = float(values["adversarial_ratio"].max()) if self.adversary else 0.0
         for _ in range(config.n_epochs):
             order = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators]).to(device)
             for batch in minibatches(samples, state, order, config.n_minibatches):
                 flat = member.params.detach().requires_grad_()
-                loss, metrics = ppo_loss(self.policy, self.policy.views(flat), batch, values, self.form)
+                params = self.policy.views(flat)
+                loss, metrics = ppo_loss(self.policy, params, batch, values, self.form)
+                if self.adversary:
+                    penalty, found = self.robust_term(self.adversary, params, batch, values, generators, attacked)
+                    begun = {"sa_ppo/enabled": member.age >= self.attacks[0], "sa_ppo/update_count": member.age}
+                    metrics |= found | {name: value.to(loss.dtype) for name, value in begun.items()}
+                    loss = loss + penalty
                 close = close & (metrics["approx_kl"] <= KL_TOLERANCE * values["target_kl"])
                 (grad,) = torch.autograd.grad(loss.sum(), flat)
+                if not sums and MOMENTUM in member.optimizer.averages:
+                    first = {"momentum_cosine": torch.cosine_similarity(member.optimizer.averages[MOMENTUM], grad)}
                 rate = values["learning_rate"]
                 if config.vgs.enabled:
                     rate, scaled = self.scaler.scale_(grad, member.vgs, rate, close, values["vgs_alpha"])
@@ -154,7 +184,29 @@ class Learner:
                 for name, value in metrics.items():
                     sums[name] = sums[name] + value if name in sums else value
         count = config.n_epochs * config.n_minibatches
-        return {**{name: total / count for name, total in sums.items()}, "optimizer_steps": steps}
+        return {**{name: total / count for name, total in sums.items()}, **first, "optimizer_steps": steps}
+
+    def robust_term(
+        self,
+        adversary: Adversary,
+        params: Params,
+        batch: Minibatch,
+        values: dict[str, Float[Tensor, "pop"]],
+        generators: list[torch.Generator],
+        attacked: float,
+    ) -> tuple[Float[Tensor, "pop"], Metrics]:
+        """What the loss gains by attacks on a minibatch, of which some member attacks the share `attacked`."""
+        samples = batch.samples
+        sequences = Sequences(
+            obs=samples.obs,
+            action=samples.action,
+            log_prob=samples.log_prob,
+            advantage=advantages(batch, values, self.form),
+            start=samples.start,
+            valid=samples.valid,
+            state=batch.state.unsqueeze(1),
+        )
+        return adversary.penalty(params, sequences, values, adversary.draw(generators, samples.valid), attacked)
 
     def control_(self, member: Member, metrics: Metrics) -> None:
         """Moves the entropy schedule and the KL penalty's weight by what the update has shown."""
@@ -167,13 +219,22 @@ class Learner:
             kl_control.update_(member.kl, kl, values["target_kl"], gains, (0.0, config.kl_beta_max), moved)
 
     def rescale_(self, member: Member, target: Float[Tensor, "pop time env"], valid: Tensor) -> None:
-        """Enters the update's targets into the return statistics, and moves the critic to the new units (PopArt).
+        """Enters the update's targets into the return statistics, and moves the critic to the new units."""
+        self.finalize_returns_(member, target, valid)
+        self.activate_returns_(member)
 
-        A categorical critic cannot be moved: it keeps the units that the first update found.
+    def finalize_returns_(self, member: Member, target: Float[Tensor, "pop time env"], valid: Tensor) -> None:
+        """Enters the update's targets into the return statistics.
+
+        A categorical critic cannot be moved to new units: it keeps those that the first update found.
         """
+        frozen = {"decay": 1.0} if self.policy.critic.kind == "categorical" else {}
+        return_scale.finalize_(member.returns, target, valid, **frozen)
+
+    def activate_returns_(self, member: Member) -> None:
+        """Makes the statistics' units the critic's own, without moving its predictions in raw units (PopArt)."""
         scale, critic = member.returns, self.policy.critic
-        movable = critic.kind != "categorical"
-        new = return_scale.finalize_(scale, target, valid, **({} if movable else {"decay": 1.0}))
-        if movable:
+        new = return_scale.latest(scale)
+        if critic.kind != "categorical":
             critic.rescale_(self.policy.views(member.params)["critic"], scale.mean, scale.std, *new)
         return_scale.activate_(scale, *new)

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -127,12 +127,7 @@ class StableBaselinesEnv(MemberEnv):
     def receive(self) -> Outcome:
         """Completes the step."""
         obs, reward, done, infos = self._env.step_wait()
-        truncated = np.zeros_like(done)
-        finals = {}
-        for env in np.flatnonzero(done):
-            truncated[env] = infos[env].get("TimeLimit.truncated", False)
-            finals[int(env)] = infos[env].get("terminal_observation")
-        return obs, reward, done & ~truncated, truncated, _ByEnv(finals)
+        return obs, reward, *vec_env_ends(done, infos)
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
@@ -142,6 +137,16 @@ class StableBaselinesEnv(MemberEnv):
                 self._env.close()
         finally:
             _end(getattr(base, "processes", []))
+
+
+def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, Finals]:
+    """Terminations, truncations and terminal observations, from what a Stable-Baselines3 VecEnv says of a step."""
+    truncated = np.zeros_like(done)
+    finals = {}
+    for env in np.flatnonzero(done).tolist():
+        truncated[env] = infos[env].get("TimeLimit.truncated", False)
+        finals[env] = infos[env].get("terminal_observation")
+    return done & ~truncated, truncated, _ByEnv(finals)
 
 
 class EnvPoolEnv(MemberEnv):

@@ -2,12 +2,14 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from popgraft import tree
 from popgraft.nn import Policy
 from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.batch import Rollout
-from popgraft.rollout.grid import EnvGrid
+from popgraft.rollout.grid import Grid
 from popgraft.state import Member, Seat
 
 
@@ -22,7 +24,7 @@ class Collector:
         device: where the policy lives.
     """
 
-    def __init__(self, policy: Policy, grid: EnvGrid, time: int, sequence_length: int, device: torch.device) -> None:
+    def __init__(self, policy: Policy, grid: Grid, time: int, sequence_length: int, device: torch.device) -> None:
         self.policy, self.grid, self.time, self.sequence_length = policy, grid, time, sequence_length
         pop, env = next(iter(grid.observations.values())).shape[:2]
         self.shape = (pop, time, env)
@@ -86,6 +88,18 @@ class Collector:
                 after = actor.step(last, seat.carry, torch.zeros_like(seat.episode_start))
                 self._bootstrap[:, t] = actor.values(actor.predict(after.critic[:, 0]))
         return self._finish(actor, seat, torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1))
+
+    @torch.no_grad()
+    def burn_in(self, member: Member, rows: Int[Tensor, "rows"]) -> Float[Tensor, "rows env state"]:
+        """The recurrent state that some members would have now, had they seen the latest rollout in place of others.
+
+        Their episodes are replayed from where they began, or from where the rollout did.
+        """
+        actor = Actor.of(self.policy, tree.gather(member, rows))
+        flat = actor.normalized({key: x[rows].flatten(1, 2) for key, x in (self._obs | self._raw).items()})
+        obs = {key: x.unflatten(1, self.shape[1:]) for key, x in flat.items()}
+        nothing = torch.zeros_like(self._state[rows, 0])
+        return self.policy.unroll(actor.params, obs, nothing, self._start[rows]).state
 
     def _finish(self, actor: Actor, seat: Seat, outputs: Tensor, critic: Tensor, action: Tensor) -> Rollout:
         """Everything that can be computed for all steps at once: log-probabilities, values, bootstraps."""

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -14,7 +14,7 @@ from popgraft.rollout.adapters import MemberEnv, final_observation
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import Field, action_encoder, fields_of, spaces_of
 from popgraft.rollout.wrappers import built_in_wrappers
-from popgraft.spaces import ObsSpec
+from popgraft.spaces import ObsSpec, Spaces
 
 
 @dataclasses.dataclass
@@ -38,6 +38,23 @@ class Transition:
     started: Bool[np.ndarray, "pop env"]
     final: Bool[np.ndarray, "pop env"]
     final_observations: dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """Members × environments, as a rollout needs them.
+
+    Attributes:
+        spaces: what an agent sees and does.
+        observations: the observations to act on, [pop, env, *shape]; updated in place.
+    """
+
+    spaces: Spaces
+    observations: dict[str, np.ndarray]
+
+    def step(self, actions: np.ndarray) -> Transition:
+        """Takes one action [pop, env, dims] in every environment."""
+        ...
 
 
 class EnvGrid:

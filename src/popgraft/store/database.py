@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.errors import StoreError
-from popgraft.state import Decision, Scores
+from popgraft.state import Decision, Record, Scores
 
 APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
-VERSION = 1
+VERSION = 2
 
 SCHEMA = f"""
 BEGIN;
@@ -37,12 +37,20 @@ CREATE TABLE members (
 CREATE TABLE grafts (
     generation INTEGER NOT NULL,
     member INTEGER NOT NULL,
-    parent INTEGER NOT NULL CHECK (parent != member),
+    parent INTEGER NOT NULL CHECK (parent != member OR parent_generation < generation),
+    parent_generation INTEGER NOT NULL,
     reason TEXT NOT NULL,
     score_before REAL,
     parent_score REAL,
     hyperparams_before TEXT NOT NULL,
     hyperparams_after TEXT NOT NULL,
+    strategy TEXT NOT NULL,
+    value_loss_ratio REAL,
+    momentum_cosine REAL,
+    return_before REAL,
+    return_1 REAL,
+    return_5 REAL,
+    return_10 REAL,
     PRIMARY KEY (generation, member),
     FOREIGN KEY (generation, member) REFERENCES members,
     FOREIGN KEY (generation, parent) REFERENCES members
@@ -90,21 +98,49 @@ class GraftRecord:
         generation: number of the generation that was scored.
         member: the recipient.
         parent: the donor.
-        reason: "truncation" or "rescue".
+        parent_generation: when the donor was what it was; earlier than `generation` where the recipient went back to
+            the best state there ever was.
+        reason: the exploit method, or "rescue".
         score_before: the recipient's score.
         parent_score: the donor's score.
         hyperparams_before: values that the recipient was trained with.
         hyperparams_after: values that it goes on with.
+        strategy: what became of the optimizer state: "copy", "reset" or "partial".
+        aftermath: what was seen afterwards; NaN where nothing was.
     """
 
     generation: int
     member: int
     parent: int
+    parent_generation: int
     reason: str
     score_before: float
     parent_score: float
     hyperparams_before: dict[str, float]
     hyperparams_after: dict[str, float]
+    strategy: str
+    aftermath: "Aftermath"
+
+
+@dataclasses.dataclass(frozen=True)
+class Aftermath:
+    """What a graft did to its recipient. A return is the mean of the training episodes that ended in one update.
+
+    Attributes:
+        value_loss_ratio: value loss in the recipient's first update, divided by its donor's in the same update.
+        momentum_cosine: cosine between the momentum and the first gradient of that update.
+        return_before: the recipient's latest return before.
+        return_1: its return in the first update after.
+        return_5: in the fifth.
+        return_10: in the tenth.
+    """
+
+    value_loss_ratio: float = math.nan
+    momentum_cosine: float = math.nan
+    return_before: float = math.nan
+    return_1: float = math.nan
+    return_5: float = math.nan
+    return_10: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +204,8 @@ class RunDatabase:
         hyperparams: dict[str, Float[Tensor, "pop"]],
         steps: int,
         decision: Decision,
+        strategies: Mapping[int, str],
+        record: Record | None = None,
     ) -> None:
         """Writes a generation and its grafts in one transaction: all of it, or nothing.
 
@@ -177,22 +215,36 @@ class RunDatabase:
             hyperparams: values that it was trained with.
             steps: environment steps of one member since the run began.
             decision: who inherited from whom.
+            strategies: what became of every recipient's optimizer state.
+            record: the best state there ever was, where somebody went back to it.
         """
         mean = scores.mean.tolist()
         before, after = _texts(hyperparams, len(mean)), _texts(decision.hyperparams, len(mean))
         columns = zip(mean, scores.stderr.tolist(), scores.episodes.tolist(), before, strict=True)
         members = [(generation, i, score, err, n, steps, values) for i, (score, err, n, values) in enumerate(columns)]
-        parents = decision.parents.tolist()
-        grafts = [
-            (generation, i, parents[i], reason, mean[i], mean[parents[i]], before[i], after[i])
-            for i, reason in decision.reasons.items()
-        ]
+        donors = {i: (i, generation, mean[i]) for i in range(len(mean))}
+        if record is not None:
+            donors[len(mean)] = (record.place, record.generation, float(record.scores.mean))
+        grafts = []
+        for i, reason in decision.reasons.items():
+            parent, found, score = donors[int(decision.parents[i])]
+            grafts.append((generation, i, parent, found, reason, mean[i], score, before[i], after[i], strategies[i]))
         with self._speaking(), self._connection:
             try:
                 self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", members)
             except sqlite3.IntegrityError:
                 raise StoreError(f"generation {generation} is already recorded in {self.path}") from None
-            self._connection.executemany("INSERT INTO grafts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", grafts)
+            self._connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
+
+    def record_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
+        """Writes what a graft did to its recipient, over what was written of it before."""
+        columns = dataclasses.asdict(aftermath)
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self._speaking(), self._connection:
+            self._connection.execute(
+                f"UPDATE grafts SET {assignments} WHERE generation = ? AND member = ?",
+                (*columns.values(), generation, member),
+            )
 
     def record_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Writes an event with the time of now."""
@@ -214,9 +266,19 @@ class RunDatabase:
             rows = self._connection.execute("SELECT * FROM grafts ORDER BY generation, member")
             return [
                 GraftRecord(
-                    generation, member, parent, reason, _number(own), _number(donors), _values(before), _values(after)
+                    generation,
+                    member,
+                    parent,
+                    found,
+                    reason,
+                    _number(own),
+                    _number(donors),
+                    _values(before),
+                    _values(after),
+                    strategy,
+                    Aftermath(*(_number(value) for value in aftermath)),
                 )
-                for generation, member, parent, reason, own, donors, before, after in rows
+                for generation, member, parent, found, reason, own, donors, before, after, strategy, *aftermath in rows
             ]
 
     def events(self) -> list[EventRecord]:

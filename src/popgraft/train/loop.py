@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,14 +18,17 @@ from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
 from popgraft.errors import EnvironmentFault, PopulationLost
-from popgraft.execute import Advance, Executor, make_executor
+from popgraft.execute import Advance, Executor, inherited_values, make_executor, strategies
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
-from popgraft.state import Decision, Scores
+from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
+from popgraft.train.aftermath import Follower, spread
 from popgraft.train.observer import Generation, Observer, Plan, readable
 from popgraft.train.run import BEST, LAST, Run
 from popgraft.train.tensorboard import TensorBoard
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -84,7 +89,10 @@ class _Training:
     """What the members train with."""
     steps: int = 0
     best: float = float("nan")
+    _explorations: int = 0
     _known_scores: Tensor | None = None
+    _record: Record | None = None
+    _follower: Follower = dataclasses.field(default_factory=Follower)
 
     def train(self) -> None:
         """The whole run; whatever ends it, the best agent and the population are on disk afterwards."""
@@ -92,6 +100,9 @@ class _Training:
         try:
             parameters = self.executor.export(torch.arange(1)).params.shape[1]
             self._tell("on_start", Plan(self.config, self.run.path, parameters))
+            for caution in self.config.cautions:
+                logger.warning("%s", caution)
+                self.database.record_event("caution", caution)
             began = time.monotonic()
             for generation in range(self.config.generations):
                 if not self._generation(generation, began):
@@ -135,11 +146,14 @@ class _Training:
             return False
         scores = self._scores(number, advance)
         self._keep_best(number, scores)
-        hyperparams = self.hyperparams
+        hyperparams, ratio = self.hyperparams, self._follow(advance)
         decision = self._decide(number, scores, advance)
-        self.executor.graft(decision, number + 1)
+        record = self._needed_record(decision)
+        self.executor.graft(decision, number + 1, record)
+        self._follower.begin(number, decision)
         self.hyperparams = decision.hyperparams
-        self._known_scores = scores.mean[decision.parents]
+        known = scores.mean if record is None else torch.cat([scores.mean, record.scores.mean])
+        self._known_scores = known[decision.parents]
         for member, reason in decision.reasons.items():
             if reason == "rescue":
                 donor = int(decision.parents[member])
@@ -147,7 +161,17 @@ class _Training:
         seconds = time.monotonic() - began
         self._tell(
             "on_generation",
-            Generation(number, self.steps, seconds, scores, hyperparams, decision, advance.metrics, self.best),
+            Generation(
+                number,
+                self.steps,
+                seconds,
+                scores,
+                hyperparams,
+                decision,
+                advance.metrics,
+                self.best,
+                self._statistics(hyperparams, decision) | ratio,
+            ),
         )
         threshold = self.config.stop_at_score
         if threshold is not None and self._at_least(self.best, threshold):
@@ -155,6 +179,30 @@ class _Training:
             self._event("reached", text, number)
             return False
         return not self.stop()
+
+    def _follow(self, advance: Advance) -> dict[str, float]:
+        """Records what the grafts before have done; returns the mean ratio of value losses, if there are new ones."""
+        news = self._follower.follow(advance.metrics)
+        for (generation, member), aftermath in news.items():
+            self.database.record_aftermath(generation, member, aftermath)
+        newest = max((generation for generation, _ in news), default=None)
+        ratios = [aftermath.value_loss_ratio for (generation, _), aftermath in news.items() if generation == newest]
+        return {"post_exploit_value_loss_ratio": statistics.fmean(ratios)} if ratios else {}
+
+    def _statistics(self, before: dict[str, Tensor], decision: Decision) -> dict[str, float]:
+        moved = torch.zeros(len(decision.parents), dtype=torch.bool)
+        for name, inherited in inherited_values(decision, before, self._needed_record(decision)).items():
+            moved |= decision.hyperparams[name] != inherited
+        self._explorations += int(moved.sum())
+        return {
+            "exploration_count": float(self._explorations),
+            "failed_ready_checks": float(self.schedule.failed_ready_checks),
+            "member_distance": spread(self.executor.weights()),
+        }
+
+    def _needed_record(self, decision: Decision) -> Record | None:
+        """The best state there ever was, if somebody returns to it."""
+        return self._record if (decision.parents == len(decision.parents)).any() else None
 
     def _scores(self, number: int, advance: Advance) -> Scores:
         """Fitness as configured; NaN for a member that is not healthy."""
@@ -178,13 +226,15 @@ class _Training:
                 names = ", ".join(str(member) for member in members[waiting].tolist())
                 self._event("waiting", f"no episode has ended yet for member {names}; nobody is replaced", number)
             else:
-                decision = self.schedule(number, scores, self.hyperparams)
+                decision = self.schedule(number, scores, self.hyperparams, self._record)
         except PopulationLost as error:
             for member, fault in (advance.faults | scores.faults).items():
                 raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
             raise
         finally:
-            self.database.record_generation(number, scores, self.hyperparams, self.steps // len(members), decision)
+            record, steps = self._needed_record(decision), self.steps // len(members)
+            fate = strategies(decision, self.hyperparams, self.config.pbt, record)
+            self.database.record_generation(number, scores, self.hyperparams, steps, decision, fate, record)
         return decision
 
     def _keep_best(self, number: int, scores: Scores) -> None:
@@ -203,7 +253,11 @@ class _Training:
             "stderr": float(scores.stderr[member]),
             "steps": self.steps,
         }
-        snapshot.save(self.run.folder, BEST, self.executor.export(torch.tensor([member])), metadata)
+        state = self.executor.export(torch.tensor([member]))
+        snapshot.save(self.run.folder, BEST, state, metadata)
+        row = slice(member, member + 1)
+        found = Scores(scores.mean[row], scores.stderr[row], scores.episodes[row])
+        self._record = Record(state, found, number, member)
 
     def _evaluate_best(self) -> None:
         """Scores the best member on fresh episodes, because the best of many noisy scores flatters."""

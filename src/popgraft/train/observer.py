@@ -43,6 +43,9 @@ class Generation:
         decision: who inherits from whom.
         metrics: what every update of every member reported.
         best_score: highest score so far (lowest with metric_mode "min").
+        statistics: what else is known of the population: `exploration_count` and `failed_ready_checks` so far,
+            `member_distance` between two members per parameter, and `post_exploit_value_loss_ratio` of the members
+            that were overwritten a generation ago (where there are any).
     """
 
     number: int
@@ -53,6 +56,7 @@ class Generation:
     decision: Decision
     metrics: dict[str, Float[Tensor, "pop updates"]]
     best_score: float
+    statistics: dict[str, float]
 
     @property
     def exploits(self) -> Int[Tensor, "recipients"]:

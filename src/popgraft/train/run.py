@@ -8,7 +8,8 @@ from typing import Any
 from popgraft.config import Config, load_config
 from popgraft.errors import StoreError
 from popgraft.rollout.grid import EnvGrid
-from popgraft.store import EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
 
 BEST = "best"
@@ -58,6 +59,19 @@ class Run:
         """What happened besides, in order."""
         with RunDatabase(self.folder.database) as database:
             return database.events()
+
+    @property
+    def aftermath(self) -> dict[str, dict[str, float]]:
+        """What grafts did to their recipients, by optimizer strategy.
+
+        For each strategy: `grafts`, their number; `value_loss_ratio` and `momentum_cosine`, averages; `success_1`,
+        `success_5`, `success_10`, the share whose return so many updates later was at least that before. NaN where
+        nothing was seen.
+        """
+        found: dict[str, list[Aftermath]] = {}
+        for graft in self.lineage:
+            found.setdefault(graft.strategy, []).append(graft.aftermath)
+        return {strategy: summary(seen) for strategy, seen in found.items()}
 
     @cached_property
     def best(self) -> Agent:

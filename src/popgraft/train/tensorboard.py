@@ -55,6 +55,7 @@ class TensorBoard(Observer):
             "population_size": float(pop),
             "ready_members": float(len(healthy)),
             "exploitation_count": float(self._exploits),
+            **generation.statistics,
         }
         if len(healthy):
             summary |= {

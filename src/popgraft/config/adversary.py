@@ -1,0 +1,69 @@
+"""Settings of state-adversarial training (Zhang et al., NeurIPS 2020, arXiv:2003.08938)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, model_validator
+
+from popgraft.config.fields import Integer, Number, Positive, Section
+
+Radius = Annotated[Number, Field(ge=0, le=1e6)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class PerturbationConfig(Section):
+    """The attack on observations: a δ with ‖δ‖ ≤ epsilon, in units of normalised observations."""
+
+    epsilon: Radius = 0.075
+    """Radius of the ball that perturbations lie in."""
+    attack_steps: Positive = 3
+    """Gradient steps of `pgd`."""
+    attack_lr: Annotated[Number, Field(gt=0)] = 0.03
+    """Length of a step at the radius `epsilon`; at another one (of a member, or by schedule) in proportion."""
+    random_init: StrictBool = True
+    """Whether `pgd` starts at a random point of the ball; a divergence, which has no gradient at δ = 0, always does."""
+    norm_type: Literal["linf", "l2"] = "linf"
+    """Norm of the ball, taken over one observation."""
+    clip_min: Number | None = None
+    """Least value of a perturbed observation; null: unbounded."""
+    clip_max: Number | None = None
+    """Largest value of a perturbed observation; null: unbounded."""
+    attack_method: Literal["pgd", "fgsm", "random"] = "pgd"
+    """Projected gradient ascent, one step of it of full length, or a random point of the ball."""
+
+    @model_validator(mode="after")
+    def _box(self) -> "PerturbationConfig":
+        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min={self.clip_min} must be below clip_max={self.clip_max}; swap them")
+        return self
+
+
+class AdversaryConfig(Section):
+    """State-adversarial training: the loss gains κ · mean max KL(π(s) ‖ π(s + δ)) over ‖δ‖ ≤ epsilon."""
+
+    enabled: StrictBool = False
+    """Whether the loss has the robust term."""
+    perturbation: PerturbationConfig = PerturbationConfig()
+    """The attack."""
+    adversarial_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    """Share of sequences that are attacked."""
+    robust_kl_coef: Annotated[Number, Field(ge=0, le=1e6)] = 0.1
+    """Weight κ of the robust term, per nat."""
+    warmup_updates: Annotated[Integer, Field(ge=0)] = 10
+    """Updates of a member before the first attack."""
+    attack_objective: Literal["kl", "surrogate", "value"] = "kl"
+    """What the attack increases: the policy's divergence, PPO's policy loss, or the change of the predicted value."""
+    epsilon_schedule: Schedule = "constant"
+    """Course of `epsilon` from the end of the warm-up to `max_updates`."""
+    epsilon_final: Radius = 0.05
+    """Radius at the end of a linear or cosine schedule."""
+    max_updates: Positive | None = None
+    """Updates of a member at which the schedule ends; null: with the run."""
+
+    @model_validator(mode="after")
+    def _spans(self) -> "AdversaryConfig":
+        if self.max_updates is not None and self.max_updates <= self.warmup_updates:
+            raise ValueError(
+                f"max_updates={self.max_updates} ends before the warm-up of {self.warmup_updates} updates does; "
+                "raise max_updates above warmup_updates"
+            )
+        return self

@@ -1,0 +1,239 @@
+"""The coordinator of models that are trained elsewhere: what a scheduler decides, it carries out on the models.
+
+coordinator = PBTTrainingCoordinator(config, seed=0)
+for member in coordinator.initialize_population():
+    model, _ = coordinator.create_member_model(member, PPO, policy="MlpPolicy", env=env)
+    ...
+    coordinator.on_member_update_start(member)
+    model.learn(2048, reset_num_timesteps=False)
+    parameters = coordinator.collect_parameters(model)
+    new, _, _ = coordinator.on_member_update_end(member, performance, step, model_parameters=parameters)
+    coordinator.apply_exploited_parameters(model, new, member)
+"""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat, SupportsIndex
+
+from popgraft.adversary import StateAdversarialPPO, create_sappo_wrapper
+from popgraft.errors import ConfigError
+from popgraft.hyperparams import Value
+from popgraft.pbt import checkpoint, normalization
+from popgraft.pbt.adversarial_config import PBTAdversarialConfig, check_name
+from popgraft.pbt.live import is_number, keywords, make_live
+from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.scheduler import Outcome, PBTScheduler
+from popgraft.pbt.step import carry_out
+from popgraft.pbt.transplant import Rules, collect, plan
+from popgraft.rng import derive
+
+logger = logging.getLogger(__name__)
+
+
+class PBTTrainingCoordinator:
+    """Population-based training of models of any library that look like Stable-Baselines3's.
+
+    A model has `policy.load_state_dict`, or `load_state_dict` itself. All else is used where it is there:
+    `policy.optimizer` or `optimizer`; hyperparameters as attributes; `return_stats`, `kl_penalty`, `vgs` and `schedule`
+    with `state_dict` and `load_state_dict`; a `VecNormalize` somewhere in `env`; `reset_lstm_states_to_initial`, or
+    sb3-contrib's `_last_lstm_states`.
+
+    Args:
+        config: the population, and what its models have in common.
+        seed: root of all draws; None takes one from the operating system.
+
+    Attributes:
+        scheduler: who copies whom.
+        sa_ppo: state-adversarial training by member, where it is on.
+    """
+
+    def __init__(self, config: PBTAdversarialConfig, seed: int | None = None) -> None:
+        self.config = config
+        self.scheduler = PBTScheduler(config.pbt, seed)
+        self.sa_ppo: dict[int, StateAdversarialPPO] = {}
+        self._failed: dict[int, str] = {}
+        if config.graft_faults:
+            logger.warning("GRAFT FAULTS ARE ON: every exploit will %s", ", ".join(config.graft_faults))
+
+    def initialize_population(
+        self, initial_hyperparams: Mapping[str, Value] | Sequence[Mapping[str, Value]] | None = None
+    ) -> list[PopulationMember]:
+        """Makes the members, as `PBTScheduler.initialize_population` does.
+
+        Raises:
+            ConfigError: a name that no model reads, or a value outside its space.
+        """
+        given = [initial_hyperparams] if isinstance(initial_hyperparams, Mapping) else initial_hyperparams or []
+        for name in (name for values in given for name in values):
+            try:
+                check_name(name, self.config.adversarial.enabled)
+            except ValueError as error:
+                raise ConfigError(f"initial_hyperparams: {error}") from None
+        return self.scheduler.initialize_population(initial_hyperparams)
+
+    def create_member_model(
+        self, member: PopulationMember, base_model_factory: Callable[..., Any], **model_kwargs: Any
+    ) -> tuple[Any, Any | None]:
+        """Builds a member's model with the member's hyperparameters.
+
+        Args:
+            member: whose model it is.
+            base_model_factory: builds the model; gets the hyperparameters too, by the model's names for them, where
+                it has such arguments.
+            model_kwargs: further arguments of the factory; the member's values win over them.
+
+        Returns:
+            The model, and its state-adversarial training, which is None where that is off.
+
+        Raises:
+            ConfigError: state-adversarial training is on, and the model has no `policy.get_distribution`.
+        """
+        taken = _accepted(base_model_factory, keywords(member.hyperparams))
+        model = base_model_factory(**{**model_kwargs, **taken})
+        if self.config.adversarial.enabled:
+            seed = derive(self.scheduler.seed, "adversary", member.member_id)
+            self.sa_ppo[member.member_id] = create_sappo_wrapper(model, self.config.adversarial, seed)
+        self.apply_hyperparameters(model, member)
+        return model, self.sa_ppo.get(member.member_id)
+
+    def on_member_update_start(self, member: PopulationMember) -> None:
+        """Tells that a member's update begins.
+
+        Raises:
+            ConfigError: the member is not in the population.
+        """
+        if not any(other is member for other in self.scheduler.population):
+            raise ConfigError(
+                f"member {member.member_id} is not of this population; "
+                "pass one of those that initialize_population returned"
+            )
+        self._failed.pop(member.member_id, None)
+        if member.member_id in self.sa_ppo:
+            self.sa_ppo[member.member_id].on_update_start()
+        logger.debug("Member %s updates with %s", member.member_id, member.hyperparams)
+
+    def on_member_update_end(
+        self,
+        member: PopulationMember,
+        performance: SupportsFloat,
+        step: SupportsIndex,
+        model_state_dict: dict[Any, Any] | None = None,
+        model_parameters: dict[Any, Any] | None = None,
+    ) -> Outcome:
+        """Reports a member's score, and decides whether it goes on as another one's copy.
+
+        Args:
+            member: whose update it was.
+            performance: its score.
+            step: the trainer's own count, which `perturbation_interval` is measured in.
+            model_state_dict: deprecated: weights alone.
+            model_parameters: what `collect_parameters` returned; left out after `save_member_checkpoint`.
+
+        Returns:
+            What to pass to `apply_exploited_parameters` (None: nothing to copy), the hyperparameters to go on with,
+            and the format of the donor's checkpoint.
+        """
+        failed = self._failed.pop(member.member_id, None)
+        if failed is not None:
+            logger.warning("Member %s: weights are not finite (%s); it counts as failed", member.member_id, failed)
+        score = performance if failed is None else math.nan
+        self.scheduler.update_performance(member, score, step, model_parameters, model_state_dict)
+        if not self.scheduler.should_exploit_and_explore(member):
+            return None, member.hyperparams, None
+        return self.scheduler.exploit_and_explore(member)
+
+    def apply_exploited_parameters(
+        self,
+        model: Any,
+        new_parameters: Mapping[Any, Any] | None,
+        member: PopulationMember,
+        source_member: PopulationMember | None = None,
+    ) -> None:
+        """Makes a model its donor's copy with the member's explored hyperparameters: completely, or not at all.
+
+        Args:
+            model: the recipient.
+            new_parameters: what `on_member_update_end` returned; None changes nothing.
+            member: the recipient's record.
+            source_member: the donor's record; needed only where its VecNormalize statistics are a file of their own.
+
+        Raises:
+            ConfigError: something does not fit the model, which is as it was.
+            StoreError: the file of statistics cannot be read; the model is as it was.
+        """
+        if new_parameters is None:
+            return
+        faults = self.config.graft_faults
+        if faults:
+            logger.warning("Member %s: GRAFT FAULTS %s", member.member_id, ", ".join(faults))
+        rules = Rules(self.config.pbt.optimizer_exploit_strategy, faults)
+        carry_out(plan(model, new_parameters, member, source_member, rules, self.sa_ppo.get(member.member_id)))
+
+    def apply_hyperparameters(self, model: Any, member: PopulationMember) -> None:
+        """Makes the member's hyperparameters live in its model, whose parameters stay; for `explore_always`."""
+        carry_out(make_live(model, member.hyperparams, member.member_id, self.sa_ppo.get(member.member_id)))
+
+    def collect_parameters(self, model: Any, env: Any = None) -> dict[str, Any]:
+        """Everything of a model that another one inherits when it becomes its copy.
+
+        Args:
+            model: the model.
+            env: where its VecNormalize is searched; by default `model.env`.
+        """
+        return collect(model, env)
+
+    def save_member_checkpoint(self, member: PopulationMember, model: Any, env: Any = None) -> None:
+        """Writes a model and its VecNormalize statistics, and notes the files in the member's record.
+
+        Args:
+            member: whose model it is.
+            model: the model.
+            env: where its VecNormalize is searched; by default `model.env`.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        parameters = collect(model, env)
+        wrong = checkpoint.not_finite(parameters)
+        if wrong is not None:
+            self._failed[member.member_id] = wrong
+        about = {name: getattr(member, name) for name in ("member_id", "step", "performance", "hyperparams")}
+        folder = Path(self.config.pbt.checkpoint_dir)
+        path, statistics = (folder / f"member_{member.member_id}{end}.pt" for end in ("", "_vecnormalize"))
+        normalizer = normalization.find(model, env)
+        if normalizer is not None:
+            normalization.write_statistics(statistics, normalizer)
+        checkpoint.write(path, checkpoint.encode(checkpoint.V2, parameters, **about))
+        member.checkpoint_path = str(path)
+        member.vecnormalize_stats_path = None if normalizer is None else str(statistics)
+
+    def get_stats(self) -> dict[str, float]:
+        """The scheduler's statistics, and those of state-adversarial training averaged over members as `avg_…`."""
+        found: dict[str, list[float]] = {}
+        for part in self.sa_ppo.values():
+            for name, value in part.get_stats().items():
+                if is_number(value):
+                    found.setdefault(f"avg_{name}", []).append(float(value))
+        return {**self.scheduler.get_stats(), **{name: sum(values) / len(values) for name, values in found.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed coordinator needs besides its configuration: the scheduler's."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.scheduler.load_state_dict(state)
+
+
+def _accepted(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a function or class takes by name."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # a built-in one does not tell
+        return {}
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return {name: value for name, value in arguments.items() if anything or name in names}

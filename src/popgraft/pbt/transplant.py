@@ -1,0 +1,285 @@
+"""The graft of a model that is trained elsewhere: everything is validated first, then everything moves, or nothing.
+
+Order: weights, return statistics, KL controller, VGS, optimizer, hyperparameters, VecNormalize, recurrent state.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from popgraft.errors import ConfigError
+from popgraft.pbt import normalization, optimizer_strategy
+from popgraft.pbt.checkpoint import not_finite
+from popgraft.pbt.config import OptimizerStrategy
+from popgraft.pbt.live import make_live
+from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.step import Step, attributes
+
+logger = logging.getLogger(__name__)
+
+GraftFault = Literal[
+    "forget_return_scale",
+    "forget_kl_penalty",
+    "forget_vgs",
+    "forget_normalizer",
+    "keep_optimizer",
+    "overwrite_learning_rate",
+    "keep_recurrent_state",
+]
+"""Mistakes that a graft can be told to make, for experiments on what each of them costs."""
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "return_stats_state": ("return_stats", "_return_stats"),
+    "kl_penalty_state": ("kl_penalty", "_kl_penalty"),
+    "vgs_state": ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler"),
+    "schedule_state": ("schedule", "_schedule"),
+}
+"""Parts of a model beside its policy: entry of a checkpoint, and attributes that may hold the part."""
+
+FORGETS: dict[str, GraftFault] = {
+    "return_stats_state": "forget_return_scale",
+    "kl_penalty_state": "forget_kl_penalty",
+    "vgs_state": "forget_vgs",
+}
+OPTIMIZER = ("optimizer_state", "policy.optimizer")
+KNOWN = {"policy", "policy_state", *PARTS, *OPTIMIZER, normalization.STATE}
+"""Entries of a checkpoint that a graft reads."""
+
+RECURRENT = "_last_lstm_states"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How a graft is made.
+
+    Attributes:
+        strategy: what becomes of the optimizer.
+        faults: mistakes to make.
+    """
+
+    strategy: OptimizerStrategy
+    faults: Sequence[GraftFault] = ()
+
+
+def collect(model: Any, env: Any = None) -> dict[str, Any]:
+    """Everything of a model that a recipient inherits, as `apply_exploited_parameters` takes it.
+
+    Args:
+        model: the donor.
+        env: where its VecNormalize is searched; by default `model.env`.
+    """
+    data: dict[str, Any] = {"policy": _network(model).state_dict()}
+    for name in PARTS:
+        part = _part(model, name)
+        data[name] = {} if part is None else part.state_dict()
+    optimizer = optimizer_strategy.optimizer_of(model)
+    if optimizer is not None:
+        data["optimizer_state"] = optimizer.state_dict()
+    normalizer = normalization.find(model, env)
+    if normalizer is not None:
+        data[normalization.STATE] = normalization.statistics(normalizer)
+    return data
+
+
+def plan(
+    model: Any,
+    parameters: Mapping[Any, Any],
+    member: PopulationMember,
+    source: PopulationMember | None,
+    rules: Rules,
+    adversary: Any = None,
+) -> list[Step]:
+    """The steps of a graft, in order; nothing is changed yet.
+
+    Args:
+        model: the recipient.
+        parameters: what `PBTScheduler.exploit_and_explore` returned.
+        member: the recipient's record, with the explored hyperparameters.
+        source: the donor's record; its `vecnormalize_stats_path` is read if `parameters` hold no such statistics.
+        rules: how.
+        adversary: state-adversarial training of the recipient, if there is any.
+
+    Raises:
+        ConfigError: something does not fit the model.
+        StoreError: the file of statistics cannot be read.
+    """
+    if weights_of(parameters) is not parameters:
+        unknown = sorted({str(name) for name in parameters} - KNOWN)
+        if unknown:
+            logger.warning("Member %s: %s not used, nothing takes it over", member.member_id, ", ".join(unknown))
+    live = {
+        name: value
+        for name, value in member.hyperparams.items()
+        if not (name == "learning_rate" and "overwrite_learning_rate" in rules.faults)
+    }
+    candidates = [
+        _weights(model, parameters),
+        *(_state(model, parameters, name) for name in PARTS if FORGETS.get(name) not in rules.faults),
+        None if "keep_optimizer" in rules.faults else _optimizer(model, parameters, rules.strategy),
+        *make_live(model, live, member.member_id, adversary),
+        None if "forget_normalizer" in rules.faults else _normalizer(model, parameters, member, source),
+        None if "keep_recurrent_state" in rules.faults else _recurrent(model),
+    ]
+    return [step for step in candidates if step is not None]
+
+
+def weights_of(parameters: Any) -> Mapping[str, Any]:
+    """The state dict of the policy among parameters: `policy`, else `policy_state`, else all of them.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(parameters, Mapping):
+        for name in ("policy", "policy_state"):
+            if isinstance(parameters.get(name), Mapping):
+                weights: Mapping[str, Any] = parameters[name]
+                return weights
+        if parameters and all(isinstance(part, Tensor) for part in parameters.values()):
+            return parameters
+    found = sorted(map(str, parameters)) if isinstance(parameters, Mapping) else type(parameters).__name__
+    raise ConfigError(
+        f"no weights among the parameters: neither `policy` nor a bare state dict of tensors, but {found}"
+    )
+
+
+def _network(model: Any) -> Any:
+    for network in (getattr(model, "policy", None), model):
+        if callable(getattr(network, "load_state_dict", None)):
+            return network
+    message = (
+        f"a {type(model).__name__} has neither policy.load_state_dict nor load_state_dict, so it cannot take over "
+        "weights; give the model one of them"
+    )
+    logger.error(message)
+    raise ConfigError(message)
+
+
+def _weights(model: Any, parameters: Mapping[Any, Any]) -> Step:
+    network, new = _network(model), weights_of(parameters)
+    bad = not_finite(parameters)
+    if bad is not None:
+        raise ConfigError(f"the donor's weights are not finite ({bad}); exploit a healthy member")
+    own = _state_dict(network)
+    if own is not None:
+        _check_weights(own, new)
+    return Step(lambda: _remember(network), lambda: network.load_state_dict(new))
+
+
+def _check_weights(own: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    missing, extra = [name for name in own if name not in new], [name for name in new if name not in own]
+    if missing or extra:
+        raise ConfigError(
+            f"the donor's weights are of another network: missing {missing[:3] or 'none'}, "
+            f"left over {extra[:3] or 'none'}; give all members the same network"
+        )
+    for name, tensor in own.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        value = new[name]
+        theirs = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else (type(value).__name__, None)
+        if theirs != (tuple(tensor.shape), tensor.dtype):
+            raise ConfigError(
+                f"the donor's weight {name} is {theirs[0]} {theirs[1]}, but the recipient's is "
+                f"{tuple(tensor.shape)} {tensor.dtype}; give all members the same network"
+            )
+
+
+def _part(model: Any, name: str) -> Any:
+    for attribute in PARTS[name]:
+        part = getattr(model, attribute, None)
+        if callable(getattr(part, "load_state_dict", None)):
+            return part
+    return None
+
+
+def _state(model: Any, parameters: Mapping[Any, Any], name: str) -> Step | None:
+    state, part = parameters.get(name), _part(model, name)
+    if state is None:
+        if name == "vgs_state":
+            logger.warning("vgs_state is absent: the recipient keeps its own gradient statistics")
+        return None
+    if part is None:
+        if state:
+            logger.warning("%s is not used, the model has no %s with load_state_dict", name, PARTS[name][0])
+        return None
+    return Step(lambda: _remember(part), lambda: part.load_state_dict(copy.deepcopy(state)))
+
+
+def _optimizer(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> Step | None:
+    optimizer = optimizer_strategy.optimizer_of(model)
+    state = next((parameters[name] for name in OPTIMIZER if parameters.get(name) is not None), None)
+    if optimizer is None:
+        if state is not None and strategy != "reset":
+            logger.warning("Optimizer state is not used (strategy=%s), the model has no optimizer", strategy)
+        return None
+    if strategy == "reset" or (strategy == "adaptive" and state is None):
+        return optimizer_strategy.reset(optimizer)
+    if state is None:
+        logger.warning("Optimizer state is absent (strategy=%s): the recipient keeps its own", strategy)
+        return None
+    return optimizer_strategy.inherit(optimizer, state)
+
+
+def _normalizer(
+    model: Any, parameters: Mapping[Any, Any], member: PopulationMember, source: PopulationMember | None
+) -> Step | None:
+    normalizer = normalization.find(model)
+    if normalizer is None:
+        return None
+    state = parameters.get(normalization.STATE)
+    path = source.vecnormalize_stats_path if source is not None else None
+    if path is None and member.exploited_from is not None:
+        path = member.vecnormalize_stats_path  # the scheduler set it to the donor's
+    if state is None and path is None:
+        logger.warning("Member %s: the donor's VecNormalize statistics are absent; it keeps its own", member.member_id)
+        return None
+    message = (
+        f"Member {member.member_id}: VecNormalize stats synchronized from source agent "
+        "(prevents LSTM-normalization mismatch)"
+    )
+    found = normalization.read_statistics(Path(str(path))) if state is None else state
+    return normalization.synchronize(model, normalizer, found, message)
+
+
+def _recurrent(model: Any) -> Step | None:
+    reset = getattr(model, "reset_lstm_states_to_initial", None)
+    states = getattr(model, RECURRENT, None)
+    if not callable(reset) and states is None:
+        logger.debug("Model does not have LSTM states (reset_lstm_states_to_initial not found)")
+        return None
+    own = attributes([(model, RECURRENT, _zeros(states))])
+
+    def apply() -> None:
+        if callable(reset):
+            reset()
+        else:
+            own.apply()
+        logger.info("LSTM states reset to initial after PBT exploit")
+
+    return Step(own.remember if hasattr(model, RECURRENT) else lambda: lambda: None, apply)
+
+
+def _zeros(states: Any) -> Any:
+    """Fresh zeros in the structure of tuples of tensors."""
+    if isinstance(states, Tensor):
+        return torch.zeros_like(states)
+    if isinstance(states, tuple):
+        parts = [_zeros(part) for part in states]
+        return type(states)(*parts) if hasattr(states, "_fields") else tuple(parts)
+    return states
+
+
+def _state_dict(part: Any) -> Mapping[str, Any] | None:
+    found = part.state_dict() if callable(getattr(part, "state_dict", None)) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _remember(part: Any) -> Callable[[], None]:
+    before = copy.deepcopy(_state_dict(part))
+    return lambda: None if before is None else part.load_state_dict(before)

@@ -1,0 +1,421 @@
+"""A Stable-Baselines3 algorithm whose learning is the engine's, with a population of one."""
+
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Unpack, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from popgraft.errors import ConfigError
+from popgraft.execute.memory import keep_freed_memory
+from popgraft.ops import return_scale
+from popgraft.ppo import Learner, initial_member
+from popgraft.rng import torch_generator
+from popgraft.rollout.collector import Collector
+from popgraft.sb3 import archive
+from popgraft.sb3.arguments import Settings, optimizer_constants, policy_arguments, run_config
+from popgraft.sb3.environments import VecEnvGrid
+from popgraft.sb3.initial import draw_as_torch_
+from popgraft.sb3.optimizer import EngineOptimizer
+from popgraft.sb3.parts import KLPart, StatePart, VGSPart, collect, take_over
+from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
+from popgraft.sb3.states import RNNStates, pack, unpack
+from popgraft.state import Seat
+from popgraft.train.tensorboard import tag_of
+
+log = logging.getLogger(__name__)
+
+LIVE = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "clip_range", "clip_range_vf")
+"""Attributes that the next update reads anew; None is infinite, a schedule is called."""
+
+ACTION_SPACES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+
+
+class _Stopped(Exception):
+    """A callback has ended the training in the middle of a rollout."""
+
+
+class DistributionalPPO(OnPolicyAlgorithm):
+    """Recurrent PPO with a distributional critic.
+
+    The arguments up to `device` are those of sb3-contrib's RecurrentPPO and mean the same; docs/sb3.md lists the
+    differences and all others.
+
+    Args:
+        policy: "MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy", or a subclass of one of these.
+        env: what to learn from: an environment, a VecEnv, or a registered id.
+        learning_rate: step size, or a function of the remaining progress (1 to 0).
+        n_steps: environment steps per environment and update.
+        batch_size: samples in a minibatch, which holds whole sequences, see `arguments.batches`.
+        n_epochs: passes over a rollout.
+        gamma: discount per step.
+        gae_lambda: decay of generalised advantage estimation.
+        clip_range: clipping of the probability ratio, or a function of the remaining progress.
+        clip_range_vf: largest change of a predicted value, in the critic's units; None: unbounded.
+        normalize_advantage: whether advantages are standardised within a minibatch.
+        ent_coef: weight of the entropy bonus, per nat.
+        vf_coef: weight of the value loss.
+        max_grad_norm: largest norm of the gradient.
+        use_sde: state-dependent exploration, which is not available.
+        sde_sample_freq: belongs to it.
+        target_kl: an update stops before the step at which the KL divergence exceeds 1.5 times this (nats).
+        stats_window_size: episodes over which returns and lengths are averaged in the log.
+        tensorboard_log: folder of the TensorBoard log.
+        policy_kwargs: arguments of the policy.
+        verbose: 0: silent, 1: information, 2: debugging.
+        seed: root of all randomness; None: from the operating system. No global generator is seeded.
+        device: a torch device.
+        _init_setup_model: whether to build the network now.
+        settings: what RecurrentPPO does not have, see `arguments.Settings`.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpLstmPolicy": MlpLstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+    }
+    policy: MlpLstmPolicy  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[MlpLstmPolicy],
+        env: Any,
+        learning_rate: Any = 3e-4,
+        n_steps: int = 128,
+        batch_size: int | None = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: Any = 0.2,
+        clip_range_vf: Any = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,
+            learning_rate,
+            n_steps,
+            gamma,
+            gae_lambda,
+            ent_coef,
+            vf_coef,
+            max_grad_norm,
+            use_sde,
+            sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=ACTION_SPACES,
+        )
+        if not issubclass(self.policy_class, MlpLstmPolicy):
+            raise ConfigError(
+                f"policy={self.policy_class.__name__} is no policy of popgraft.sb3; name one of "
+                f"{', '.join(self.policy_aliases)}, or pass a subclass of popgraft.sb3.MlpLstmPolicy"
+            )
+        self.batch_size, self.n_epochs = batch_size, n_epochs
+        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
+        self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
+        self.settings: dict[str, Any] = dict(settings)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        keep_freed_memory()
+        self._setup_lr_schedule()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self.set_random_seed(self.seed)
+        root = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+        scaled = self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward
+        self.settings.setdefault("normalize_returns", not (scaled or self.settings.get("normalize_reward")))
+        arguments = policy_arguments(self.settings, self.policy_kwargs)
+        policy_class = cast(type[MlpLstmPolicy], self.policy_class)
+        arguments = {"use_sde": self.use_sde, **arguments}
+        self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **arguments)
+        own = ("n_steps", "n_epochs", "normalize_advantage")
+        values = {name: getattr(self, name) for name in own} | {name: self._current(name, 1.0) for name in LIVE}
+        values |= {"learning_rate": self.lr_schedule(1.0), "network": self.policy.network_config}
+        optimizer = self.policy.optimizer_class, self.policy.optimizer_kwargs or None
+        config = run_config(values, self.n_envs, self.batch_size, optimizer, self.settings, scaled)
+        grid = VecEnvGrid(self.observation_space, self.action_space, self.n_envs)
+        self.generators = [torch_generator(root, "action", 0, 0)]
+        self.member = initial_member(
+            self.policy.network,
+            grid.spaces,
+            config.model,
+            {name: torch.tensor([value]) for name, value in config.model.hyperparams().items()},
+            [torch_generator(root, "weights", 0)],
+            self.device,
+        )
+        weights = self.policy.network.views(self.member.params)
+        draw_as_torch_(weights, torch_generator(root, "torch weights"), dense=not self.policy.ortho_init)
+        self.learner = Learner(self.policy.network, config)
+        self.policy.occupy(
+            self.member,
+            partial(
+                EngineOptimizer,
+                member=self.member,
+                rule=self.learner.rule,
+                constants=optimizer_constants(config.model),
+                generators=self.generators,
+            ),
+            torch_generator(root, "prediction"),
+            config.model.normalize_reward,
+        )
+        self.seat = Seat.empty(1, self.n_envs, self.policy.network.state_size, self.device)
+        self.grid = grid
+        self.collector = Collector(self.policy.network, grid, self.n_steps, config.sequence_length, self.device)
+        self.rollout_buffer: Any = None
+        self._remembered = True
+        self._variance_gradient_scaler, self._kl_penalty = VGSPart(self.member), KLPart(self.member)
+        self._return_stats = StatePart(self.member.returns, "return_stats_state")
+        self._schedule = StatePart(self.member.entropy, "schedule_state", unbounded=("decay_start",))
+
+    def _current(self, name: str, progress: float) -> float | None:
+        value: Any = getattr(self, name)
+        return float(value(progress)) if callable(value) else value
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds environments and action space, and no global generator."""
+        if seed is not None:
+            self.action_space.seed(seed)
+            if self.env is not None:
+                self.env.seed(seed)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DistributionalPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> "DistributionalPPO":
+        """Trains for `total_timesteps` environment steps, rounded up to whole rollouts."""
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return self
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """Collects a rollout; False if a callback has ended the training, which throws the rollout away."""
+        callback.on_rollout_start()
+        self.policy.set_training_mode(False)
+        steps = 0
+
+        def listen(seen: dict[str, Any]) -> None:
+            nonlocal steps
+            steps += 1
+            self.num_timesteps += env.num_envs
+            callback.update_locals({**seen, "self": self, "env": env, "callback": callback, "n_steps": steps})
+            if not callback.on_step():
+                raise _Stopped
+            self._update_info_buffer(seen["infos"], seen["dones"])
+            self._last_obs, self._last_episode_starts = seen["new_obs"], seen["dones"]
+
+        assert self._last_episode_starts is not None
+        self.seat.episode_start = torch.from_numpy(self._last_episode_starts[None].astype(bool)).to(self.device)
+        self._remembered = True
+        self.grid.begin(env, self._last_obs, listen)
+        try:
+            self.rollout_buffer = self.collector.collect(self.member, self.seat, self.generators)
+        except _Stopped:
+            self._last_obs = None  # the next learn begins with new episodes
+            return False
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        self._reset_lstm_states_for_done_envs(self._last_episode_starts)
+        callback.update_locals({"self": self, "env": env, "rollout_buffer": self.rollout_buffer})
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """One update from the latest rollout."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.optimizer.pull()
+        for name in LIVE:
+            value = self._current(name, self._current_progress_remaining)
+            self.member.hyperparams[name].fill_(torch.inf if value is None else value)
+        metrics, self._targets = self.learner.improve_(self.member, self.seat, self.rollout_buffer, self.generators)
+        self.policy.optimizer.push()
+        self._n_updates += self.n_epochs
+        self._finalize_return_stats()
+        self._activate_return_scale_snapshot()
+        self._record(metrics)
+
+    def _finalize_return_stats(self) -> None:
+        """Enters the latest update's targets into the return statistics."""
+        if self.settings["normalize_returns"]:
+            self.learner.finalize_returns_(self.member, self._targets, self.rollout_buffer.valid)
+
+    def _activate_return_scale_snapshot(self) -> None:
+        """Makes the return statistics the critic's units, without moving its predictions in raw units."""
+        self.learner.activate_returns_(self.member)
+
+    @property
+    def _ret_mean_value(self) -> float:
+        """Running mean of returns."""
+        return float(return_scale.latest(self.member.returns)[0])
+
+    @property
+    def _ret_std_value(self) -> float:
+        """Running standard deviation of returns."""
+        return float(return_scale.latest(self.member.returns)[1])
+
+    @property
+    def _ret_mean_snapshot(self) -> float:
+        """Mean in whose units the critic predicts."""
+        return float(self.member.returns.mean)
+
+    @property
+    def _ret_std_snapshot(self) -> float:
+        """Standard deviation in whose units the critic predicts."""
+        return float(self.member.returns.std)
+
+    def _record(self, metrics: Mapping[str, Tensor]) -> None:
+        hidden = set(self.member.hyperparams) - {"learning_rate", "clip_range", "clip_range_vf", "ent_coef"}
+        for name, value in metrics.items():
+            if name not in hidden and torch.isfinite(value).all():
+                self.logger.record(tag_of(name), float(value))
+        self.logger.record("train/policy_gradient_loss", float(metrics["policy_loss"]))  # RecurrentPPO's name
+        log_std = self.policy.network.views(self.member.params)["head"].get("log_std")
+        if log_std is not None:
+            self.logger.record("train/std", float(log_std.exp().mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @property
+    def _last_lstm_states(self) -> RNNStates | None:
+        """Recurrent state before the next step, as views of it; None where it was taken away."""
+        config = self.policy.network_config
+        return unpack(self.seat.carry, config.recurrent_layers, config.hidden_size) if self._remembered else None
+
+    @_last_lstm_states.setter
+    def _last_lstm_states(self, states: RNNStates | None) -> None:
+        self._remembered = states is not None
+        if states is None:
+            self.seat.carry = torch.zeros_like(self.seat.carry)
+        else:
+            pi, vf = states
+            own = self.policy.network.critic_memory is not None
+            self.seat.carry = pack(tuple(pi), tuple(vf) if own else None).to(self.device)
+
+    def reset_lstm_states_to_initial(self) -> None:
+        """Gives every environment fresh copies of the policy's initial state."""
+        if self._remembered:
+            pi, vf = (
+                tuple(part.expand(-1, self.n_envs, -1).clone() for part in memory)
+                for memory in self.policy.recurrent_initial_state
+            )
+            self._last_lstm_states = RNNStates(pi, vf)
+            log.info("LSTM states reset to initial (zero) states")
+
+    def _reset_lstm_states_for_done_envs(self, dones: np.ndarray) -> None:
+        """Resets the rows of finished environments, and only those."""
+        finished = torch.as_tensor(np.asarray(dones, dtype=bool)).to(self.device)
+        self.seat.carry = self.seat.carry.masked_fill(finished.view(1, -1, 1), 0)
+
+    def get_parameters(self, include_optimizer: bool = False) -> dict[str, dict[str, Any]]:
+        """Everything that another model inherits when it becomes this one's copy, by name.
+
+        Args:
+            include_optimizer: whether `optimizer_state` is among it.
+        """
+        return collect(self, include_optimizer)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | Path | io.BufferedIOBase | Mapping[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Takes over parameters, and resets the recurrent state; on any error the model is as it was.
+
+        Args:
+            load_path_or_dict: what `get_parameters` returned, or a file that `save` wrote.
+            exact_match: whether everything but the optimizer must be given, and nothing unknown.
+            device: where a file's tensors are read to.
+
+        Raises:
+            ConfigError: something is missing, unknown or of another shape.
+            StoreError: the file cannot be read.
+        """
+        given = load_path_or_dict
+        if not isinstance(given, Mapping):
+            given = archive.read(given, device).parameters
+        take_over(self, given, exact_match)
+        self.reset_lstm_states_to_initial()
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Writes the model as Stable-Baselines3 lays it out: a zip whose `data` is JSON without pickled objects.
+
+        Args:
+            path: the file.
+            exclude: names of arguments and counters to leave out.
+            include: nothing beyond what is written can be included.
+        """
+        archive.write(path, self, set(exclude or ()), set(include or ()))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | io.BufferedIOBase,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> "DistributionalPPO":
+        """Reads a model that `save` wrote; nothing in the file is executed.
+
+        Args:
+            path: the file.
+            env: what it learns from now; None: it can only act until `set_env`.
+            device: a torch device.
+            custom_objects: values in place of the file's, such as a `policy_class` of the user's.
+            print_system_info: whether to print what the file was written with.
+            force_reset: must be true, since a file has no environments: training begins with new episodes.
+            kwargs: arguments in place of the file's.
+
+        Raises:
+            StoreError: the file is missing, damaged, foreign, or holds pickled objects.
+            ConfigError: it needs an object that a file cannot hold; or the environment has other spaces.
+        """
+        return archive.load(cls, path, env, device, {**(custom_objects or {}), **kwargs}, print_system_info)

@@ -1,0 +1,175 @@
+"""Models in files: Stable-Baselines3's zip layout, without pickled objects.
+
+    data                           JSON: arguments, spaces, counters
+    policy.pth                     the policy's state dict
+    policy.optimizer.pth           the optimizer's
+    kl_penalty_state.pth, …        the other parts of `get_parameters`
+    pytorch_variables.pth          the random generators
+    _stable_baselines3_version, system_info.txt
+
+Tensors are read with `weights_only`, and `data` holds nothing but values, so that reading executes nothing. What is not
+restored: environments and their episodes, the recurrent state, a VecNormalize (save it beside the model), and the
+user's own objects: policy and extractor classes must be given to `load` again; a schedule that is a function is
+replaced by the value that it begins with.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pickle
+import zipfile
+from collections import deque
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from stable_baselines3.common.save_util import load_from_zip_file, open_path, save_to_zip_file
+from stable_baselines3.common.utils import check_for_correct_spaces
+
+from popgraft.errors import ConfigError, StoreError
+from popgraft.sb3.values import Missing, decode, encode
+
+M = TypeVar("M", bound=Any)
+Source = str | Path | io.BufferedIOBase
+
+ARGUMENTS = (
+    "learning_rate",
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "clip_range",
+    "clip_range_vf",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "use_sde",
+    "sde_sample_freq",
+    "target_kl",
+    "tensorboard_log",
+    "policy_kwargs",
+    "verbose",
+    "seed",
+)
+"""Arguments of the constructor that are attributes too."""
+
+COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_current_progress_remaining")
+"""Attributes that learning has changed."""
+
+SPACES = ("observation_space", "action_space")
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """What a file holds.
+
+    Attributes:
+        data: entries of `data`, not yet decoded.
+        parameters: what `get_parameters` gives, and the optimizer.
+        variables: state of the random generators.
+    """
+
+    data: dict[str, Any]
+    parameters: dict[str, Any]
+    variables: dict[str, torch.Tensor]
+
+
+def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> None:
+    """Writes a model.
+
+    Raises:
+        ConfigError: something is to be included that a file does not hold.
+    """
+    values = {name: getattr(model, name) for name in (*ARGUMENTS, *COUNTERS, *SPACES)}
+    values |= {
+        "policy_class": next(
+            (name for name, policy in model.policy_aliases.items() if policy is model.policy_class), model.policy_class
+        ),
+        "stats_window_size": model._stats_window_size,
+        "n_envs": model.n_envs,
+        "settings": model.settings,
+        "ep_info_buffer": None if model.ep_info_buffer is None else list(model.ep_info_buffer),
+        "ep_success_buffer": None if model.ep_success_buffer is None else list(model.ep_success_buffer),
+    }
+    if include - set(values):
+        raise ConfigError(f"include={sorted(include)}: a file holds {', '.join(values)} and the parameters, no more")
+    data = {name: encode(value) for name, value in values.items() if name not in exclude - include}
+    parameters = model.get_parameters(include_optimizer=True)
+    parameters["policy.optimizer"] = parameters.pop("optimizer_state")
+    generators = {"action": model.generators[0].get_state(), "prediction": model.policy.generator.get_state()}
+    save_to_zip_file(path, data=data, params=parameters, pytorch_variables=generators)
+
+
+def read(path: Source, device: torch.device | str = "auto", print_system_info: bool = False) -> Archive:
+    """Reads a file without executing anything in it.
+
+    Raises:
+        StoreError: it is missing, damaged, foreign, or holds pickled objects.
+    """
+    try:
+        file = open_path(path, "r", suffix="zip")
+        own = file if isinstance(path, (str, Path)) else contextlib.nullcontext()  # a file of the user's stays open
+        with own, zipfile.ZipFile(file) as archive:
+            data = json.loads(archive.read("data"))
+        _, parameters, variables = load_from_zip_file(
+            path, load_data=False, device=device, print_system_info=print_system_info
+        )
+    except OSError as error:
+        raise StoreError(f"cannot read the model {path}: {(error.strerror or str(error)).lower()}") from None
+    except pickle.UnpicklingError:
+        raise StoreError(f"{path} holds something other than tensors and plain values; nothing was executed") from None
+    except Exception as error:  # whatever the bytes make the parsers do
+        raise StoreError(f"{path} is damaged or not a model ({type(error).__name__}: {error})") from None
+    pickled = [name for name, value in data.items() if isinstance(value, dict) and ":serialized:" in value]
+    if pickled or "settings" not in data:
+        raise StoreError(
+            f"{path} was not written by DistributionalPPO.save"
+            + (f": it holds pickled objects ({', '.join(pickled[:3])}, …), which are not executed" if pickled else "")
+            + "; set_parameters takes over weights from any dict of tensors"
+        )
+    return Archive(data, parameters, variables or {})
+
+
+def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any], print_system_info: bool) -> M:
+    """Builds a model from a file.
+
+    Args:
+        cls: the algorithm.
+        path: the file.
+        env: its environment, or None.
+        device: where it lives.
+        given: values that win over the file's.
+        print_system_info: whether to print what the file was written with.
+
+    Raises:
+        ConfigError: a value that a file cannot hold is not given, or the environment's spaces differ.
+        StoreError: the file cannot be read.
+    """
+    archive = read(path, device, print_system_info)
+    missing = Missing()
+    values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}
+    missing.check(str(path))
+    values |= given
+    settings = {**values.pop("settings"), **{name: given[name] for name in given if name not in archive.data}}
+    names = (*ARGUMENTS, "stats_window_size")
+    arguments = {name: values[name] for name in names if name in values}
+    model = cls(values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **settings)
+    if env is None:
+        for name in (*SPACES, "n_envs"):
+            setattr(model, name, values[name])
+    else:
+        check_for_correct_spaces(model.env, values["observation_space"], values["action_space"])
+    model._setup_model()
+    model.set_parameters(archive.parameters)
+    for name in COUNTERS:
+        setattr(model, name, values.get(name, getattr(model, name)))
+    for name in ("ep_info_buffer", "ep_success_buffer"):
+        if values.get(name) is not None:
+            setattr(model, name, deque(values[name], maxlen=model._stats_window_size))
+    generators = {"action": model.generators[0], "prediction": model.policy.generator}
+    for name, state in archive.variables.items():
+        generators[name].set_state(state.cpu())
+    return cast(M, model)

@@ -1,0 +1,239 @@
+"""RecurrentPPO's arguments as the engine's settings."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+import torch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import nn
+
+from popgraft.config import Config, ModelConfig, load_as
+from popgraft.errors import ConfigError
+from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD
+
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+}
+"""Names of nonlinearities in the engine."""
+
+OPTIMIZERS: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.Adam: "adam",
+    torch.optim.AdamW: "adamw",
+    UPGD: "upgd",
+    AdaptiveUPGD: "adaptive_upgd",
+    UPGDW: "upgdw",
+}
+"""Names of update rules in the engine."""
+
+ENCODERS: dict[type[BaseFeaturesExtractor], str] = {
+    FlattenExtractor: "mlp",
+    NatureCNN: "cnn",
+    CombinedExtractor: "auto",
+}
+"""Names of the engine's encoders that compute the same."""
+
+FEATURES = {FlattenExtractor: ("", 1), NatureCNN: ("features_dim", 512), CombinedExtractor: ("cnn_output_dim", 256)}
+"""Keyword of those extractors that sets the features of an image, and its default."""
+
+
+class Settings(TypedDict, total=False):
+    """What the engine can do beyond RecurrentPPO, each with the default that docs/usage.md gives for it.
+
+    `normalize_obs` and `normalize_reward` are off by default, as VecNormalize does it here; `normalize_returns` is on
+    unless a VecNormalize scales rewards.
+    """
+
+    sequence_length: int | None
+    critic: Literal["quantile", "categorical", "scalar"]
+    n_quantiles: int
+    n_bins: int
+    support: tuple[float, float]
+    twin_critics: bool
+    twin_reduce: Literal["min", "mean"]
+    layer_norm: bool
+    optimizer: Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
+    optimizer_kwargs: dict[str, Any]
+    vgs: bool | dict[str, Any]
+    normalize_returns: bool
+    normalize_obs: bool
+    normalize_reward: bool
+    quantile_target: Literal["lambda", "mc"]
+    cvar_weight: float
+    cvar_alpha: float
+    cvar_start: int
+    cvar_ramp: int
+    clip_range_vf_warmup: int
+    ent_coef_final: float | None
+    ent_coef_min: float
+    ent_coef_decay_steps: int
+    ent_coef_plateau_window: int
+    ent_coef_plateau_tolerance: float
+    ent_coef_plateau_min_updates: int
+    kl_penalty: bool
+    kl_beta: float
+    kl_beta_max: float
+    kl_pid_p: float
+    kl_pid_i: float
+    kl_pid_d: float
+
+
+NETWORK = ("critic", "n_quantiles", "n_bins", "support", "twin_critics", "twin_reduce", "layer_norm")
+"""Settings of the network."""
+
+
+def policy_arguments(settings: Mapping[str, Any], policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's keyword arguments: the user's, and the network's part of the settings.
+
+    Raises:
+        ConfigError: both set the optimizer.
+    """
+    own = {"optimizer", "optimizer_kwargs"} & set(settings)
+    if own and {"optimizer_class", "optimizer_kwargs"} & set(policy_kwargs):
+        raise ConfigError(f"{' and '.join(sorted(own))} and policy_kwargs set the optimizer twice; remove one of them")
+    return {name: settings[name] for name in NETWORK if name in settings} | dict(policy_kwargs)
+
+
+def run_config(
+    values: Mapping[str, Any],
+    n_envs: int,
+    batch_size: int | None,
+    optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any] | None],
+    settings: Mapping[str, Any],
+    rewards_scaled: bool,
+) -> Config:
+    """The engine's configuration of a population of one.
+
+    Args:
+        values: settings of the model by the engine's names.
+        n_envs: environments.
+        batch_size: samples in a minibatch.
+        optimizer: class and constants of the policy's.
+        settings: what RecurrentPPO does not have.
+        rewards_scaled: whether the user's VecNormalize scales rewards.
+
+    Raises:
+        ConfigError: a value that cannot work, alone or with others.
+    """
+    scaling = [name for name in ("normalize_returns", "normalize_reward") if settings.get(name)]
+    if rewards_scaled and scaling:
+        raise ConfigError(
+            f"the environment's VecNormalize scales rewards, and so does {scaling[0]}=True; set {scaling[0]}=False, "
+            "or VecNormalize(norm_reward=False)"
+        )
+    minibatches, length = batches(values["n_steps"], n_envs, batch_size, settings.get("sequence_length"))
+    own = {name: value for name, value in settings.items() if name not in (*NETWORK, "sequence_length", "vgs")}
+    vgs = settings.get("vgs", False)
+    model = {
+        "n_minibatches": minibatches,
+        "normalize_obs": False,
+        "normalize_reward": False,
+        "vgs": {"enabled": True, **vgs} if isinstance(vgs, Mapping) else {"enabled": vgs},
+        **({} if {"optimizer", "optimizer_kwargs"} & set(own) else optimizer_settings(*optimizer)),
+        **values,
+        **own,
+    }
+    # The environments are the user's own, and the engine never makes any: the source is but a name.
+    env = {"factory": "stable_baselines3.common.vec_env:VecEnv", "num_envs": n_envs}
+    pbt = {"population_size": 1, "exploit_method": "none"}
+    return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": {"sequence_length": length}})
+
+
+def batches(n_steps: int, n_envs: int, batch_size: int | None, sequence_length: int | None) -> tuple[int, int]:
+    """How a rollout is cut: number of minibatches, and length of a training sequence.
+
+    A minibatch holds batch_size / sequence_length whole sequences, so that the length divides both `n_steps` and
+    `batch_size`; where it is not given it is their greatest common divisor.
+
+    Args:
+        n_steps: steps of every environment.
+        n_envs: environments.
+        batch_size: samples in a minibatch; None, or more than there are: all.
+        sequence_length: steps of backpropagation through time.
+
+    Raises:
+        ConfigError: a batch size or sequence length that does not divide.
+    """
+    samples = n_steps * n_envs
+    size = samples if batch_size is None else min(batch_size, samples)
+    if size < 1 or samples % size:
+        raise ConfigError(
+            f"batch_size={batch_size} must divide the {samples} samples of a rollout (n_steps={n_steps} x {n_envs} "
+            f"environments), since no sample is left out; nearest: {_nearest(samples, max(size, 1))}"
+        )
+    longest = math.gcd(n_steps, size)
+    length = longest if sequence_length is None else sequence_length
+    if length < 1 or longest % length:
+        raise ConfigError(
+            f"sequence_length={sequence_length} must divide both n_steps={n_steps} and batch_size={size}, because a "
+            f"minibatch holds whole sequences; nearest: {_nearest(longest, max(length, 1))}"
+        )
+    return samples // size, length
+
+
+def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`optimizer_class` and `optimizer_kwargs` of a policy as settings of the model.
+
+    Raises:
+        ConfigError: a class that the engine does not know.
+    """
+    if cls not in OPTIMIZERS:
+        known = ", ".join(known.__name__ for known in OPTIMIZERS)
+        raise ConfigError(f"optimizer_class={cls.__name__} is not available; choose one of {known}")
+    constants: dict[str, Any] = {} if cls is UPGD else {"eps": 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5}
+    constants |= kwargs or {}
+    if "beta1" in constants or "beta2" in constants:
+        constants["betas"] = (constants.pop("beta1", 0.9), constants.pop("beta2", 0.999))
+    return {"optimizer": OPTIMIZERS[cls], "optimizer_kwargs": constants}
+
+
+def optimizer_constants(config: ModelConfig) -> dict[str, Any]:
+    """Constants of the update rule that a parameter group shows; `weight_decay` and `sigma` may be changed there."""
+    constants = config.optimizer_kwargs
+    unread = {"adam": ("sigma",), "adamw": ("sigma",), "upgd": ("betas", "eps")}.get(config.optimizer, ())
+    names = (name for name in ("betas", "eps", "weight_decay", "sigma") if name not in unread)
+    return {name: getattr(constants, name) for name in names}
+
+
+def activation(cls: type[nn.Module]) -> str:
+    """The engine's name of a nonlinearity.
+
+    Raises:
+        ConfigError: the engine does not have it.
+    """
+    if cls not in ACTIVATIONS:
+        known = ", ".join(f"nn.{known.__name__}" for known in ACTIVATIONS)
+        raise ConfigError(f"activation_fn={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
+    return ACTIVATIONS[cls]
+
+
+def layers(net_arch: Any, image: bool) -> tuple[list[int], list[int]]:
+    """Widths of the dense layers behind the memories of actor and critic.
+
+    Args:
+        net_arch: a list for both, or a dict with `pi` and `vf`; None: none behind a NatureCNN, else [64, 64].
+        image: whether the extractor is a NatureCNN.
+
+    Raises:
+        ConfigError: another form.
+    """
+    if net_arch is None:
+        net_arch = [] if image else [64, 64]
+    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        net_arch = net_arch[0]  # the form of Stable-Baselines3 before 1.8, which RL Zoo's settings still have
+    if isinstance(net_arch, dict) and set(net_arch) <= {"pi", "vf"}:
+        return list(net_arch.get("pi", [])), list(net_arch.get("vf", []))
+    if isinstance(net_arch, list):
+        return net_arch, net_arch
+    raise ConfigError(f"net_arch={net_arch!r} must be a list of widths, or dict(pi=[...], vf=[...])")
+
+
+def _nearest(n: int, value: int) -> str:
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    below, above = [d for d in divisors if d < value][-1:], [d for d in divisors if d > value][:1]
+    return " or ".join(str(d) for d in below + above)

@@ -1,0 +1,96 @@
+"""The user's VecEnv as the engine's rollout steps it, with somebody listening."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from popgraft.rollout.adapters import final_observation, vec_env_ends
+from popgraft.rollout.grid import Transition
+from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
+
+Listener = Callable[[dict[str, Any]], None]
+"""Is told of every step, under the names that Stable-Baselines3's callbacks know."""
+
+
+class VecEnvGrid:
+    """A grid with one member, whose environments belong to the user.
+
+    Args:
+        observation_space: of one environment.
+        action_space: of one environment.
+        num_envs: number of environments.
+
+    Raises:
+        ConfigError: a space of a kind that is not supported.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], num_envs: int) -> None:
+        self.spaces = spaces_of(observation_space, action_space)
+        self._fields = fields_of(observation_space)
+        self._encode_actions = action_encoder(action_space)
+        self.observations, finals = (
+            {
+                name: np.zeros((1, num_envs, *spec.shape), np.uint8 if spec.image else np.float32)
+                for name, spec in self.spaces.obs.items()
+            }
+            for _ in range(2)
+        )
+        flags = [np.zeros((1, num_envs), np.bool_) for _ in range(4)]
+        self._transition = Transition(
+            reward=np.zeros((1, num_envs), np.float32),
+            terminated=flags[0],
+            truncated=flags[1],
+            valid=np.ones((1, num_envs), np.bool_),
+            started=flags[2],
+            final=flags[3],
+            final_observations=finals,
+        )
+        self._env: Any = None
+        self._listener: Listener | None = None
+
+    def begin(self, env: Any, observation: Any, listener: Listener) -> None:
+        """Prepares a rollout.
+
+        Args:
+            env: the VecEnv to step.
+            observation: what it shows now.
+            listener: is called after every step.
+        """
+        self._env, self._listener = env, listener
+        self._show(observation)
+
+    def step(self, actions: np.ndarray) -> Transition:
+        """Takes one action [1, env, dims] in every environment, and tells the listener."""
+        assert self._listener is not None, "begin a rollout first"
+        taken = self._encode_actions(actions[0])
+        new_obs, rewards, dones, infos = self._env.step(taken)
+        result = self._transition
+        result.reward[0] = rewards
+        result.terminated[0], result.truncated[0], finals = vec_env_ends(dones, infos)
+        result.started[0] = dones
+        result.final[0] = result.truncated[0]
+        for env in np.flatnonzero(result.final[0]).tolist():
+            self._write(final_observation(finals, env), result.final_observations, env)
+        self._show(new_obs)
+        self._listener(
+            {
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+                "infos": infos,
+                "actions": actions[0],
+                "clipped_actions": taken,
+            }
+        )
+        return result
+
+    def _show(self, raw: Any) -> None:
+        for name, field in self._fields.items():
+            field.write(np.asarray(raw if field.key is None else raw[field.key]), self.observations[name][0])
+
+    def _write(self, raw: Any, out: dict[str, np.ndarray], env: int) -> None:
+        for name, field in self._fields.items():
+            value = np.asarray(raw if field.key is None else raw[field.key])
+            field.write(value[None], out[name][0, env : env + 1])

@@ -1,0 +1,174 @@
+"""What a DistributionalPPO remembers beside its policy and optimizer, each with a state dict."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.errors import ConfigError
+from popgraft.ops import kl_control
+from popgraft.optim.torch_vgs import read_vgs_state, vgs_state_dict
+from popgraft.state import Member
+
+OPTIMIZER_STATE = "optimizer_state"
+PARTS = {
+    "kl_penalty_state": "_kl_penalty",
+    "vgs_state": "_variance_gradient_scaler",
+    "return_stats_state": "_return_stats",
+    "schedule_state": "_schedule",
+}
+"""Entries of a model's parameters beside `policy`, and the attribute that holds the part."""
+
+REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state")
+"""Entries that an exact match needs."""
+
+
+class Part(Protocol):
+    """A part of a model's memory."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors of their own, which `torch.load(..., weights_only=True)` reads."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` made: all of it, or none."""
+        ...
+
+
+class VGSPart:
+    """Statistics of the variance gradient scaler.
+
+    Args:
+        member: a population of one.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._state = member.vgs
+
+    def state_dict(self) -> dict[str, Any]:
+        """By the names of `VarianceGradientScaler.state_dict`."""
+        return vgs_state_dict(self._state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over statistics of the same parameters."""
+        tree.map(Tensor.copy_, self._state, read_vgs_state(state_dict, self._state))
+
+
+class KLPart:
+    """Coefficient, errors and gains of the KL penalty's controller.
+
+    Args:
+        member: a population of one.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._state, values = member.kl, member.hyperparams
+        self._gains = kl_control.Gains(values["kl_pid_p"], values["kl_pid_i"], values["kl_pid_d"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return kl_control.state_dict(self._state, 0, self._gains)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over controller and gains."""
+        kl_control.load_(self._state, 0, self._gains, state_dict)
+
+
+class StatePart:
+    """Any heritable state whose leaves have one row of numbers each.
+
+    Args:
+        state: what it shows.
+        name: what it is called in errors.
+        unbounded: leaves that may be infinite.
+    """
+
+    def __init__(self, state: Any, name: str, unbounded: tuple[str, ...] = ()) -> None:
+        self._state, self._name, self._unbounded = state, name, unbounded
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every leaf: a plain number, or a tensor where it has axes of its own."""
+        return {
+            name: leaf[0].clone() if leaf.dim() > 1 else float(leaf) if leaf.is_floating_point() else int(leaf)
+            for name, leaf in tree.items(self._state)
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over every leaf.
+
+        Raises:
+            ConfigError: keys, shapes or numbers that do not fit; nothing is written then.
+        """
+        leaves = dict(tree.items(self._state))
+        if set(state_dict) != set(leaves):
+            raise ConfigError(
+                f"{self._name} holds {', '.join(sorted(map(str, state_dict))) or 'nothing'}, but needs exactly "
+                f"{', '.join(leaves)}; take it from get_parameters() of the same kind of model"
+            )
+        rows = {}
+        for name, leaf in leaves.items():
+            try:
+                row = torch.as_tensor(state_dict[name], dtype=leaf.dtype, device=leaf.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"{self._name}: {name}={state_dict[name]!r} is not a number or tensor") from error
+            if row.shape != leaf.shape[1:] or row.isnan().any() or (name not in self._unbounded and row.isinf().any()):
+                raise ConfigError(
+                    f"{self._name}: {name}={state_dict[name]!r} must be a finite number or tensor of shape "
+                    f"{tuple(leaf.shape[1:])}"
+                )
+            rows[name] = row
+        for name, leaf in leaves.items():
+            leaf[0] = rows[name]
+
+
+def collect(model: Any, include_optimizer: bool) -> dict[str, dict[str, Any]]:
+    """Everything that another model inherits when it becomes this one's copy, by name."""
+    parts = {name: getattr(model, attribute).state_dict() for name, attribute in PARTS.items()}
+    optimizer = {OPTIMIZER_STATE: model.policy.optimizer.state_dict()} if include_optimizer else {}
+    return {"policy": model.policy.state_dict(), **parts, **optimizer}
+
+
+def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> None:
+    """Puts parameters into a model; on any error it is as it was.
+
+    Args:
+        model: the recipient.
+        parameters: what `collect` returned.
+        exact_match: whether all `REQUIRED` entries must be there, and nothing unknown.
+
+    Raises:
+        ConfigError: something is missing, unknown or of another shape.
+        StoreError: the controller's state does not fit.
+    """
+    given = {OPTIMIZER_STATE if name == "policy.optimizer" else name: part for name, part in parameters.items()}
+    unknown = sorted(set(given) - {"policy", OPTIMIZER_STATE, *PARTS})
+    missing = [name for name in REQUIRED if name not in given]
+    if exact_match and (unknown or missing):
+        raise ConfigError(
+            f"the parameters are not those of a DistributionalPPO: missing {missing or 'none'}, unknown "
+            f"{unknown or 'none'}; pass what get_parameters() returned, or exact_match=False"
+        )
+    optimizer = model.policy.optimizer
+    before, optimizer_before = tree.map(torch.clone, model.member), copy.deepcopy(optimizer.state_dict())
+    try:
+        if "policy" in given:
+            _load_weights(model.policy, given["policy"], exact_match)
+        for name, attribute in PARTS.items():
+            if name in given:
+                getattr(model, attribute).load_state_dict(given[name])
+        if OPTIMIZER_STATE in given:
+            optimizer.load_state_dict(given[OPTIMIZER_STATE])
+    except BaseException:
+        tree.put_(model.member, torch.tensor([0]), before)
+        optimizer.load_state_dict(optimizer_before)
+        raise
+
+
+def _load_weights(policy: Any, weights: Mapping[str, Tensor], strict: bool) -> None:
+    try:
+        policy.load_state_dict(dict(weights), strict=strict)
+    except RuntimeError as error:
+        raise ConfigError(f"the weights are of another policy: {error}") from None

@@ -1,0 +1,347 @@
+"""The engine's network with a population of one, as a Stable-Baselines3 policy."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import maybe_transpose
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import Tensor, nn
+
+from popgraft import tree
+from popgraft.config import NetworkConfig, load_as
+from popgraft.errors import ConfigError
+from popgraft.nn import Params, Policy, Unrolled
+from popgraft.ops import return_scale
+from popgraft.rollout.acting import Actor, action_noise
+from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
+from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
+from popgraft.sb3.optimizer import EngineOptimizer
+from popgraft.sb3.states import Memory, RNNStates, pack, unpack
+from popgraft.state import Member
+
+
+class MlpLstmPolicy(BasePolicy):
+    """Recurrent actor and critic, by the arguments of sb3-contrib's policies.
+
+    Parameters and statistics are views of a member of the engine: an update writes through them.
+
+    Args:
+        observation_space: what the agent sees.
+        action_space: what it does.
+        lr_schedule: learning rate by remaining progress.
+        net_arch: dense layers behind the memories: a list for both, or a dict with `pi` and `vf`.
+        activation_fn: their nonlinearity.
+        ortho_init: whether weights are orthogonal; else they are drawn as torch.nn does.
+        use_sde: state-dependent exploration, which is not available.
+        log_std_init: initial log standard deviation of a continuous action.
+        full_std, use_expln, squash_output: of state-dependent exploration; anything but the default is refused.
+        features_extractor_class: encoder; None: the policy's own.
+        features_extractor_kwargs: its keyword arguments.
+        share_features_extractor: whether actor and critic read the same encoder.
+        normalize_images: must be true: the engine divides pixels by 255.
+        optimizer_class: update rule, a key of `arguments.OPTIMIZERS`.
+        optimizer_kwargs: its constants.
+        lstm_hidden_size: width of an LSTM layer.
+        n_lstm_layers: number of layers.
+        shared_lstm: whether the critic reads the actor's LSTM, without a gradient.
+        enable_critic_lstm: whether the critic has its own.
+        lstm_kwargs: further arguments of torch.nn.LSTM, of which none is available.
+        network: settings of the critic, see `arguments.Settings`.
+
+    Raises:
+        ConfigError: an argument that the engine has no counterpart of, or a combination that cannot work.
+    """
+
+    extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        lr_schedule: Callable[[float], float],
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = False,
+        features_extractor_class: type[nn.Module] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        lstm_hidden_size: int = 256,
+        n_lstm_layers: int = 1,
+        shared_lstm: bool = False,
+        enable_critic_lstm: bool = True,
+        lstm_kwargs: dict[str, Any] | None = None,
+        **network: Any,
+    ) -> None:
+        fixed = {
+            "use_sde": (use_sde, False),
+            "full_std": (full_std, True),
+            "use_expln": (use_expln, False),
+            "squash_output": (squash_output, False),
+            "normalize_images": (normalize_images, True),
+            "lstm_kwargs": (lstm_kwargs or None, None),
+        }
+        for name, (value, only) in fixed.items():
+            if value != only:
+                raise ConfigError(f"{name}={value!r} is not available; leave it at {only!r}")
+        if shared_lstm and enable_critic_lstm:
+            raise ConfigError(
+                "shared_lstm=True and enable_critic_lstm=True exclude each other; set enable_critic_lstm=False"
+            )
+        extractor: Any = features_extractor_class or self.extractor
+        super().__init__(
+            observation_space,
+            action_space,
+            extractor,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        kwargs = dict(features_extractor_kwargs or {})
+        own = extractor in ENCODERS
+        keyword, features = FEATURES.get(extractor, ("", 1))
+        features = kwargs.pop(keyword, features) if own else features
+        if own and kwargs:
+            raise ConfigError(f"features_extractor_kwargs={kwargs} are not available with {extractor.__name__}")
+        actor_layers, critic_layers = layers(net_arch, extractor is NatureCNN)
+        critic_recurrent = "separate" if enable_critic_lstm else "detached" if shared_lstm else "none"
+        settings = {
+            "encoder": ENCODERS.get(extractor, "auto"),
+            "encoder_layers": [],
+            "cnn_features": features,
+            "share_encoder": share_features_extractor,
+            "activation": activation(activation_fn),
+            "hidden_size": lstm_hidden_size,
+            "recurrent_layers": n_lstm_layers,
+            "critic_recurrent": critic_recurrent,
+            "head_layers": actor_layers,
+            "critic_head_layers": critic_layers,
+            "log_std_init": log_std_init,
+        }
+        self.network_config = load_as(NetworkConfig, {**settings, **network})
+        self.ortho_init = ortho_init
+        self.spaces = spaces_of(observation_space, action_space)
+        make = None if own else partial(extractor, **kwargs)
+        self.network = Policy(self.spaces, self.network_config, make)
+        self._fields, self._encode_actions = fields_of(observation_space), action_encoder(action_space)
+        self.optimizer: EngineOptimizer
+
+    def occupy(
+        self,
+        member: Member,
+        optimizer: Callable[[Sequence[nn.Parameter]], EngineOptimizer],
+        generator: torch.Generator,
+        normalizes_reward: bool,
+    ) -> None:
+        """Takes a member for its own: parameters and statistics become views of it.
+
+        Args:
+            member: a population of one.
+            optimizer: makes the optimizer for the parameters, which are in the order of their layout.
+            generator: source of stochastic predictions' noise.
+            normalizes_reward: whether the statistics of rewards belong to the state dict.
+        """
+        self.member = member
+        self._actor = Actor.of(self.network, member)
+        self.generator = generator
+        for name, child in _module(self._actor.params, nn.Parameter).named_children():
+            self.add_module(name, child)
+        normalizer: dict[str, Any] = {"obs": member.normalizer.obs} if member.normalizer.obs else {}
+        if normalizes_reward:
+            normalizer["returns"] = member.normalizer.returns
+        if normalizer:
+            self.add_module("normalizer", _module(normalizer, None))
+        named = dict(self.named_parameters())
+        self.optimizer = optimizer([named[path] for path in self.network.layout.shapes])
+
+    @property
+    def recurrent_initial_state(self) -> RNNStates:
+        """The state before the first step, for one environment."""
+        config = self.network_config
+        zeros = torch.zeros(1, 1, max(self.network.state_size, 1), device=self.device)
+        return unpack(zeros, config.recurrent_layers, config.hidden_size)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Chooses actions.
+
+        Args:
+            observation: of one environment, or of several with a leading axis.
+            state: (h, c) of the actor as the previous call returned it; None before the first step.
+            episode_start: [env] whether the observation is the first of an episode, where the state is zeroed.
+            deterministic: whether the most likely action is taken.
+
+        Returns:
+            Actions as the environment takes them, and the state for the next call.
+        """
+        if isinstance(observation, tuple):
+            raise ConfigError(
+                "predict got a tuple; pass the observation alone (reset() of a Gymnasium environment returns obs, info)"
+            )
+        vectorized = self.is_vectorized_observation(observation)
+        obs = self._tensors(observation)
+        envs = len(next(iter(obs.values())))
+        starts = torch.zeros(envs) if episode_start is None else torch.as_tensor(np.asarray(episode_start))
+        memory = None if state is None else tuple(torch.as_tensor(part, dtype=torch.float32) for part in state)
+        with torch.no_grad():
+            action, memory = self._predict(obs, memory, starts, deterministic)
+        actions = self._encode_actions(action.cpu().numpy())
+        return (actions if vectorized else actions.squeeze(axis=0)), tuple(part.cpu().numpy() for part in memory)
+
+    def _predict(  # type: ignore[override]
+        self,
+        observation: dict[str, Tensor],
+        lstm_states: Memory | None,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Memory]:
+        """Actions as the head stores them, and the actor's state."""
+        states = None if lstm_states is None else RNNStates(lstm_states, lstm_states)
+        step = self._unroll(self._actor.params, observation, states, episode_starts, len(episode_starts))
+        action = self._choose(self._actor.params, step, deterministic)
+        return action, self._states(step).pi
+
+    def forward(
+        self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """One step: actions, values in raw units of return [env, 1], log-probabilities, and the next state."""
+        params = self._params()
+        step = self._unroll(params, self._tensors(obs), lstm_states, episode_starts, len(episode_starts))
+        action = self._choose(params, step, deterministic)
+        log_prob = self.network.head.log_prob(params["head"], step.outputs[:, 0], action.unsqueeze(0))[0]
+        return action, self._values(params, step).view(-1, 1), log_prob, self._states(step)
+
+    def predict_values(self, obs: Any, lstm_states: Memory, episode_starts: Tensor) -> Tensor:
+        """Values in raw units of return [env, 1], from the critic's (h, c)."""
+        states, params = RNNStates(lstm_states, lstm_states), self._params()
+        step = self._unroll(params, self._tensors(obs), states, episode_starts, len(episode_starts))
+        return self._values(params, step).view(-1, 1)
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values in raw units of return [n, 1], log-probabilities and entropies, with gradients.
+
+        Args:
+            obs: of whole sequences of equal length, one behind the other, [sequences · time, *shape].
+            actions: taken there.
+            lstm_states: before every sequence.
+            episode_starts: where an episode begins.
+        """
+        params, sequences = self._params(), lstm_states.pi[0].shape[1]
+        out = self._unroll(params, self._tensors(obs), lstm_states, episode_starts, sequences)
+        taken = actions.reshape(sequences, -1, self.spaces.action.dims).transpose(0, 1).unsqueeze(0)
+        head = self.network.head
+        log_prob = head.log_prob(params["head"], out.outputs, taken if self.is_box else taken.long())
+        entropy = head.entropy(params["head"], out.outputs)
+        parts = [x[0].T.flatten() for x in (self._values(params, out), log_prob, entropy)]
+        return parts[0].unsqueeze(1), parts[1], parts[2]
+
+    @property
+    def is_box(self) -> bool:
+        """Whether actions are continuous."""
+        return self.spaces.action.kind == "box"
+
+    def _params(self) -> Params:
+        """The parameters stacked, with gradients that arrive in `parameters()`."""
+        named = dict(self.named_parameters())
+        return tree.restore(self._actor.params, {path: named[path].unsqueeze(0) for path in self.network.layout.shapes})
+
+    def _unroll(
+        self, params: Params, obs: dict[str, Tensor], states: RNNStates | None, starts: Tensor, sequences: int
+    ) -> Unrolled:
+        """Runs sequences [sequences · time, ...], one behind the other."""
+        batch = {key: x.unflatten(0, (sequences, -1)).transpose(0, 1).unsqueeze(0) for key, x in obs.items()}
+        known = self.member.normalizer.obs
+        flat = {key: x.flatten(1, 2) if key in known else x for key, x in batch.items()}
+        seen = {
+            key: x.unflatten(1, batch[key].shape[1:3]) if key in known else x
+            for key, x in self._actor.normalized(flat).items()
+        }
+        start = starts.to(self.device).bool().view(sequences, -1).T.unsqueeze(0)
+        if states is None:
+            carry = torch.zeros(1, sequences, self.network.state_size, device=self.device)
+        else:
+            carry = pack(*(states if self.network.critic_memory else (states.pi, None))).to(self.device)
+        return self.network.unroll(params, seen, carry, start)
+
+    def _choose(self, params: Params, step: Unrolled, deterministic: bool) -> Tensor:
+        head, outputs = self.network.head, step.outputs[:, 0]
+        if deterministic:
+            return head.mode(params["head"], outputs)[0]
+        noise = action_noise(self.network, [self.generator], 1, outputs.shape[1], outputs.device)
+        return head.sample(params["head"], outputs, noise[:, 0])[0]
+
+    def _values(self, params: Params, out: Unrolled) -> Tensor:
+        predictions = self.network.predict(params, out.critic)
+        return return_scale.denormalize(self.member.returns, self.network.critic.value(predictions))
+
+    def _states(self, step: Unrolled) -> RNNStates:
+        return unpack(step.state, self.network_config.recurrent_layers, self.network_config.hidden_size)
+
+    def _tensors(self, observation: Any) -> dict[str, Tensor]:
+        """Raw observations, with or without a leading axis, as the network takes them [env, *shape]."""
+        space = self.observation_space
+        arrays = {}
+        for name, field in self._fields.items():
+            own = space if field.key is None else space[field.key]  # type: ignore[index]
+            raw = observation if field.key is None else observation[field.key]
+            raw = raw.cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
+            raw = maybe_transpose(raw, own).reshape(-1, *(own.shape or ()))
+            arrays[name] = np.zeros((len(raw), *field.spec.shape), np.uint8 if field.spec.image else np.float32)
+            field.write(raw, arrays[name])
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Refuses what would cut the parameters off from the engine."""
+        for parameter in self.parameters():
+            probe = fn(parameter.data[..., :0] if parameter.dim() else parameter.data)
+            if (probe.device, probe.dtype) != (parameter.device, parameter.dtype):
+                raise ConfigError(
+                    "the policy cannot leave its device or precision, which it shares with the engine; "
+                    "give the device to DistributionalPPO(..., device=...)"
+                )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class CnnLstmPolicy(MlpLstmPolicy):
+    """`MlpLstmPolicy` that sends an image through a NatureCNN."""
+
+    extractor = NatureCNN
+
+
+class MultiInputLstmPolicy(MlpLstmPolicy):
+    """`MlpLstmPolicy` for dictionaries of images and vectors."""
+
+    extractor = CombinedExtractor
+
+
+def _module(node: Any, wrap: Callable[[Tensor], nn.Parameter] | None) -> nn.Module:
+    """A tree of stacked tensors of one member as nested modules, whose parameters or buffers are views of it."""
+    module = nn.Module()
+    children = node.items() if isinstance(node, Mapping) else ((name, getattr(node, name)) for name in node.__slots__)
+    for name, child in children:
+        if not isinstance(child, Tensor):
+            module.add_module(name, _module(child, wrap))
+        elif wrap is not None:
+            module.register_parameter(name, wrap(child[0]))
+        else:
+            module.register_buffer(name, child[0])
+    return module

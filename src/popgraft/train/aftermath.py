@@ -1,0 +1,105 @@
+"""What grafts do to their recipients: followed from the metrics of the updates that come after them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from popgraft.state import Decision
+from popgraft.store import Aftermath
+
+HORIZONS = (1, 5, 10)
+"""Updates after a graft at which the recipient's return is noted."""
+
+Metrics = dict[str, Float[Tensor, "pop updates"]]
+Graft = tuple[int, int]
+"""Generation and recipient."""
+
+
+@dataclasses.dataclass
+class _Pending:
+    parent: int
+    seen: int
+    found: Aftermath
+
+
+class Follower:
+    """Notes what is known of every graft, until ten updates after it or until its recipient is overwritten again."""
+
+    def __init__(self) -> None:
+        self._pending: dict[Graft, _Pending] = {}
+        self._latest: dict[int, float] = {}
+
+    def follow(self, metrics: Metrics) -> dict[Graft, Aftermath]:
+        """Takes in the updates of a generation.
+
+        Returns:
+            What is new of every graft that is still followed.
+        """
+        news = {}
+        returns = metrics["ep_rew_mean"].tolist()
+        for graft, pending in list(self._pending.items()):
+            news[graft] = pending.found = self._advanced(graft[1], pending, metrics, returns)
+            pending.seen += len(returns[0])
+            if pending.seen >= HORIZONS[-1]:
+                del self._pending[graft]
+        for member, row in enumerate(returns):
+            finite = [value for value in row if math.isfinite(value)]
+            self._latest[member] = finite[-1] if finite else self._latest.get(member, math.nan)
+        return news
+
+    def begin(self, generation: int, decision: Decision) -> None:
+        """Takes in the grafts of a decision."""
+        for member in decision.recipients.tolist():
+            self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] != member}
+            found = Aftermath(return_before=self._latest.get(member, math.nan))
+            self._pending[generation, member] = _Pending(int(decision.parents[member]), 0, found)
+
+    def _advanced(self, member: int, pending: _Pending, metrics: Metrics, returns: list[list[float]]) -> Aftermath:
+        found: dict[str, float] = {}
+        if pending.seen == 0:
+            loss = metrics["value_loss"][:, 0]
+            if pending.parent < len(loss):  # else the donor is not there to compare with
+                found["value_loss_ratio"] = float(loss[member] / loss[pending.parent])
+            if "momentum_cosine" in metrics:
+                found["momentum_cosine"] = float(metrics["momentum_cosine"][member, 0])
+        for horizon in HORIZONS:
+            update = horizon - 1 - pending.seen
+            if 0 <= update < len(returns[member]):
+                found[f"return_{horizon}"] = returns[member][update]
+        return dataclasses.replace(pending.found, **found)
+
+
+def summary(seen: Sequence[Aftermath]) -> dict[str, float]:
+    """Averages and shares over grafts; see `Run.aftermath`."""
+
+    def average(values: Iterable[float]) -> float:
+        finite = [value for value in values if math.isfinite(value)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+    def success(horizon: int) -> Iterator[float]:
+        for graft in seen:
+            after = getattr(graft, f"return_{horizon}")
+            if math.isfinite(after) and math.isfinite(graft.return_before):
+                yield float(after >= graft.return_before)
+
+    return {
+        "grafts": float(len(seen)),
+        "value_loss_ratio": average(graft.value_loss_ratio for graft in seen),
+        "momentum_cosine": average(graft.momentum_cosine for graft in seen),
+        **{f"success_{horizon}": average(success(horizon)) for horizon in HORIZONS},
+    }
+
+
+def spread(params: Float[Tensor, "pop n"]) -> float:
+    """Root mean square distance between the parameters of two members, per parameter.
+
+    √(Σᵢⱼ ‖θᵢ − θⱼ‖²/(P(P − 1) n)) = √(2 Σᵢ ‖θᵢ − θ̄‖²/((P − 1) n))
+    """
+    pop, n = params.shape
+    if pop == 1:
+        return 0.0
+    return float((2 * torch.var(params.double(), 0).sum() / n).sqrt())

@@ -1,0 +1,179 @@
+"""Files: complete, readable without executing anything, and refused where they are foreign."""
+
+import io
+import json
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.utils import LinearSchedule
+
+from popgraft import tree
+from popgraft.errors import ConfigError, StoreError
+from popgraft.sb3 import DistributionalPPO, MlpLstmPolicy
+from popgraft.sb3.values import Missing, decode, encode
+
+RICH = {
+    "learning_rate": LinearSchedule(1e-3, 1e-4, 0.5),
+    "clip_range_vf": 0.5,
+    "target_kl": 0.5,
+    "critic": "quantile",
+    "n_quantiles": 5,
+    "twin_critics": True,
+    "optimizer": "adaptive_upgd",
+    "optimizer_kwargs": {"adaptive_noise": True, "instant_noise_scale": False},
+    "vgs": {"alpha": 0.2, "warmup_steps": 2},
+    "normalize_obs": True,
+    "kl_penalty": True,
+    "ent_coef_final": 0.1,
+    "ent_coef_plateau_window": 3,
+}
+
+
+def leaves(model):
+    return dict(tree.items(model.member))
+
+
+@pytest.mark.parametrize("arguments", [{}, RICH], ids=["plain", "rich"])
+def test_a_loaded_model_goes_on_bit_for_bit(arguments, make, played, tmp_path):
+    model = make(**arguments)
+    model.learn(192)
+    model.save(tmp_path / "agent")
+    loaded = DistributionalPPO.load(tmp_path / "agent", env=played(), device="cpu")
+    before, after = leaves(model), leaves(loaded)
+    hidden = {"optimizer.skipped", "age"}
+    assert all(torch.equal(before[name], after[name]) for name in set(before) - hidden)
+    assert loaded.num_timesteps == 192
+    assert list(loaded.ep_info_buffer) == list(model.ep_info_buffer)
+    model.set_env(played())
+    model.reset_lstm_states_to_initial()
+    for each in (model, loaded):
+        each.env.seed(5)
+        each.learn(128, reset_num_timesteps=False)
+    before, after = leaves(model), leaves(loaded)
+    assert all(torch.equal(before[name], after[name]) for name in set(before) - hidden)
+    assert model._n_updates == loaded._n_updates
+
+
+def test_nothing_in_a_file_is_pickled(make, tmp_path):
+    make(**RICH).learn(64).save(tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        names, text = set(archive.namelist()), archive.read("data").decode()
+    assert ":serialized:" not in text
+    assert {
+        "data",
+        "policy.pth",
+        "policy.optimizer.pth",
+        "pytorch_variables.pth",
+        "_stable_baselines3_version",
+    } <= names
+    assert {"kl_penalty_state.pth", "vgs_state.pth", "return_stats_state.pth"} <= names
+    assert "lstm" not in json.loads(text)
+
+
+def test_without_an_environment_it_acts_and_can_be_given_one(make, played):
+    model = make().learn(64)
+    buffer = io.BytesIO()
+    model.save(buffer)
+    buffer.seek(0)
+    loaded = DistributionalPPO.load(buffer, device="cpu", verbose=0, ent_coef=0.5)
+    observation = np.ones((2, 3), np.float32)
+    for deterministic in (True, False):
+        expected, found = (m.predict(observation, deterministic=deterministic)[0] for m in (model, loaded))
+        np.testing.assert_array_equal(found, expected)
+    assert loaded.ent_coef == 0.5
+    loaded.set_env(played())
+    loaded.learn(64)
+
+
+def test_another_number_of_environments_and_other_spaces(make, played, tmp_path):
+    make().learn(64).save(tmp_path / "agent")
+    loaded = DistributionalPPO.load(tmp_path / "agent", env=played(8), device="cpu")
+    loaded.learn(128)
+    assert loaded.n_envs == 8
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        DistributionalPPO.load(tmp_path / "agent", env=played(4, gym.spaces.Discrete(3)), device="cpu")
+
+
+class Own(MlpLstmPolicy):
+    """A policy of the user's."""
+
+
+def test_objects_of_the_users_are_given_again(make, tmp_path, caplog, small):
+    model = make(
+        policy=Own, clip_range=lambda left: 0.1 * left, policy_kwargs={**small, "activation_fn": torch.nn.ReLU}
+    )
+    model.learn(64).save(tmp_path / "agent")
+    with pytest.raises(
+        ConfigError, match=r"policy_class=Own, which a file cannot hold .* custom_objects=\{'policy_class'"
+    ):
+        DistributionalPPO.load(tmp_path / "agent", device="cpu")
+    loaded = DistributionalPPO.load(tmp_path / "agent", device="cpu", custom_objects={"policy_class": Own})
+    assert isinstance(loaded.policy, Own)
+    assert loaded.policy_kwargs["activation_fn"] is torch.nn.ReLU
+    assert "which a file cannot hold" in caplog.text
+    assert loaded.clip_range(0.5) == pytest.approx(0.1)
+
+
+def test_foreign_files(make, played, tmp_path, unseeded):
+    theirs = RecurrentPPO("MlpLstmPolicy", played(), n_steps=8, device="cpu")
+    theirs.save(tmp_path / "theirs")
+    (tmp_path / "text.zip").write_text("no zip")
+    make().save(tmp_path / "agent.zip")
+    whole = (tmp_path / "agent.zip").read_bytes()
+    (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
+    for name, message in {
+        "theirs": r"not written by DistributionalPPO.save: it holds pickled objects \(.*not executed",
+        "text.zip": "damaged or not a model",
+        "half.zip": "damaged or not a model",
+        "nothing": "cannot read the model .*no such file",
+    }.items():
+        with pytest.raises(StoreError, match=message):
+            DistributionalPPO.load(tmp_path / name, device="cpu")
+
+
+class Bomb:
+    """Would run code when it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit",))
+
+
+def test_code_is_not_executed(make, tmp_path):
+    path = tmp_path / "agent.zip"
+    model = make()
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    bomb = io.BytesIO()
+    torch.save({"weight": Bomb()}, bomb)
+    files["policy.pth"] = bomb.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    before = model.member.params.clone()
+    for read in (lambda: DistributionalPPO.load(path, device="cpu"), lambda: model.set_parameters(path)):
+        with pytest.raises(StoreError, match="nothing was executed"):
+            read()
+    assert torch.equal(model.member.params, before)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Discrete(3, start=2),
+        gym.spaces.MultiDiscrete([3, 4], start=[1, 0]),
+        gym.spaces.MultiBinary(3),
+        gym.spaces.MultiBinary([2, 3]),
+        gym.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+        gym.spaces.Box(np.array([-np.inf, 0.1], np.float32), np.array([1.0, np.inf], np.float32)),
+        gym.spaces.Dict({"b": gym.spaces.Discrete(2), "a": gym.spaces.Box(-1, 1, (2,), np.float64)}),
+    ],
+    ids=str,
+)
+def test_spaces(space):
+    text = json.dumps(encode(space))
+    assert decode(json.loads(text), "space", Missing()) == space

@@ -1,0 +1,122 @@
+"""What another model takes over: complete, strict, all or nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from popgraft import tree
+from popgraft.errors import ConfigError, PopgraftError
+from popgraft.pbt import checkpoint
+
+FULL = {"vgs": True, "kl_penalty": True, "target_kl": 0.01, "normalize_obs": True, "optimizer": "upgdw"}
+VGS_KEYS = {
+    "step_count",
+    "grad_mean_ema",
+    "grad_var_ema",
+    "grad_norm_ema",
+    "grad_max_ema",
+    "param_grad_mean_ema",
+    "param_grad_sq_ema",
+    "vgs_version",
+}
+KL_KEYS = {"kl_beta", "kl_err_int", "kl_err_prev", "kl_penalty_error", "kl_pid_p", "kl_pid_i", "kl_pid_d"}
+
+
+def state(model):
+    return {name: leaf.clone() for name, leaf in tree.items(model.member)}
+
+
+def test_names(make):
+    model = make(**FULL).learn(64)
+    parameters = model.get_parameters()
+    assert set(parameters) == {"policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state"}
+    assert set(model.get_parameters(include_optimizer=True)) - set(parameters) == {"optimizer_state"}
+    assert set(parameters["vgs_state"]) == VGS_KEYS
+    assert set(parameters["kl_penalty_state"]) == KL_KEYS
+    assert all(isinstance(value, torch.Tensor) and value.shape[:1] != (1,) for value in parameters["policy"].values())
+
+
+def test_everything_is_taken_over(make, played):
+    donor, recipient = (make(played(), seed=seed, **FULL) for seed in (1, 2))
+    donor.learn(192)
+    recipient.learn(64)
+    blob = checkpoint.encode(checkpoint.V2, donor.get_parameters(include_optimizer=True))
+    assert b"popgraft" not in blob
+    recipient.set_parameters(copy.deepcopy(donor.get_parameters(include_optimizer=True)))
+    ours, theirs = state(recipient), state(donor)
+    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert differ <= {"age", "optimizer.skipped"}
+    assert not any(part.any() for memory in recipient._last_lstm_states for part in memory)
+    observation = np.ones((4, 3), np.float32)
+    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (donor, recipient)))
+
+
+def test_the_optimizer_stays_where_it_is_not_given(make, played):
+    donor, recipient = (make(played(), seed=seed).learn(64) for seed in (1, 2))
+    before = recipient.member.optimizer.averages["exp_avg"].clone()
+    recipient.set_parameters(donor.get_parameters())
+    assert torch.equal(recipient.member.optimizer.averages["exp_avg"], before)
+
+
+def broken(parameters, how):
+    parameters = copy.deepcopy(parameters)
+    match how:
+        case "missing part":
+            del parameters["vgs_state"]
+        case "unknown part":
+            parameters["extra"] = {}
+        case "missing weight":
+            parameters["policy"].popitem()
+        case "left-over weight":
+            parameters["policy"]["more"] = torch.zeros(1)
+        case "other shape":
+            parameters["policy"]["head.linear.bias"] = torch.zeros(7)
+        case "controller":
+            parameters["kl_penalty_state"]["kl_beta"] = float("nan")
+        case "statistics":
+            parameters["return_stats_state"]["std"] = "much"
+        case "vgs":
+            parameters["vgs_state"]["vgs_version"] = 99
+        case "optimizer":
+            parameters["optimizer_state"]["state"][0]["exp_avg"] = torch.zeros(3, 3, 3)
+    return parameters
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing part",
+        "unknown part",
+        "missing weight",
+        "left-over weight",
+        "other shape",
+        "controller",
+        "statistics",
+        "vgs",
+        "optimizer",
+    ],
+)
+def test_all_or_nothing(how, make, played):
+    donor, recipient = (make(played(), seed=seed, vgs=True).learn(64) for seed in (1, 2))
+    before = state(recipient)
+    optimizer = copy.deepcopy(recipient.policy.optimizer.state_dict())
+    with pytest.raises(PopgraftError):
+        recipient.set_parameters(broken(donor.get_parameters(include_optimizer=True), how))
+    after = state(recipient)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for own, old in zip(
+        recipient.policy.optimizer.state_dict()["state"].values(), optimizer["state"].values(), strict=True
+    ):
+        assert all(torch.equal(own[name], old[name]) for name in old)
+
+
+def test_a_part_alone(make, played):
+    donor, recipient = (make(played(), seed=seed).learn(64) for seed in (1, 2))
+    with pytest.raises(ConfigError, match="missing"):
+        recipient.set_parameters({"policy": donor.policy.state_dict()})
+    recipient.set_parameters({"policy": donor.policy.state_dict()}, exact_match=False)
+    assert torch.equal(recipient.member.params, donor.member.params)
+    recipient.learn(64, reset_num_timesteps=False)
+    assert not torch.equal(recipient.member.params, donor.member.params)
