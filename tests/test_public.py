@@ -7,7 +7,7 @@ import pytest
 import popgraft
 
 NAMES = {
-    "AdaptiveUPGD", "Agent", "Config", "ConfigError", "EnvironmentFault", "Generation", "HyperparamConfig",
+    "AdaptiveUPGD", "Agent", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation", "HyperparamConfig",
     "MissingExtra", "Observer", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler", "PBTTrainingCoordinator",
     "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost", "PopulationMember", "Run", "RunExists",
     "SAPPOConfig", "ShardLost", "StateAdversarialPPO", "StatePerturbation", "StoreError", "UPGD", "UPGDW",

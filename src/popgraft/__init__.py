@@ -1,5 +1,7 @@
 """Population-based training of recurrent reinforcement-learning agents, as one stacked PyTorch program."""
 
+from typing import TYPE_CHECKING, Any
+
 from popgraft.adversary import (
     PerturbationConfig,
     SAPPOConfig,
@@ -32,6 +34,9 @@ from popgraft.pbt import (
 )
 from popgraft.train import Agent, Generation, Observer, Plan, Run, train
 
+if TYPE_CHECKING:
+    from popgraft.sb3 import DistributionalPPO
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "Agent",
     "Config",
     "ConfigError",
+    "DistributionalPPO",
     "EnvironmentFault",
     "Generation",
     "HyperparamConfig",
@@ -70,3 +76,12 @@ __all__ = [
     "load_pbt_adversarial_config",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs Stable-Baselines3, which is slow to import, when it is first asked for."""
+    if name == "DistributionalPPO":
+        from popgraft.sb3 import DistributionalPPO
+
+        return DistributionalPPO
+    raise AttributeError(f"module 'popgraft' has no attribute {name!r}")

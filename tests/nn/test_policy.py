@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from popgraft import tree
 from popgraft.config import NetworkConfig
 from popgraft.nn import Policy
 from popgraft.spaces import ActionSpec, ObsSpec, Spaces
@@ -137,3 +138,62 @@ def test_population_laws(memory, make, check_laws):
             params,
             *trees,
         )
+
+
+def test_a_detached_critic_reads_the_actors_memory_and_does_not_shape_it(make):
+    _, params, *inputs = make("lstm", "shared", 1)
+    settings = {"encoder_layers": [5], "hidden_size": 4, "head_layers": [6], "n_quantiles": 7}
+    gradients = {}
+    for critic in ("shared", "detached"):
+        policy = Policy(SPACES, NetworkConfig(critic_recurrent=critic, **settings))
+        own = tree.map(lambda p: p.clone().requires_grad_(), params)
+        out = policy.unroll(own, *inputs)
+        policy.predict(own, out.critic).square().sum().backward()
+        gradients[critic] = (out.critic.detach(), own)
+    assert torch.equal(gradients["shared"][0], gradients["detached"][0])
+    shared, detached = (dict(tree.items(own)) for _, own in gradients.values())
+    for name in shared:
+        if name.startswith("critic"):
+            assert torch.equal(shared[name].grad, detached[name].grad)
+        else:
+            assert detached[name].grad is None
+
+
+def test_a_critic_with_an_encoder_and_layers_of_its_own(stacked, normal):
+    settings = {"encoder_layers": [5], "hidden_size": 4, "head_layers": [6], "critic_head_layers": [3, 2]}
+    policy = Policy(SPACES, NetworkConfig(share_encoder=False, log_std_init=-1.5, **settings))
+    params, obs = stacked(policy), {"obs": normal(POP, TIME, BATCH, 3)}
+    state, start = normal(POP, BATCH, policy.state_size), torch.zeros(POP, TIME, BATCH, dtype=torch.bool)
+    found = policy.unroll(params, obs, state, start)
+    features = policy.critic_encoder(params["critic_encoder"], obs)
+    valued, _ = policy.critic_memory(params["critic_memory"], features, state[..., 8:], start)
+    assert torch.equal(found.critic, policy.critic_mlp(params["critic_mlp"], valued))
+    assert found.critic.shape[-1] == 2
+    tree.map(torch.Tensor.zero_, params["encoder"])
+    assert torch.equal(policy.unroll(params, obs, state, start).critic, found.critic)
+
+
+def test_initial_spread_of_actions_and_features_of_images():
+    box = ActionSpec("box", shape=(2,), low=(-1.0, -1.0), high=(1.0, 1.0))
+    spaces = Spaces({"obs": ObsSpec((1, 8, 8), image=True)}, box)
+    policy = Policy(spaces, NetworkConfig(encoder_layers=[], cnn_features=9, log_std_init=-1.5))
+    assert policy.encoder.n_out == 9
+    assert (policy.init(torch.Generator())["head"]["log_std"] == -1.5).all()
+
+
+class Doubling(torch.nn.Module):
+    """An encoder that is given as a class."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_an_encoder_given_as_a_class(normal):
+    policy = Policy(SPACES, NetworkConfig(hidden_size=4), Doubling)
+    params = policy.views(policy.init_population([torch.Generator() for _ in range(POP)]))
+    x = normal(POP, TIME, BATCH, 3).float()
+    assert torch.equal(policy.encoder(params["encoder"], {"obs": x}), 2 * x)

@@ -31,6 +31,7 @@ from popgraft.pbt.explore import explore
 from popgraft.pbt.member import PopulationMember
 from popgraft.pbt.optimizer_strategy import near, partial, rescale
 from popgraft.pbt.readiness import Readiness
+from popgraft.pbt.success import Success
 from popgraft.rng import numpy_generator
 from popgraft.state import Scores
 
@@ -66,6 +67,7 @@ class PBTScheduler:
         self.exploration_count = 0
         self._decisions = 0
         self._readiness = Readiness(config)
+        self._success = Success(config.metric_mode)
 
     def initialize_population(
         self, initial_hyperparams: Mapping[str, Value] | Sequence[Mapping[str, Value]] | None = None
@@ -141,6 +143,7 @@ class PBTScheduler:
         if member.step < member.reference_step:  # the trainer went back; it is due where it would have been
             member.reference_step = max(member.step - 1, 0) // interval * interval
         member.record_step(member.step, report.performance, report.hyperparams)
+        self._success.report(member.member_id, report.performance)
 
     def should_exploit_and_explore(self, member: PopulationMember) -> bool:
         """Whether `perturbation_interval` steps have passed since the member was last due; for unit steps, step mod n.
@@ -199,7 +202,8 @@ class PBTScheduler:
     def get_stats(self) -> dict[str, float]:
         """The population in numbers, by the names under which TensorBoard shows them.
 
-        Means and extremes are over members with a finite score, and absent while there is none.
+        Means and extremes are over members with a finite score, and absent while there is none. `success_k_strategy` is
+        the share of exploits after whose k-th report the recipient scored at least what it had before.
         """
         stats = {
             "population_size": len(self.population),
@@ -215,6 +219,7 @@ class PBTScheduler:
         return {
             **{f"pbt/{name}": float(count) for name, count in stats.items()},
             **{f"pbt/{name}_performance": value for name, value in performance.items()},
+            **{f"pbt/{name}": share for name, share in self._success.stats().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,6 +233,7 @@ class PBTScheduler:
             "failed_ready_checks": self._readiness.failed,
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
+            "exploits": self._success.state_dict(),
             "population": [dataclasses.asdict(member) for member in self.population],
             "best": self.best and dataclasses.asdict(self.best),
         }
@@ -254,6 +260,7 @@ class PBTScheduler:
         self.best = state["best"] and PopulationMember(**checkpoint.plain(state["best"]))
         self.seed, self._decisions = state["seed"], state["decisions"]
         self._readiness.failed = state["failed_ready_checks"]
+        self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
 
     def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
@@ -286,6 +293,7 @@ class PBTScheduler:
                 "Member %s has reported no parameters, so member %s gets its hyperparameters alone; copy the weights "
                 "yourself, or pass model_parameters to update_performance", donor.member_id, member.member_id,
             )  # fmt: skip
+        self._success.begin(member.member_id, self.config.optimizer_exploit_strategy, member.performance)
         member.hyperparams = explored
         member.performance, member.stderr, member.episodes = donor.performance, donor.stderr, donor.episodes
         member.reference_step = max(member.reference_step, donor.step)
