@@ -7,12 +7,12 @@ import pytest
 import popgraft
 
 NAMES = {
-    "AdaptiveUPGD", "Agent", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation", "HyperparamConfig",
-    "MissingExtra", "Observer", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler", "PBTTrainingCoordinator",
-    "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost", "PopulationMember", "Run", "RunExists",
-    "SAPPOConfig", "ShardLost", "StateAdversarialPPO", "StatePerturbation", "StoreError", "UPGD", "UPGDW",
-    "VarianceGradientScaler", "create_policy_loss_fn", "create_sappo_wrapper", "create_value_loss_fn",
-    "load_config", "load_pbt_adversarial_config", "train",
+    "AdaptiveUPGD", "Agent", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation",
+    "HyperparamConfig", "MissingExtra", "Observer", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler",
+    "PBTTrainingCoordinator", "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost",
+    "PopulationMember", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
+    "StatePerturbation", "StoreError", "UPGD", "UPGDW", "VarianceGradientScaler", "create_policy_loss_fn",
+    "create_sappo_wrapper", "create_value_loss_fn", "load_config", "load_pbt_adversarial_config", "train",
 }  # fmt: skip
 
 

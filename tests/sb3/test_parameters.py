@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from popgraft import tree
+from popgraft import HyperparamConfig, tree
 from popgraft.errors import ConfigError, PopgraftError
-from popgraft.pbt import checkpoint
+from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, checkpoint
 
 FULL = {"vgs": True, "kl_penalty": True, "target_kl": 0.01, "normalize_obs": True, "optimizer": "upgdw"}
 VGS_KEYS = {
@@ -120,3 +120,23 @@ def test_a_part_alone(make, played):
     assert torch.equal(recipient.member.params, donor.member.params)
     recipient.learn(64, reset_num_timesteps=False)
     assert not torch.equal(recipient.member.params, donor.member.params)
+
+
+@pytest.mark.parametrize("strategy", ["reset", "copy"])
+def test_a_coordinator_transplants_it(strategy, make, played, tmp_path):
+    donor, recipient = (make(played(), seed=seed, vgs=True).learn(128) for seed in (1, 2))
+    spaces = [HyperparamConfig("learning_rate", min_value=1e-4, max_value=1.0)]
+    pbt = PBTConfig(population_size=2, hyperparams=spaces, checkpoint_dir=tmp_path, optimizer_exploit_strategy=strategy)
+    coordinator = PBTTrainingCoordinator(PBTAdversarialConfig(pbt=pbt), seed=0)
+    _, member = coordinator.initialize_population({"learning_rate": 0.01})
+    coordinator.apply_exploited_parameters(recipient, coordinator.collect_parameters(donor), member)
+    ours, theirs = state(recipient), state(donor)
+    inherited = [name for name in ours if name.startswith(("params", "vgs", "returns", "kl"))]
+    assert all(torch.equal(ours[name], theirs[name]) for name in inherited)
+    momentum = "optimizer.averages.exp_avg"
+    recipient.policy.optimizer.pull()
+    after = state(recipient)[momentum]
+    assert torch.equal(after, theirs[momentum]) if strategy == "copy" else not after.any()
+    assert not any(part.any() for memory in recipient._last_lstm_states for part in memory)
+    recipient.learn(64, reset_num_timesteps=False)
+    assert float(recipient.member.hyperparams["learning_rate"]) == pytest.approx(0.01)

@@ -1,7 +1,6 @@
 """A Stable-Baselines3 algorithm whose learning is the engine's, with a population of one."""
 
 import io
-import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,12 @@ from popgraft.sb3 import archive
 from popgraft.sb3.arguments import Settings, optimizer_constants, policy_arguments, run_config
 from popgraft.sb3.environments import VecEnvGrid
 from popgraft.sb3.initial import draw_as_torch_
+from popgraft.sb3.memory import RecurrentMemory
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.parts import KLPart, StatePart, VGSPart, collect, take_over
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
-from popgraft.sb3.states import RNNStates, pack, unpack
 from popgraft.state import Seat
 from popgraft.train.tensorboard import tag_of
-
-log = logging.getLogger(__name__)
 
 LIVE = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "clip_range", "clip_range_vf")
 """Attributes that the next update reads anew; None is infinite, a schedule is called."""
@@ -46,7 +43,7 @@ class _Stopped(Exception):
     """A callback has ended the training in the middle of a rollout."""
 
 
-class DistributionalPPO(OnPolicyAlgorithm):
+class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
     """Recurrent PPO with a distributional critic.
 
     The arguments up to `device` are those of sb3-contrib's RecurrentPPO and mean the same; docs/sb3.md lists the
@@ -67,8 +64,7 @@ class DistributionalPPO(OnPolicyAlgorithm):
         ent_coef: weight of the entropy bonus, per nat.
         vf_coef: weight of the value loss.
         max_grad_norm: largest norm of the gradient.
-        use_sde: state-dependent exploration, which is not available.
-        sde_sample_freq: belongs to it.
+        use_sde, sde_sample_freq: state-dependent exploration, which is not available.
         target_kl: an update stops before the step at which the KL divergence exceeds 1.5 times this (nats).
         stats_window_size: episodes over which returns and lengths are averaged in the log.
         tensorboard_log: folder of the TensorBoard log.
@@ -155,22 +151,19 @@ class DistributionalPPO(OnPolicyAlgorithm):
         keep_freed_memory()
         self._setup_lr_schedule()
         self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self.clip_range_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         self.set_random_seed(self.seed)
         root = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
         scaled = self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward
         self.settings.setdefault("normalize_returns", not (scaled or self.settings.get("normalize_reward")))
         arguments = policy_arguments(self.settings, self.policy_kwargs)
         policy_class = cast(type[MlpLstmPolicy], self.policy_class)
-        arguments = {"use_sde": self.use_sde, **arguments}
-        self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **arguments)
-        own = ("n_steps", "n_epochs", "normalize_advantage")
-        values = {name: getattr(self, name) for name in own} | {name: self._current(name, 1.0) for name in LIVE}
-        values |= {"learning_rate": self.lr_schedule(1.0), "network": self.policy.network_config}
-        optimizer = self.policy.optimizer_class, self.policy.optimizer_kwargs or None
-        config = run_config(values, self.n_envs, self.batch_size, optimizer, self.settings, scaled)
-        grid = VecEnvGrid(self.observation_space, self.action_space, self.n_envs)
+        spaces = self.observation_space, self.action_space
+        self.policy = policy_class(*spaces, self.lr_schedule, **{"use_sde": self.use_sde, **arguments})
+        values = {name: getattr(self, name) for name in ("n_steps", "n_epochs", "normalize_advantage")}
+        values |= {name: self._current(name, 1.0) for name in LIVE} | {"learning_rate": self.lr_schedule(1.0)}
+        config = run_config(values, self.policy, self.n_envs, self.batch_size, self.settings, scaled)
+        grid = VecEnvGrid(*spaces, self.n_envs)
         self.generators = [torch_generator(root, "action", 0, 0)]
         self.member = initial_member(
             self.policy.network,
@@ -315,37 +308,6 @@ class DistributionalPPO(OnPolicyAlgorithm):
             self.logger.record("train/std", float(log_std.exp().mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    @property
-    def _last_lstm_states(self) -> RNNStates | None:
-        """Recurrent state before the next step, as views of it; None where it was taken away."""
-        config = self.policy.network_config
-        return unpack(self.seat.carry, config.recurrent_layers, config.hidden_size) if self._remembered else None
-
-    @_last_lstm_states.setter
-    def _last_lstm_states(self, states: RNNStates | None) -> None:
-        self._remembered = states is not None
-        if states is None:
-            self.seat.carry = torch.zeros_like(self.seat.carry)
-        else:
-            pi, vf = states
-            own = self.policy.network.critic_memory is not None
-            self.seat.carry = pack(tuple(pi), tuple(vf) if own else None).to(self.device)
-
-    def reset_lstm_states_to_initial(self) -> None:
-        """Gives every environment fresh copies of the policy's initial state."""
-        if self._remembered:
-            pi, vf = (
-                tuple(part.expand(-1, self.n_envs, -1).clone() for part in memory)
-                for memory in self.policy.recurrent_initial_state
-            )
-            self._last_lstm_states = RNNStates(pi, vf)
-            log.info("LSTM states reset to initial (zero) states")
-
-    def _reset_lstm_states_for_done_envs(self, dones: np.ndarray) -> None:
-        """Resets the rows of finished environments, and only those."""
-        finished = torch.as_tensor(np.asarray(dones, dtype=bool)).to(self.device)
-        self.seat.carry = self.seat.carry.masked_fill(finished.view(1, -1, 1), 0)
-
     def get_parameters(self, include_optimizer: bool = False) -> dict[str, dict[str, Any]]:
         """Everything that another model inherits when it becomes this one's copy, by name.
 
@@ -383,12 +345,10 @@ class DistributionalPPO(OnPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Writes the model as Stable-Baselines3 lays it out: a zip whose `data` is JSON without pickled objects.
+        """Writes Stable-Baselines3's zip, without pickled objects; `exclude` names arguments and counters to leave out.
 
-        Args:
-            path: the file.
-            exclude: names of arguments and counters to leave out.
-            include: nothing beyond what is written can be included.
+        Raises:
+            ConfigError: `include` names something that a file does not hold.
         """
         archive.write(path, self, set(exclude or ()), set(include or ()))
 
@@ -411,11 +371,11 @@ class DistributionalPPO(OnPolicyAlgorithm):
             device: a torch device.
             custom_objects: values in place of the file's, such as a `policy_class` of the user's.
             print_system_info: whether to print what the file was written with.
-            force_reset: must be true, since a file has no environments: training begins with new episodes.
+            force_reset: of no effect: a file has no environments, so that training begins with new episodes.
             kwargs: arguments in place of the file's.
 
         Raises:
             StoreError: the file is missing, damaged, foreign, or holds pickled objects.
-            ConfigError: it needs an object that a file cannot hold; or the environment has other spaces.
+            ConfigError: it needs an object that a file cannot hold, or the environment has other spaces.
         """
         return archive.load(cls, path, env, device, {**(custom_objects or {}), **kwargs}, print_system_info)

@@ -101,9 +101,9 @@ def policy_arguments(settings: Mapping[str, Any], policy_kwargs: Mapping[str, An
 
 def run_config(
     values: Mapping[str, Any],
+    policy: Any,
     n_envs: int,
     batch_size: int | None,
-    optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any] | None],
     settings: Mapping[str, Any],
     rewards_scaled: bool,
 ) -> Config:
@@ -111,9 +111,9 @@ def run_config(
 
     Args:
         values: settings of the model by the engine's names.
+        policy: brings its network's settings, and class and constants of its optimizer.
         n_envs: environments.
         batch_size: samples in a minibatch.
-        optimizer: class and constants of the policy's.
         settings: what RecurrentPPO does not have.
         rewards_scaled: whether the user's VecNormalize scales rewards.
 
@@ -129,12 +129,14 @@ def run_config(
     minibatches, length = batches(values["n_steps"], n_envs, batch_size, settings.get("sequence_length"))
     own = {name: value for name, value in settings.items() if name not in (*NETWORK, "sequence_length", "vgs")}
     vgs = settings.get("vgs", False)
+    optimizer = optimizer_settings(policy.optimizer_class, policy.optimizer_kwargs or None)
     model = {
         "n_minibatches": minibatches,
         "normalize_obs": False,
         "normalize_reward": False,
         "vgs": {"enabled": True, **vgs} if isinstance(vgs, Mapping) else {"enabled": vgs},
-        **({} if {"optimizer", "optimizer_kwargs"} & set(own) else optimizer_settings(*optimizer)),
+        "network": policy.network_config,
+        **({} if {"optimizer", "optimizer_kwargs"} & set(own) else optimizer),
         **values,
         **own,
     }
