@@ -37,9 +37,6 @@ from popgraft.train import Agent, Generation, Observer, Plan, Run, train
 if TYPE_CHECKING:
     from popgraft.sb3 import DistributionalPPO
 
-if TYPE_CHECKING:
-    from popgraft.sb3 import DistributionalPPO
-
 __version__ = "0.1.0"
 
 __all__ = [
