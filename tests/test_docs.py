@@ -71,8 +71,9 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
     elif words[0] == "popgraft":
-        short = [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
-        monkeypatch.setattr(sys, "argv", [*words, *(short if words[1] == "train" else [])])
+        short = {"train": SHORT, "resume": {"total_timesteps": 5_000}}.get(words[1], {})
+        settings = [word for key, value in short.items() for word in ("--set", f"{key}={value}")]
+        monkeypatch.setattr(sys, "argv", [*words, *settings])
         with pytest.raises(SystemExit) as end:
             main()
         assert not end.value.code, line

@@ -12,7 +12,8 @@ NAMES = {
     "PBTTrainingCoordinator", "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost",
     "PopulationMember", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
     "StatePerturbation", "StoreError", "UPGD", "UPGDW", "VarianceGradientScaler", "create_policy_loss_fn",
-    "create_sappo_wrapper", "create_value_loss_fn", "load_config", "load_pbt_adversarial_config", "train",
+    "create_sappo_wrapper", "create_value_loss_fn", "load_config", "load_pbt_adversarial_config", "resume",
+    "train",
 }  # fmt: skip
 
 

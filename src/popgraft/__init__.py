@@ -32,7 +32,7 @@ from popgraft.pbt import (
     PopulationMember,
     load_pbt_adversarial_config,
 )
-from popgraft.train import Agent, Generation, Observer, Plan, Run, train
+from popgraft.train import Agent, Generation, Observer, Plan, Run, resume, train
 
 if TYPE_CHECKING:
     from popgraft.sb3 import DistributionalPPO
@@ -74,6 +74,7 @@ __all__ = [
     "create_value_loss_fn",
     "load_config",
     "load_pbt_adversarial_config",
+    "resume",
     "train",
 ]
 

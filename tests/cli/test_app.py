@@ -179,6 +179,7 @@ def test_a_lost_population_ends_with_1_and_says_what_is_left(config: Path) -> No
     assert "error: no member of the population of 2 has a finite score" in result.stderr
     assert result.stderr.endswith(
         "run folder  run\nevaluate    popgraft evaluate run\ncurves      tensorboard --logdir run/tensorboard\n"
+        "resume      popgraft resume run\n"
     )
     assert Run("run").summary["generation"] == 0
 
@@ -229,11 +230,65 @@ def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> N
     assert snapshot.names(run.folder) == ["best", "last"]
 
 
+def test_a_terminated_run_is_resumed_and_listed(config: Path) -> None:
+    changes = settings(total_timesteps=64 * 400, snapshots__interval=5)
+    command = [sys.executable, "-W", "error", "-c", "from popgraft.cli.app import main; main()", "train", str(config)]
+    with subprocess.Popen([*command, *changes], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("generation 7/"):
+                break
+        assert popgraft("runs", ".").stdout.startswith("run  running ")
+        again = popgraft("resume", "run")
+        assert (again.exit_code, again.stdout) == (2, "")
+        assert again.stderr.startswith(f"error: run is being trained by process {process.pid} on ")
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.stderr.read() == ""
+        assert process.wait(20) == 130
+    assert rest.endswith("resume      popgraft resume run\n")
+    assert popgraft("runs", ".").stdout.startswith("run  stopped ")
+    total = 64 * (Run("run").generations + 3)
+    resumed = popgraft("resume", "run", "--set", f"total_timesteps={total}")
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.stderr == ""
+    assert f"total_timesteps: 25600 → {total}\n" in resumed.stdout
+    assert "training 2 members" in resumed.stdout
+    assert "from step " in resumed.stdout
+    assert "popgraft resume" not in resumed.stdout
+    finished = popgraft("resume", "run")
+    assert (finished.exit_code, finished.stdout) == (2, "")
+    assert finished.stderr == (
+        f"error: run is finished; to go on, raise total_timesteps, for example --set total_timesteps={2 * total}\n"
+    )
+    run = Run("run")
+    listed = (
+        f"run  finished  {run.generations} of {run.generations} generations, best score {run.summary['score']:.3f}\n"
+    )
+    assert popgraft("runs", ".").stdout == listed
+
+
+def test_runs_are_listed_whatever_their_state(config: Path) -> None:
+    assert popgraft("runs").stdout == "there are no runs in runs\n"
+    popgraft("train", str(config), *settings(run_dir="runs/b"))
+    for name in ("a", "deep/c"):
+        shutil.copytree("runs/b", f"runs/{name}")
+    Path("runs/a/config.yaml").unlink()
+    shutil.rmtree("runs/deep/c/snapshots/last")
+    first, second, third = popgraft("runs").stdout.splitlines()
+    assert first.startswith("runs/a       damaged   runs/a holds no complete run: it lacks config.yaml")
+    assert second.startswith("runs/b       finished  2 of 2 generations, best score ")
+    assert third.startswith("runs/deep/c  stopped   2 of 2 generations, best score ")
+
+
 def test_help_explains_with_examples_and_the_version_is_told() -> None:
     assert popgraft("--version").stdout == f"popgraft {__version__}\n"
     for command, example in [
         ([], "popgraft train configs/quickstart.yaml"),
         (["train"], "popgraft train configs/quickstart.yaml --set pbt.population_size=16"),
+        (["resume"], "popgraft resume runs/quickstart --set total_timesteps=400_000"),
+        (["runs"], "popgraft runs experiments/monday"),
         (["evaluate"], "popgraft evaluate runs/quickstart --episodes 200 --seed 7 --stochastic"),
     ]:
         result = popgraft(*command, "--help")

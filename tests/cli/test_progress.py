@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -23,7 +24,7 @@ def plan_of(**changes: Any) -> Plan:
     return Plan(config, Path("runs/mine"), 12_345)  # 20,480 steps to a generation, so 5 generations
 
 
-def generation_of(number: int, scores: list[float], best: float, parents: list[int] | None = None) -> Generation:
+def generation_of(number: int, scores: list[float], best: float, exploits: int = 0) -> Generation:
     mean = torch.tensor(scores)
     pop = len(scores)
     return Generation(
@@ -32,10 +33,10 @@ def generation_of(number: int, scores: list[float], best: float, parents: list[i
         seconds=10.0 * (number + 1),
         scores=Scores(mean, torch.zeros(pop), torch.ones(pop, dtype=torch.long)),
         hyperparams={},
-        decision=Decision(torch.tensor(parents or list(range(pop))), {}, {}),
+        decision=Decision(torch.arange(pop), {}, {}),
         metrics={},
         best_score=best,
-        statistics={},
+        statistics={"exploitation_count": float(exploits)},
     )
 
 
@@ -63,8 +64,8 @@ def shown(display: LiveDisplay, width: int = 80) -> str:
 
 def test_a_log_has_one_line_for_a_generation_with_all_the_facts() -> None:
     lines = logged(
-        generation_of(0, [10.0, 20.0, 30.0, 160.0], 160.0, parents=[3, 1, 2, 3]),
-        generation_of(1, [1.0, 2.0, 3.0, 2.0], 160.0, parents=[2, 2, 2, 3]),
+        generation_of(0, [10.0, 20.0, 30.0, 160.0], 160.0, exploits=1),
+        generation_of(1, [1.0, 2.0, 3.0, 2.0], 160.0, exploits=3),
     )
     assert lines == [
         "training 4 members of 12,345 parameters on CartPole-v1, into runs/mine",
@@ -109,7 +110,7 @@ def test_the_display_shows_all_the_facts_in_80_columns() -> None:
     watch.time += 12.5
     display.on_update(5_120)
     assert "after the first generation" in shown(display)
-    display.on_generation(generation_of(0, [10.0, 20.0, 30.0, 160.0], 1234.5, parents=[3, 1, 2, 3]))
+    display.on_generation(generation_of(0, [10.0, 20.0, 30.0, 160.0], 1234.5, exploits=1))
     display.on_event("rescue", "member 3 had no finite score [and] continues as member 0")
     text = shown(display)
     assert max(len(line) for line in text.splitlines()) <= 80
@@ -157,3 +158,22 @@ def test_the_live_display_is_for_terminals_that_can_draw_it(
     monkeypatch.setenv("TERM", name)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as continuous integration sets it, where nobody is watching
     assert type(progress()) is kind
+
+
+def test_speed_and_time_left_of_a_resumed_run_count_from_there() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as file:
+        log, done = PlainLog(), 40_960
+        log.on_start(dataclasses.replace(plan_of(), done=done))
+        log.on_generation(dataclasses.replace(generation_of(2, [1.0] * 4, 1.0), seconds=10.0))
+    first, second = file.getvalue().splitlines()
+    assert first.endswith("into runs/mine, from step 40,960")
+    assert "generation 3/5, 61,440/102,400 steps, 2,048 steps/s" in second
+    assert second.endswith("0:00:20 left")
+    watch = Watch()
+    display = LiveDisplay(Console(file=io.StringIO(), width=80), watch)
+    display.on_start(dataclasses.replace(plan_of(), done=done))
+    assert "40% " in shown(display)
+    assert "2 of 5" in shown(display)
+    watch.time += 10
+    display.on_update(61_440)
+    assert "2,048 steps/s" in shown(display)

@@ -167,3 +167,36 @@ def test_no_process_outlives_a_killed_program():
         time.sleep(0.05)
     assert len(pids) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@pytest.mark.parametrize("kind", [InlineExecutor, ProcessExecutor])
+def test_after_a_restart_all_depends_on_the_members_alone(kind, execute):
+    """Members that are written into other executors go on there as they do where they come from."""
+    first, second = execute(kind), execute(InlineExecutor)
+    first.advance(2, never)
+    second.evaluate(3)
+    second.restore(everyone(first))
+    check_same(everyone(second), everyone(first))
+    found = []
+    for executor in (first, second):
+        executor.restart(7)
+        found.append(executor.advance(2, never))
+    for name, values in found[0].metrics.items():
+        assert torch.equal(values.nan_to_num(), found[1].metrics[name].nan_to_num()), name
+    check_same(everyone(second), everyone(first))
+    first.restart(8)
+    first.restore(everyone(second))
+    second.restart(9)
+    assert not torch.equal(first.advance(1, never).scores.mean, second.advance(1, never).scores.mean)
+
+
+def test_terminating_a_whole_job_leaves_the_processes_to_their_executor(execute):
+    executor = execute()
+    for shard in executor.shards:
+        os.kill(shard._process.pid, signal.SIGTERM)
+    assert executor.advance(1, never).steps == 3 * 16 * 4
+    asynchronous = execute(ProcessExecutor, "env.vectorization=async")
+    began = time.monotonic()
+    asynchronous.close()
+    assert time.monotonic() - began < 4  # environments can still be terminated
+    assert [shard._process.poll() for shard in asynchronous.shards] == [0, 0]

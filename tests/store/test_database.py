@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import sqlite3
 import time
 
@@ -188,3 +189,43 @@ def test_a_damaged_cell_is_an_error_in_words(database, text):
         connection.execute("UPDATE members SET hyperparams = ?", (text,))
     with pytest.raises(StoreError, match="cannot be used: Expecting"):
         database.scores()
+
+
+def told(database):
+    return [event.text for event in database.events()]
+
+
+def test_going_back_forgets_what_came_after(database):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
+    database.record_event("rescue", "early", 0)
+    mark, before = database.events_written(), (str(database.scores()), str(database.lineage()))
+    database.record_aftermath(0, 2, Aftermath(return_1=5.0))
+    database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
+    for kind, text in [("rescue", "late"), ("stopped", "kept")]:
+        database.record_event(kind, text, 1)
+    for _ in range(2):  # twice is once
+        database.rewind(1, mark, {(0, 2): Aftermath()}, ["stopped", "resumed"])
+        assert (str(database.scores()), str(database.lineage())) == before
+        assert told(database) == ["early", "kept"]
+        assert database.generations() == 1
+    database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
+    database.rewind(0, 0, {}, [])
+    assert (database.scores(), database.lineage(), told(database), database.events_written()) == ([], [], [], 0)
+
+
+def test_going_back_to_what_is_not_there_is_refused_and_changes_nothing(database):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
+    database.record_generation(2, SCORES, BEFORE, 10, GRAFT, FATE)
+    with pytest.raises(StoreError, match="knows 1 of the 2 generations before the snapshot; restore it from a copy"):
+        database.rewind(2, 0, {}, [])
+    assert database.generations() == 2
+
+
+def test_sessions_are_kept(database):
+    for config in ("a: 1", "a: 2"):
+        database.record_session(config, {"torch": "2.6"})
+    first, second = database.sessions()
+    assert (first.config, second.config) == ("a: 1", "a: 2")
+    assert first.process == os.getpid()
+    assert first.versions == {"torch": "2.6"}
+    assert time.time() - 60 < first.time <= second.time

@@ -359,3 +359,29 @@ def test_a_snapshot_of_another_shape_is_refused_before_its_tensors_are_built(fol
     with pytest.raises(StoreError, match=f"does not fit this configuration: {reason}"):
         snapshot.load(folder, "last", like)
     assert bits(like) == before
+
+
+def test_a_snapshot_is_verified_without_building_it(folder):
+    snapshot.save(folder, "last", {"w": torch.ones(2)}, {"generation": 12})
+    assert snapshot.verified(folder, "last") == {"generation": 12}
+    os.truncate(tensors(folder), 3)
+    with pytest.raises(StoreError, match="does not match its checksum"):
+        snapshot.verified(folder, "last")
+
+
+def test_what_is_removed_is_gone_and_a_crash_meanwhile_never_leaves_a_part(folder, monkeypatch):
+    snapshot.save(folder, "last", {"w": torch.ones(2)}, {})
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", fail)
+        with pytest.raises(StoreError, match=r"cannot remove snapshot .*last: input/output error"):
+            snapshot.remove(folder, "last")
+    assert snapshot.names(folder) == []
+    for _ in range(2):
+        snapshot.remove(folder, "last")
+        assert not place(folder).exists()
+    with pytest.raises(StoreError, match="cannot name a snapshot"):
+        snapshot.remove(folder, "../run")

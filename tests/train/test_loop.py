@@ -89,15 +89,15 @@ class Diary(Observer):
 class Interrupter(Diary):
     """Sends signals in the middle of the second generation."""
 
-    def __init__(self, signals: int) -> None:
+    def __init__(self, *signals: signal.Signals) -> None:
         super().__init__()
         self.signals = signals
 
     def on_update(self, steps: int) -> None:
         super().on_update(steps)
         if len(self.updates) == 3:
-            for _ in range(self.signals):
-                os.kill(os.getpid(), signal.SIGINT)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
 
 
 def tensors(run: Run, name: str) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_a_run_tells_its_observer_and_fills_its_folder(tiny: Tiny) -> None:
     ]  # fmt: skip
     scores = [score for generation in diary.generations for score in generation.scores.mean.tolist()]
     assert [record.score for record in run.scores] == scores
-    assert snapshot.names(run.folder) == ["best", "last"]
+    assert snapshot.names(run.folder) == ["best", "generation_000003", "last"]
     assert tensors(run, "last")["age"].tolist() == [6, 6]
     assert kinds(run) == ["final"]
 
@@ -226,10 +226,11 @@ def test_members_wait_until_their_first_episode_has_ended(tiny: Tiny) -> None:
     assert all(graft.generation > 0 for graft in run.lineage)
 
 
-def test_an_interrupt_ends_the_run_after_the_update_in_progress(tiny: Tiny) -> None:
-    diary, before = Interrupter(signals=1), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_run_after_the_update_in_progress(tiny: Tiny, kind: signal.Signals) -> None:
+    diary, before = Interrupter(kind), signal.getsignal(kind)
     run = train(tiny(), observer=diary)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(kind) is before
     assert diary.calls == ["start", "generation", "interrupt", "end"]
     assert diary.updates == [32, 64, 96]
     assert kinds(run) == ["stopped"]
@@ -252,8 +253,9 @@ def test_an_interrupt_while_a_generation_is_decided_ends_the_run_before_the_next
     assert tensors(run, "last")["age"].tolist() == [2, 2]
 
 
-def test_a_second_interrupt_ends_it_at_once_and_the_best_agent_stays(tiny: Tiny) -> None:
-    settings, diary, before = tiny(), Interrupter(signals=2), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_it_at_once_and_the_best_agent_stays(tiny: Tiny, second: signal.Signals) -> None:
+    settings, diary, before = tiny(), Interrupter(signal.SIGINT, second), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(settings, observer=diary)
     assert signal.getsignal(signal.SIGINT) is before

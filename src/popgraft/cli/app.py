@@ -4,7 +4,7 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,9 @@ import typer
 from popgraft import __version__
 from popgraft.cli.progress import Progress, counted, progress
 from popgraft.errors import PopgraftError, PopulationLost, StoreError
+from popgraft.store import RunFolder
 from popgraft.train import Run, readable
+from popgraft.train import resume as resume_population
 from popgraft.train import train as train_population
 
 POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -73,12 +75,35 @@ def train(
 
     Ctrl-C stops after the update in progress and keeps what was reached; a second Ctrl-C stops at once.
     """
-    display = progress()
-    with _in_words(display), display:
-        run = train_population(config, settings or [], observer=display)
-        if any(event.kind == "stopped" for event in run.events):
-            raise KeyboardInterrupt
-    _conclude(run)
+    _follow(train_population, config, settings)
+
+
+@app.command(epilog=_examples("resume runs/quickstart", "resume runs/quickstart --set total_timesteps=400_000"))
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting that changes from now on; repeat for more."),
+    ] = None,
+) -> None:
+    """Go on with a run that was stopped, killed, or is to train longer.
+
+    It continues from its newest snapshot, and ends as if it had never been interrupted.
+    """
+    _follow(resume_population, folder, settings)
+
+
+@app.command(epilog=_examples("runs", "runs experiments/monday"))
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look for runs.")] = Path("runs"),
+) -> None:
+    """List the runs below a folder, with what has become of them."""
+    found = sorted(path.parent for path in folder.rglob(RunFolder(Path()).database.name))
+    if not found:
+        typer.echo(f"there are no runs in {folder}")
+    width = max((len(str(path)) for path in found), default=0)
+    for path in found:
+        typer.echo(f"{path!s:<{width}}  {_standing(path)}")
 
 
 @app.command(
@@ -114,6 +139,30 @@ def evaluate(
     typer.echo(f"{score} over {counted(count, 'episode')} ({unit}seed {seed}, {actions} actions)")
 
 
+def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) -> None:
+    """Trains with a display, and says how it ended."""
+    display = progress()
+    with _in_words(display), display:
+        run = work(source, settings or [], observer=display)
+        if not run.is_finished:
+            raise KeyboardInterrupt
+    _conclude(run)
+
+
+def _standing(path: Path) -> str:
+    """State, generations and best score of a run."""
+    try:
+        run = Run(path)
+        state, done = run.state, f"{run.generations:,} of {run.config.generations:,} generations"
+    except PopgraftError as error:
+        return f"damaged   {error}"
+    try:
+        score = readable(run.summary["score"])
+    except StoreError:
+        score = "none"
+    return f"{state:<8}  {done}, best score {score}"
+
+
 @contextlib.contextmanager
 def _in_words(display: Progress | None = None) -> Iterator[None]:
     """Turns errors and Ctrl-C into a message and an exit code; names what a run that had begun has kept."""
@@ -142,7 +191,6 @@ def _conclude(run: Run, err: bool = False) -> None:
         lines = {
             "best agent": "none: the first generation had not ended",
             "run folder": folder,
-            "start anew": "popgraft train CONFIG --set run_dir=ANOTHER",
         }
     else:
         if "final_score" in found:
@@ -156,5 +204,7 @@ def _conclude(run: Run, err: bool = False) -> None:
             "evaluate": f"popgraft evaluate {folder}",
             "curves": f"tensorboard --logdir {shlex.quote(str(run.folder.tensorboard))}",
         }
+    if not run.is_finished:
+        lines["resume"] = f"popgraft resume {folder}"
     for name, text in lines.items():
         typer.echo(f"{name:<12}{text}", err=err)

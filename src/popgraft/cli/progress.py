@@ -29,7 +29,6 @@ class Progress(Observer, abc.ABC):
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
-        self.exploits = 0
 
     def on_start(self, plan: Plan) -> None:
         """Says what is about to happen."""
@@ -38,6 +37,7 @@ class Progress(Observer, abc.ABC):
         self.say(
             f"training {counted(config.pbt.population_size, 'member')} of {plan.parameters:,} parameters "
             f"on {config.env.id or config.env.factory or 'environments of a factory'}, into {plan.folder}"
+            + (f", from step {plan.done:,}" if plan.done else "")
         )
 
     def on_event(self, kind: str, text: str) -> None:
@@ -70,14 +70,13 @@ class PlainLog(Progress):
     def on_generation(self, generation: Generation) -> None:
         """Writes the generation's line."""
         assert self.plan is not None
-        self.exploits += len(generation.exploits)
         best, mean, worst = spread(generation, self.plan)
-        rate = generation.steps / generation.seconds
+        rate = (generation.steps - self.plan.done) / generation.seconds
         self.say(
             f"generation {generation.number + 1}/{self.plan.config.generations}, "
             f"{generation.steps:,}/{self.plan.steps:,} steps, {rate:,.0f} steps/s: "
             f"best {best}, mean {mean}, worst {worst}, best ever {readable(generation.best_score)}, "
-            f"{counted(self.exploits, 'exploit')}, {clock((self.plan.steps - generation.steps) / rate)} left"
+            f"{counted(exploits(generation), 'exploit')}, {clock((self.plan.steps - generation.steps) / rate)} left"
         )
 
     def say(self, text: str) -> None:
@@ -107,6 +106,7 @@ class LiveDisplay(Progress):
         super().on_start(plan)
         self._live.console.print(Text(self._last))  # above the display, for good
         self._last = ""
+        self._steps = plan.done
         self._began = self._now()
 
     def on_update(self, steps: int) -> None:
@@ -117,7 +117,6 @@ class LiveDisplay(Progress):
         """Takes over the generation's scores."""
         self._steps = generation.steps
         self._generation = generation
-        self.exploits += len(generation.exploits)
 
     def say(self, text: str) -> None:
         """Replaces the last line."""
@@ -148,15 +147,15 @@ class LiveDisplay(Progress):
 
     def _speed(self, plan: Plan) -> Text:
         elapsed = self._now() - self._began
-        if not self._steps or elapsed <= 0:
+        if self._steps == plan.done or elapsed <= 0:
             return Text("first update")
-        rate = self._steps / elapsed
+        rate = (self._steps - plan.done) / elapsed
         left = clock((plan.steps - self._steps) / rate)
         return facts((f"{rate:,.0f}", "steps/s"), (clock(elapsed), "elapsed"), (left, "left"))
 
     def _counts(self, plan: Plan) -> Text:
-        done = self._generation.number + 1 if self._generation else 0
-        number, noun = counted(self.exploits, "exploit").split()
+        done = self._generation.number + 1 if self._generation else plan.done // plan.config.steps_per_generation
+        number, noun = counted(exploits(self._generation) if self._generation else 0, "exploit").split()
         return facts((f"{done}", f"of {plan.config.generations}"), (number, noun))
 
     def _scores(self, plan: Plan) -> Text:
@@ -192,6 +191,11 @@ def spread(generation: Generation, plan: Plan) -> tuple[str, str, str]:
     low, high = float(scores.min()), float(scores.max())
     best, worst = (high, low) if plan.config.pbt.metric_mode == "max" else (low, high)
     return readable(best), readable(float(scores.mean())), readable(worst)
+
+
+def exploits(generation: Generation) -> int:
+    """Members that have been overwritten so far."""
+    return int(generation.statistics["exploitation_count"])
 
 
 def clock(seconds: float) -> str:

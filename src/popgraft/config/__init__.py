@@ -12,6 +12,7 @@ from popgraft.config.schema import (
     EnvConfig,
     EvaluationConfig,
     ExecuteConfig,
+    SnapshotConfig,
     WrapperConfig,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "OptimizerKwargs",
     "PerturbationConfig",
     "PopulationConfig",
+    "SnapshotConfig",
     "VGSConfig",
     "WrapperConfig",
     "dump_config",

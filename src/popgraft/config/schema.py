@@ -81,6 +81,16 @@ class ExecuteConfig(Section):
     CPUs, one on a GPU."""
 
 
+class SnapshotConfig(Section):
+    """Points from which a run can be resumed."""
+
+    interval: Positive = 10
+    """Generations between two such points. All environments begin new episodes there, in every run, so that a resumed
+    one is the same to the bit."""
+    keep: Positive = 3
+    """How many are kept, the newest ones."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -96,6 +106,8 @@ class Config(Section):
     """The arithmetic."""
     execute: ExecuteConfig = ExecuteConfig()
     """The executor."""
+    snapshots: SnapshotConfig = SnapshotConfig()
+    """Points from which it can be resumed."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """The root of all randomness."""
     total_timesteps: Positive = 1_000_000

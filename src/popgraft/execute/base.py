@@ -74,6 +74,14 @@ class Executor(abc.ABC):
         """
 
     @abc.abstractmethod
+    def restore(self, member: Member) -> None:
+        """Overwrites everybody with the same members of another time; their seats stay as they are."""
+
+    @abc.abstractmethod
+    def restart(self, generation: int) -> None:
+        """Gives every place a fresh seat, which `generation` names: what comes next depends on the members alone."""
+
+    @abc.abstractmethod
     def export(self, members: Int[Tensor, "rows"]) -> Member:
         """A copy of some members on the CPU, in the given order."""
 

@@ -49,3 +49,8 @@ class InlineExecutor(LocalExecutor):
     def evaluate(self, seed: int) -> Scores:
         """Scores every member."""
         return join_scores([shard.evaluate(seed) for shard in self.shards])
+
+    def restart(self, generation: int) -> None:
+        """Gives every place a fresh seat."""
+        for shard in self.shards:
+            shard.restart(generation)

@@ -47,6 +47,13 @@ class LocalExecutor(Executor):
         for shard in self.shards:
             shard.graft(decision, donors, incoming, generation)
 
+    def restore(self, member: Member) -> None:
+        """Writes over the members of every shard."""
+        for shard in self.shards:
+            places = torch.arange(len(shard.members))
+            own = tree.gather(member, torch.tensor(shard.members))
+            tree.put_(shard.member, places, tree.map(lambda leaf, there: leaf.to(there.device), own, shard.member))
+
     def export(self, members: Int[Tensor, "rows"]) -> Member:
         """Copies some members."""
         wanted = members.tolist()

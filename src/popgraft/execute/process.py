@@ -175,6 +175,11 @@ class ProcessExecutor(LocalExecutor):
         self._begin("evaluate", seed)
         return join_scores(self._answers())
 
+    def restart(self, generation: int) -> None:
+        """Gives every place a fresh seat."""
+        self._begin("restart", generation)
+        self._answers()
+
     def close(self) -> None:
         """Ends all processes."""
         for shard in self.shards:

@@ -75,7 +75,11 @@ class Shard:
         self.generators = [torch.Generator() for _ in self.members]
         self._warned = False
         self.collector = Collector(self.policy, self.grid, config.model.n_steps, config.sequence_length, self.device)
-        self.reset_seats(range(pop), generation=0)
+        self.restart(generation=0)
+
+    def restart(self, generation: int) -> None:
+        """Gives every place of the shard a fresh seat."""
+        self.reset_seats(range(len(self.members)), generation)
 
     def reset_seats(self, places: Sequence[int], generation: int) -> None:
         """Gives some places of the shard zero recurrent state, new episodes, and generators named by the generation."""

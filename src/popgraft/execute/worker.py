@@ -7,7 +7,9 @@ Every message is a pair (kind, content). Down the pipe: a method of `Shard` with
 import contextlib
 import logging
 import logging.handlers
+import os
 import pickle
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -45,6 +47,8 @@ class Pipe:
 
 def main(connection: int, memory: int) -> None:
     """Makes a shard and serves it until the executor closes the pipe, or is gone."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     pipe = Pipe(Connection(connection))
     logging.getLogger().addHandler(logging.handlers.QueueHandler(pipe))  # type: ignore[arg-type]
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,6 +1,7 @@
 """The run folder: configuration, database and snapshots on disk. It sees tensors and numbers, never a network."""
 
-from popgraft.store.database import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase
+from popgraft.store.database import RunDatabase
 from popgraft.store.folder import RunFolder
+from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, SessionRecord
 
-__all__ = ["Aftermath", "EventRecord", "GraftRecord", "MemberRecord", "RunDatabase", "RunFolder"]
+__all__ = ["Aftermath", "EventRecord", "GraftRecord", "MemberRecord", "RunDatabase", "RunFolder", "SessionRecord"]

@@ -8,9 +8,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from popgraft.errors import StoreError
 from popgraft.state import Decision, Record, Scores
+from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, SessionRecord
 
 APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
-VERSION = 2
+VERSION = 3
 
 SCHEMA = f"""
 BEGIN;
@@ -61,103 +64,17 @@ CREATE TABLE events (
     kind TEXT NOT NULL,
     text TEXT NOT NULL
 );
+CREATE TABLE sessions (
+    time REAL NOT NULL,
+    process INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    config TEXT NOT NULL,
+    versions TEXT NOT NULL
+);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class MemberRecord:
-    """One member in one generation.
-
-    Attributes:
-        generation: number of the generation.
-        member: index in the population.
-        score: fitness; NaN if it could not be scored.
-        stderr: standard error of the score.
-        episodes: episodes that the score was taken over.
-        steps: environment steps taken at this place since the run began.
-        hyperparams: values that the generation was trained with.
-    """
-
-    generation: int
-    member: int
-    score: float
-    stderr: float
-    episodes: int
-    steps: int
-    hyperparams: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class GraftRecord:
-    """One member that was overwritten with another after a generation.
-
-    Attributes:
-        generation: number of the generation that was scored.
-        member: the recipient.
-        parent: the donor.
-        parent_generation: when the donor was what it was; earlier than `generation` where the recipient went back to
-            the best state there ever was.
-        reason: the exploit method, or "rescue".
-        score_before: the recipient's score.
-        parent_score: the donor's score.
-        hyperparams_before: values that the recipient was trained with.
-        hyperparams_after: values that it goes on with.
-        strategy: what became of the optimizer state: "copy", "reset" or "partial".
-        aftermath: what was seen afterwards; NaN where nothing was.
-    """
-
-    generation: int
-    member: int
-    parent: int
-    parent_generation: int
-    reason: str
-    score_before: float
-    parent_score: float
-    hyperparams_before: dict[str, float]
-    hyperparams_after: dict[str, float]
-    strategy: str
-    aftermath: "Aftermath"
-
-
-@dataclasses.dataclass(frozen=True)
-class Aftermath:
-    """What a graft did to its recipient. A return is the mean of the training episodes that ended in one update.
-
-    Attributes:
-        value_loss_ratio: value loss in the recipient's first update, divided by its donor's in the same update.
-        momentum_cosine: cosine between the momentum and the first gradient of that update.
-        return_before: the recipient's latest return before.
-        return_1: its return in the first update after.
-        return_5: in the fifth.
-        return_10: in the tenth.
-    """
-
-    value_loss_ratio: float = math.nan
-    momentum_cosine: float = math.nan
-    return_before: float = math.nan
-    return_1: float = math.nan
-    return_5: float = math.nan
-    return_10: float = math.nan
-
-
-@dataclasses.dataclass(frozen=True)
-class EventRecord:
-    """Something that happened.
-
-    Attributes:
-        time: seconds since 1970.
-        generation: number of the generation in progress; None outside of training.
-        kind: one word, for filtering.
-        text: a sentence.
-    """
-
-    time: float
-    generation: int | None
-    kind: str
-    text: str
 
 
 class RunDatabase:
@@ -238,18 +155,72 @@ class RunDatabase:
 
     def record_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         """Writes what a graft did to its recipient, over what was written of it before."""
-        columns = dataclasses.asdict(aftermath)
-        assignments = ", ".join(f"{name} = ?" for name in columns)
         with self._speaking(), self._connection:
-            self._connection.execute(
-                f"UPDATE grafts SET {assignments} WHERE generation = ? AND member = ?",
-                (*columns.values(), generation, member),
-            )
+            self._write_aftermath(generation, member, aftermath)
 
     def record_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Writes an event with the time of now."""
         with self._speaking(), self._connection:
             self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (time.time(), generation, kind, text))
+
+    def record_session(self, config: str, versions: Mapping[str, str]) -> None:
+        """Writes that this process trains the run from now on."""
+        row = (time.time(), os.getpid(), socket.gethostname(), config, json.dumps(versions))
+        with self._speaking(), self._connection:
+            self._connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row)
+
+    def rewind(
+        self, generation: int, events: int, aftermath: Mapping[tuple[int, int], Aftermath], kept: Iterable[str]
+    ) -> None:
+        """Goes back to what had been written before a generation, in one transaction.
+
+        Args:
+            generation: the first one to be forgotten.
+            events: what `events_written` was then.
+            aftermath: what was known then of the grafts that were still followed, by generation and recipient.
+            kept: kinds of events that are never forgotten.
+
+        Raises:
+            StoreError: the generations before are not all there.
+        """
+        kinds = list(kept)
+        with self._speaking(), self._connection as connection:
+            (found,) = connection.execute(
+                "SELECT COUNT(DISTINCT generation) FROM members WHERE generation < ?", (generation,)
+            ).fetchone()
+            if found != generation:
+                raise StoreError(
+                    f"{self.path} knows {found} of the {generation} generations before the snapshot; "
+                    "restore it from a copy of the whole run folder"
+                )
+            connection.execute("DELETE FROM grafts WHERE generation >= ?", (generation,))
+            connection.execute("DELETE FROM members WHERE generation >= ?", (generation,))
+            connection.execute(
+                f"DELETE FROM events WHERE rowid > ? AND kind NOT IN ({', '.join('?' * len(kinds))})", (events, *kinds)
+            )
+            for graft, known in aftermath.items():
+                self._write_aftermath(*graft, known)
+
+    def sessions(self) -> list[SessionRecord]:
+        """Every process that has trained the run, in order."""
+        with self._speaking():
+            rows = self._connection.execute("SELECT * FROM sessions ORDER BY rowid")
+            return [
+                SessionRecord(began, process, host, config, json.loads(versions))
+                for began, process, host, config, versions in rows
+            ]
+
+    def events_written(self) -> int:
+        """Number of the latest event."""
+        with self._speaking():
+            number: int = self._connection.execute("SELECT COALESCE(MAX(rowid), 0) FROM events").fetchone()[0]
+            return number
+
+    def generations(self) -> int:
+        """How many generations have been recorded."""
+        with self._speaking():
+            number: int = self._connection.execute("SELECT COUNT(DISTINCT generation) FROM members").fetchone()[0]
+            return number
 
     def scores(self) -> list[MemberRecord]:
         """Every member of every generation, in that order."""
@@ -295,6 +266,14 @@ class RunDatabase:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _write_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
+        columns = dataclasses.asdict(aftermath)
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        self._connection.execute(
+            f"UPDATE grafts SET {assignments} WHERE generation = ? AND member = ?",
+            (*columns.values(), generation, member),
+        )
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:

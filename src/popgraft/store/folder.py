@@ -2,6 +2,7 @@
 
 RUN/
 ├── config.yaml     every setting of the run; written last, so a folder that has it is complete
+├── lock            held by the process that trains the run (`popgraft.store.lock`)
 ├── run.sqlite      scores, grafts and events (`RunDatabase`)
 ├── snapshots/      one folder per snapshot (`popgraft.store.snapshot`)
 └── tensorboard/    event files
@@ -9,6 +10,7 @@ RUN/
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from popgraft.errors import RunExists, StoreError
@@ -56,6 +58,11 @@ class RunFolder:
         return self.path / "run.sqlite"
 
     @property
+    def lock(self) -> Path:
+        """The file that `popgraft.store.lock` locks."""
+        return self.path / "lock"
+
+    @property
     def snapshots(self) -> Path:
         """Folder of the snapshots."""
         return self.path / "snapshots"
@@ -66,12 +73,13 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @classmethod
-    def create(cls, path: str | Path, config_yaml: str) -> "RunFolder":
+    def create(cls, path: str | Path, config_yaml: str, versions: Mapping[str, str] | None = None) -> "RunFolder":
         """Makes the folder of a new run.
 
         Args:
             path: a folder that does not exist yet, or an empty one.
             config_yaml: every setting of the run.
+            versions: of the packages that results depend on.
 
         Raises:
             RunExists: the folder holds a run, or something else.
@@ -86,6 +94,8 @@ class RunFolder:
             folder.snapshots.mkdir()  # of two processes that found the folder empty, one fails here
             folder.tensorboard.mkdir()
             RunDatabase.create(folder.database)
+            with RunDatabase(folder.database) as database:
+                database.record_session(config_yaml, versions or {})
             write_atomic(folder.config, config_yaml.encode())
         except RunExists:
             raise

@@ -13,6 +13,7 @@ read.
 import hashlib
 import json
 import re
+import shutil
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -108,6 +109,33 @@ def load_flat(folder: RunFolder, name: str) -> tuple[dict[str, Tensor], Metadata
     """
     manifest, blob = _read(folder, name)
     return _build(folder, name, manifest, blob), manifest["metadata"]
+
+
+def verified(folder: RunFolder, name: str) -> Metadata:
+    """The metadata of a snapshot that is whole.
+
+    Raises:
+        StoreError: the snapshot is missing, damaged or foreign.
+    """
+    manifest, _ = _read(folder, name)
+    metadata: Metadata = manifest["metadata"]
+    return metadata
+
+
+def remove(folder: RunFolder, name: str) -> None:
+    """Removes a snapshot, or what a crash has left of one; a crash meanwhile leaves it whole or not listed.
+
+    Raises:
+        StoreError: the name cannot be used, or the files cannot be removed.
+    """
+    _check_name(name)
+    place = folder.snapshots / name
+    try:
+        (place / MANIFEST).unlink(missing_ok=True)
+        if place.is_dir():
+            shutil.rmtree(place)
+    except OSError as error:
+        raise StoreError(f"cannot remove snapshot {place}: {_reason(error)}") from None
 
 
 def names(folder: RunFolder) -> list[str]:

@@ -3,6 +3,7 @@
 from popgraft.train.agent import Agent
 from popgraft.train.loop import train
 from popgraft.train.observer import Generation, Observer, Plan, readable
+from popgraft.train.resume import resume
 from popgraft.train.run import Run
 
-__all__ = ["Agent", "Generation", "Observer", "Plan", "Run", "readable", "train"]
+__all__ = ["Agent", "Generation", "Observer", "Plan", "Run", "readable", "resume", "train"]

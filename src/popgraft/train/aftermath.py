@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,6 +58,25 @@ class Follower:
             self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] != member}
             found = Aftermath(return_before=self._latest.get(member, math.nan))
             self._pending[generation, member] = _Pending(int(decision.parents[member]), 0, found)
+
+    def known(self) -> dict[Graft, Aftermath]:
+        """What has been noted of every graft that is still followed; nothing before its first update."""
+        return {graft: pending.found if pending.seen else Aftermath() for graft, pending in self._pending.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as JSON values."""
+        pending = [
+            [*graft, each.parent, each.seen, dataclasses.asdict(each.found)] for graft, each in self._pending.items()
+        ]
+        return {"pending": pending, "latest": list(self._latest.items())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._pending = {
+            (generation, member): _Pending(parent, seen, Aftermath(**found))
+            for generation, member, parent, seen, found in state["pending"]
+        }
+        self._latest = dict(state["latest"])
 
     def _advanced(self, member: int, pending: _Pending, metrics: Metrics, returns: list[list[float]]) -> Aftermath:
         found: dict[str, float] = {}

@@ -18,11 +18,13 @@ class Plan:
         config: every setting.
         folder: where the run is kept.
         parameters: numbers that one member's networks hold.
+        done: environment steps of the whole population that were taken before, where the run is resumed.
     """
 
     config: Config
     folder: Path
     parameters: int
+    done: int = 0
 
     @property
     def steps(self) -> int:
@@ -37,15 +39,15 @@ class Generation:
     Attributes:
         number: counted from 0.
         steps: environment steps of the whole population since the run began.
-        seconds: wall-clock time since the run began.
+        seconds: wall-clock time since the run began, or was resumed.
         scores: fitness of every member.
         hyperparams: values that it was trained with.
         decision: who inherits from whom.
         metrics: what every update of every member reported.
         best_score: highest score so far (lowest with metric_mode "min").
-        statistics: what else is known of the population: `exploration_count` and `failed_ready_checks` so far,
-            `member_distance` between two members per parameter, and `post_exploit_value_loss_ratio` of the members
-            that were overwritten a generation ago (where there are any).
+        statistics: what else is known of the population: `exploitation_count`, `exploration_count` and
+            `failed_ready_checks` so far, `member_distance` between two members per parameter, and
+            `post_exploit_value_loss_ratio` of the members that were overwritten a generation ago (where there are any).
     """
 
     number: int
@@ -80,7 +82,7 @@ class Observer:
         """Something happened that a person should hear of; it has been recorded."""
 
     def on_interrupt(self) -> None:
-        """The first Ctrl-C: the run ends after the update in progress. The signal handler calls this, so be brief."""
+        """The first Ctrl-C or SIGTERM: the update in progress is the last. A signal handler calls this, so be brief."""
 
     def on_final_evaluation(self, episodes: int) -> None:
         """Training is over; the best member plays its last evaluation episodes."""

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from popgraft.config import Config, load_config
 from popgraft.errors import StoreError
 from popgraft.rollout.grid import EnvGrid
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
 
@@ -16,6 +17,8 @@ BEST = "best"
 """Snapshot of the best member there ever was: a population of one."""
 LAST = "last"
 """Snapshot of the whole population as the run left it."""
+
+State = Literal["running", "finished", "stopped"]
 
 
 class Run:
@@ -41,6 +44,27 @@ class Run:
     def config(self) -> Config:
         """Every setting of the run."""
         return load_config(self.folder.config)
+
+    @property
+    def state(self) -> State:
+        """`running` in some process, `finished`, or `stopped` before that, which `resume` can change."""
+        if holder(self.folder):
+            return "running"
+        return "finished" if self.is_finished else "stopped"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training has come to its end, the last evaluation included."""
+        try:
+            return bool(snapshot.verified(self.folder, LAST).get("finished"))
+        except StoreError:  # none yet, or none that is whole
+            return False
+
+    @property
+    def generations(self) -> int:
+        """How many generations have been scored."""
+        with RunDatabase(self.folder.database) as database:
+            return database.generations()
 
     @property
     def scores(self) -> list[MemberRecord]:
@@ -95,12 +119,11 @@ class Run:
             StoreError: no generation has been scored yet.
         """
         self._check_scored()
-        _, metadata = snapshot.load_flat(self.folder, BEST)
-        return metadata
+        return snapshot.verified(self.folder, BEST)
 
     def _check_scored(self) -> None:
         if BEST not in snapshot.names(self.folder):
             raise StoreError(
                 f"{self.path} has no best agent, because its training has not come to the end of its first generation; "
-                "train again, with another run_dir"
+                f"run: popgraft resume {self.path}"
             )

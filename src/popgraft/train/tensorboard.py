@@ -1,6 +1,7 @@
 """TensorBoard event files: one folder for every member, one for the population."""
 
 import math
+import os
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +26,6 @@ class TensorBoard(Observer):
         self._folder = folder
         self._members: list[SummaryWriter] = []
         self._population: SummaryWriter | None = None
-        self._exploits = 0
 
     def on_start(self, plan: Plan) -> None:
         """Opens the event files."""
@@ -48,13 +48,11 @@ class TensorBoard(Observer):
                         writer.add_scalar(tag_of(name), value, step)
         scores = generation.scores.mean
         healthy = scores[scores.isfinite()]
-        self._exploits += len(generation.exploits)
         for writer, score in zip(self._members, scores.tolist(), strict=True):
             writer.add_scalar("pbt/score", score, generation.steps // pop)
         summary = {
             "population_size": float(pop),
             "ready_members": float(len(healthy)),
-            "exploitation_count": float(self._exploits),
             **generation.statistics,
         }
         if len(healthy):
@@ -67,7 +65,28 @@ class TensorBoard(Observer):
         for name, value in summary.items():
             self._population.add_scalar(f"pbt/{name}", value, generation.steps)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every event file, with everything in it that has been written so far."""
+        for writer in self._writers():
+            writer.flush()
+        return {str(file.relative_to(self._folder)): file.stat().st_size for file in self._files()}
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Goes back to event files of the sizes that `sizes` returned once; later ones are removed."""
+        for file in self._files():
+            size = sizes.get(str(file.relative_to(self._folder)), 0)
+            if not size:
+                file.unlink()
+            elif size < file.stat().st_size:
+                os.truncate(file, size)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*/events.out.tfevents.*"))
+
+    def _writers(self) -> list[SummaryWriter]:
+        return [*self._members, *([self._population] if self._population else [])]
+
     def on_end(self) -> None:
         """Closes the event files."""
-        for writer in (*self._members, *([self._population] if self._population else [])):
+        for writer in self._writers():
             writer.close()

@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM: the first one ends a run after the update in progress."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from popgraft.train.observer import Observer
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_handling = threading.Event()
+
+
+def _be_terminated_again() -> None:
+    """A forked process, such as one of asynchronous environments, ends at SIGTERM as ever."""
+    if _handling.is_set():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_be_terminated_again)
+
+
+@contextlib.contextmanager
+def stop_on_signal(observer: Observer) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once.
+
+    A terminal sends Ctrl-C to every process of the run: those of asynchronous environments, which are made under this
+    handler and inherit it, outlive the first one, so that the update in progress can end.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous, process = {number: signal.getsignal(number) for number in SIGNALS}, os.getpid()
+
+    def on_signal(*_: Any) -> None:
+        stop.set()
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        if os.getpid() == process:
+            observer.on_interrupt()
+
+    _handling.set()
+    for number in SIGNALS:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        _handling.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

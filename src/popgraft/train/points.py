@@ -1,0 +1,94 @@
+"""Points from which a run can be resumed: snapshots of everything, at generations that begin with fresh seats."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from popgraft.errors import StoreError
+from popgraft.store import RunFolder, snapshot
+from popgraft.train.run import LAST
+
+if TYPE_CHECKING:
+    from popgraft.train.loop import Training
+
+NAME = re.compile(r"generation_(\d+)")
+
+
+def save_point(training: "Training") -> None:
+    """Saves a point at the beginning of the next generation, and removes those that are too old to keep."""
+    folder, state = training.run.folder, training.state
+    everyone = torch.arange(training.config.pbt.population_size)
+    record = None if state.record is None else state.record.state
+    metadata = {
+        **state.metadata(),
+        "schedule": training.schedule.state_dict(),
+        "events": training.database.events_written(),
+        "tensorboard": training.tensorboard.sizes(),
+    }
+    tensors = state.tensors(training.executor.export(everyone), record)
+    snapshot.save(folder, f"generation_{state.generation:06d}", tensors, metadata)
+    remove_old_points(folder, training.config.snapshots.keep)
+
+
+def save_population(training: "Training", finished: bool) -> None:
+    """Saves the population as the run leaves it, which may be in the middle of a generation."""
+    state, everyone = training.state, torch.arange(training.config.pbt.population_size)
+    metadata = {
+        "generation": state.generation,
+        "steps": state.steps,
+        "finished": finished,
+        "schedule": training.schedule.state_dict(),
+    }
+    snapshot.save(training.run.folder, LAST, training.executor.export(everyone), metadata)
+
+
+def load_point(training: "Training", name: str, metadata: dict[str, Any]) -> None:
+    """Puts members, state and schedule of a run that has not begun back to a point; its seats are for the caller."""
+    executor, state = training.executor, training.state
+    everyone = torch.arange(training.config.pbt.population_size)
+    record = executor.export(torch.arange(1)) if metadata["found"] is not None else None
+    tensors, _ = snapshot.load(training.run.folder, name, state.tensors(executor.export(everyone), record))
+    state.restore(tensors, metadata)
+    training.schedule.load_state_dict(metadata["schedule"])
+    executor.restore(tensors["member"])
+
+
+def newest_point(folder: RunFolder, report: Callable[[str], None]) -> tuple[str, dict[str, Any]] | None:
+    """Name and metadata of the newest point that is whole; None where there has never been one.
+
+    Args:
+        folder: the run.
+        report: is told of every newer one, why it cannot be used.
+
+    Raises:
+        StoreError: there are some, but none is whole.
+    """
+    damage, written = "", snapshot.names(folder)
+    for _, name in sorted(points(folder).items(), reverse=True):
+        if name not in written:  # the process was killed while it wrote this one, or removed it
+            continue
+        try:
+            return name, snapshot.verified(folder, name)
+        except StoreError as error:
+            damage = str(error)
+            report(f"{damage}; going on from an earlier one")
+    if damage:
+        raise StoreError(
+            f"{folder.path} has no snapshot from which it can go on: {damage}. Train again with another run_dir, or "
+            f"delete {folder.snapshots}/generation_* to have the same run repeated from its beginning"
+        )
+    return None
+
+
+def remove_old_points(folder: RunFolder, keep: int) -> None:
+    """Removes all points but the newest ones."""
+    for _, name in sorted(points(folder).items())[:-keep]:
+        snapshot.remove(folder, name)
+
+
+def points(folder: RunFolder) -> dict[int, str]:
+    """Names of all points by generation, whole or not."""
+    found = (NAME.fullmatch(path.name) for path in folder.snapshots.iterdir())
+    return {int(match[1]): match[0] for match in found if match}

@@ -1,0 +1,174 @@
+"""Goes on with a run that has ended before its time, as if it had never ended."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from popgraft.config import Config, dump_config, load_config, read_yaml
+from popgraft.errors import ConfigError, StoreError
+from popgraft.execute import make_executor
+from popgraft.pbt import Schedule
+from popgraft.store import RunDatabase, RunFolder, SessionRecord, snapshot
+from popgraft.store.folder import write_atomic
+from popgraft.store.lock import locked
+from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.loop import Training
+from popgraft.train.observer import Observer
+from popgraft.train.points import load_point, newest_point, points, remove_old_points
+from popgraft.train.run import BEST, LAST, Run
+from popgraft.train.state import RunState
+from popgraft.train.tensorboard import TensorBoard
+from popgraft.train.versions import versions
+
+logger = logging.getLogger(__name__)
+
+LASTING = ("stopped", "resumed", "damaged", "changed")
+"""Events of processes rather than of training: they stay in the record when training is repeated."""
+
+
+def resume(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    observer: Observer | None = None,
+    factory: Callable[..., Any] | None = None,
+) -> Run:
+    """Goes on with a run from its newest snapshot, with the results of one that was never interrupted.
+
+    Whatever the run had done after that snapshot is done again. A run that was finished can be given more to do with
+    `overrides`, such as {"total_timesteps": 2_000_000}.
+
+    Args:
+        path: the run folder.
+        overrides: settings that change from now on, as for `train`; the run's database records them.
+        observer: is told of progress.
+        factory: makes a member's environments, for a run that was given one in Python.
+
+    Raises:
+        StoreError: there is no run at `path`, or what it has left cannot be read.
+        RunExists: another process is training it.
+        ConfigError: a setting that cannot work, or one that has been changed in the folder without being named here; or
+            nothing is left to do.
+        EnvironmentFault: the environments cannot be made.
+        PopulationLost: every member has failed; what was reached before is kept.
+    """
+    observer = observer or Observer()
+    folder = RunFolder.open(path)
+    with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        database = stack.enter_context(RunDatabase(folder.database))
+        run, latest = Run(folder.path, factory), _latest_session(database)
+        settings = _settings(folder, latest, overrides)
+        schedule = Schedule(settings.pbt, settings.seed)
+        state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
+        executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
+        board = TensorBoard(folder.tensorboard)
+        training = Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state)
+        damages: list[str] = []
+        point = newest_point(folder, damages.append)
+        if point is not None:
+            load_point(training, *point)
+        if training.is_over and run.is_finished:
+            raise ConfigError(f"{folder.path} is finished; to go on, {_more(training)}")
+        if stop.is_set():
+            raise KeyboardInterrupt
+        write_atomic(folder.config, dump_config(settings).encode())
+        database.record_session(dump_config(settings), versions())
+        for kind, text in _news(training, latest, damages):
+            training.tell_event(kind, text, state.generation)
+        _rewind(training, point[1] if point else None)
+        executor.restart(state.generation)
+        training.train()
+    return run
+
+
+def _latest_session(database: RunDatabase) -> SessionRecord:
+    sessions = database.sessions()
+    if not sessions:
+        raise StoreError(f"{database.path} does not say with which settings the run was started; train again")
+    return sessions[-1]
+
+
+def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, Any] | Iterable[str]) -> Config:
+    """The settings that the run had, with those that are changed by name.
+
+    Raises:
+        ConfigError: config.yaml says otherwise.
+    """
+    if not isinstance(overrides, Mapping):
+        overrides = list(overrides)
+    before = read_yaml(latest.config, f"the configuration in {folder.database}")
+    settings = load_config(before, overrides)
+    old, wanted, found = (_flat(config) for config in (load_config(before), settings, load_config(folder.config)))
+    if wanted["run_dir"] != old["run_dir"]:
+        raise ConfigError("run_dir cannot be changed: the run is where its folder is; move the folder instead")
+    silent = {key for key in _changed(old, found) if found.get(key) != wanted.get(key)} - {"run_dir"}
+    if silent:
+        named = " ".join(f"--set '{key}={json.dumps(found.get(key))}'" for key in sorted(silent))
+        raise ConfigError(
+            f"{folder.config} has been changed since the run was started; undo that, or name what changes: {named}"
+        )
+    return settings
+
+
+def _rewind(training: Training, metadata: dict[str, Any] | None) -> None:
+    """Makes the folder what it was at the point; whenever this is cut short, doing it again completes it."""
+    state, folder = training.state, training.run.folder
+    for generation, name in sorted(points(folder).items(), reverse=True):
+        if generation > state.generation:
+            snapshot.remove(folder, name)
+    remove_old_points(folder, training.config.snapshots.keep)  # where it was killed before it had
+    known = state.follower.known()
+    training.database.rewind(state.generation, metadata["events"] if metadata else 0, known, LASTING)
+    training.tensorboard.cut(metadata["tensorboard"] if metadata else {})
+    if state.record is not None and state.found is not None:
+        snapshot.save(folder, BEST, state.record.state, state.found)
+    else:
+        snapshot.remove(folder, BEST)
+    snapshot.remove(folder, LAST)
+
+
+def _news(training: Training, latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
+    """What is to be recorded of a run that goes on: kind and text of events."""
+    for damage in damages:
+        logger.warning("%s", damage)
+        yield "damaged", damage
+    pairs = [
+        (_flat(load_config(read_yaml(latest.config, "the configuration"))), _flat(training.config)),
+        (latest.versions, versions()),
+    ]
+    for old, new in pairs:
+        for key in _changed(old, new):
+            yield "changed", f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}"
+    number, whole = training.state.generation + 1, training.config.generations
+    where = "the last evaluation" if training.is_over else f"generation {number} of {whole}"
+    yield "resumed", f"going on with {where}"
+
+
+def _more(training: Training) -> str:
+    """How a finished run is given more to do."""
+    config = training.config
+    if training.state.generation < config.generations:
+        return f"set another stop_at_score than {config.stop_at_score}, for example --set stop_at_score=null"
+    return f"raise total_timesteps, for example --set total_timesteps={2 * config.total_timesteps}"
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ."""
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(read_yaml(dump_config(config), "the configuration"), ""))

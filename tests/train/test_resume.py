@@ -1,0 +1,438 @@
+"""A run that is interrupted in any way and resumed leaves the same folder as one that never was."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
+from popgraft.store import RunDatabase, RunFolder, snapshot
+from popgraft.store.lock import locked
+from popgraft.train import resume
+from popgraft.train.resume import LASTING
+from popgraft.train.tensorboard import TensorBoard
+
+Make = Callable[..., dict[str, Any]]
+STEPS = 96  # of the population in a generation
+GENERATIONS = 11
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "truncation": {},
+    "backtracking": {"pbt__exploit_method": "backtracking"},
+    "explore always": {"pbt__exploit_method": "ttest", "pbt__explore_always": True},
+    "training scores": {"pbt__fitness": "training"},
+    "episodes that go on": {"pbt__reset_envs_on_exploit": False, "pbt__lstm_reset_mode": "burn_in"},
+    "a fault": {"pbt__graft_faults": ["overwrite_learning_rate"], "pbt__metric_mode": "min"},
+    "reset": {"pbt__optimizer_exploit_strategy": "reset", "evaluation__deterministic": False},
+    "everything": {
+        "model__optimizer": "adaptive_upgd",
+        "model__vgs": {"enabled": True},
+        "model__kl_penalty": True,
+        "model__target_kl": 0.01,
+        "model__ent_coef_final": 0.0,
+        "model__adversary": {"enabled": True},
+        "env__wrappers": [{"name": "flicker", "kwargs": {"probability": 0.2}}],
+    },
+}
+
+
+@pytest.fixture
+def make(tiny: Make, tmp_path: Path) -> Make:
+    """Three members, 11 generations, a snapshot after every third."""
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        settings = {
+            "env__kwargs": {"delay": 1, "length": 7},  # no multiple of a rollout
+            "pbt__population_size": 3,
+            "pbt__truncation_ratio": 0.34,
+            "snapshots": {"interval": 3, "keep": 2},
+            "total_timesteps": GENERATIONS * STEPS,
+        }
+        return tiny(**settings | changes | {"run_dir": str(tmp_path / name)})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Run]:
+    return {}
+
+
+@pytest.fixture
+def straight(make: Make, kept: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nobody interrupts; the same for all tests, which only read it."""
+    if "straight" not in kept:
+        settings = make("") | {"run_dir": str(tmp_path_factory.mktemp("runs") / "straight")}
+        kept["straight"] = train(settings)
+    return kept["straight"]
+
+
+class Interrupter(Observer):
+    """Sends Ctrl-C after a number of updates; twice, to stop in the middle of one."""
+
+    def __init__(self, updates: int, times: int = 1) -> None:
+        self.updates, self.times = updates, times
+
+    def on_update(self, steps: int) -> None:
+        self.updates -= 1
+        if self.updates == 0:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(settings: dict[str, Any], updates: int, times: int = 1) -> Run:
+    """A run that was stopped after some updates; two are a generation."""
+    with contextlib.suppress(KeyboardInterrupt):
+        train(settings, observer=Interrupter(updates, times))
+    return Run(settings["run_dir"])
+
+
+def rows(run: Run, query: str) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(run.folder.database)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def curves(folder: Path) -> dict[str, Any]:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: sorted((event.step, repr(event.value)) for event in accumulator.Scalars(tag)) for tag in tags}
+
+
+def contents(run: Run, name: str) -> tuple[Any, ...]:
+    leaves, metadata = snapshot.load_flat(run.folder, name)
+    for local in ("tensorboard", "events"):
+        metadata.pop(local, None)
+    return {path: leaf.numpy().tobytes() for path, leaf in leaves.items()}, json.dumps(metadata)
+
+
+def check_same(found: Run, expected: Run) -> None:
+    assert found.state == expected.state == "finished"
+    for table in ("members", "grafts"):
+        assert rows(found, f"SELECT * FROM {table}") == rows(expected, f"SELECT * FROM {table}")
+    kept = ", ".join(f"'{kind}'" for kind in LASTING)
+    events = f"SELECT generation, kind, text FROM events WHERE kind NOT IN ({kept}) ORDER BY rowid"
+    assert rows(found, events) == rows(expected, events)
+    assert snapshot.names(found.folder) == snapshot.names(expected.folder)
+    for name in snapshot.names(expected.folder):
+        assert contents(found, name) == contents(expected, name), name
+    for folder in expected.folder.tensorboard.iterdir():
+        assert curves(found.folder.tensorboard / folder.name) == curves(folder)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -> None:
+    straight = train(make("straight", **VARIANTS[variant]))
+    assert straight.lineage or "always" in variant
+    run = interrupted(make("broken", **VARIANTS[variant]), updates=17)
+    assert run.state == "stopped"
+    assert run.generations == 8
+    check_same(resume(run.path), straight)
+    told = [(event.kind, event.generation) for event in run.events if event.kind in LASTING]
+    assert told == [("stopped", 8), ("resumed", 6)]
+
+
+def test_shards_in_processes_are_resumed_too(make: Make) -> None:
+    straight = train(make("straight", execute__shards=2))
+    run = interrupted(make("broken", execute__shards=2), updates=15)
+    check_same(resume(run.path), straight)
+
+
+class Fragile(gym.Env):
+    """Breaks now and then in training, as its seed decides."""
+
+    risk = 0.015
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 7
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        if self.np_random.random() < self.risk:
+            raise RuntimeError("broken")
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action), self.left == 0, False, {}
+
+
+class Solid(Fragile):
+    risk = 0
+
+
+def fragile(num_envs: int) -> SyncVectorEnv:
+    return SyncVectorEnv([Fragile if num_envs == 2 else Solid] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def test_failed_members_and_readiness_checks_are_remembered(make: Make) -> None:
+    changes = {"env__kwargs": {}, "pbt__ready_percentage": 1.0, "pbt__population_size": 6, "total_timesteps": 2000}
+    straight = train(make("straight", **changes), factory=fragile)
+    assert {"environment", "rescue"} <= {event.kind for event in straight.events}
+    settings = make("broken", **changes)
+    train(settings, observer=Interrupter(15), factory=fragile)
+    run = Run(settings["run_dir"])
+    assert snapshot.verified(run.folder, "generation_000006")["schedule"]["failed_ready_checks"] > 0
+    check_same(resume(run.path, factory=fragile), straight)
+
+
+@pytest.mark.parametrize(
+    ("updates", "times", "first"), [(1, 1, 1), (6, 2, 1), (7, 1, 4), (13, 2, 7), (22, 1, 10)], ids=str
+)
+def test_the_moment_of_the_interrupt_does_not_matter(
+    make: Make, straight: Run, updates: int, times: int, first: int
+) -> None:
+    run = interrupted(make("broken"), updates, times)
+    check_same(resume(run.path), straight)
+    resumed = [event.text for event in run.events if event.kind == "resumed"]
+    assert resumed == [f"going on with generation {first} of {GENERATIONS}"]
+
+
+def test_a_run_that_lacks_its_last_evaluation_alone_gets_it(make: Make, straight: Run) -> None:
+    class Late(Observer):
+        def on_final_evaluation(self, episodes: int) -> None:
+            raise KeyboardInterrupt
+
+    settings = make("broken")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, observer=Late())
+    points = Run(settings["run_dir"]).folder.snapshots
+    shutil.copytree(points / "generation_000009", points / "generation_000006")  # as if killed before it was removed
+    run = resume(settings["run_dir"])
+    check_same(run, straight)
+    assert [event.text for event in run.events if event.kind == "resumed"] == ["going on with the last evaluation"]
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["popgraft"])
+
+
+def begun(settings: dict[str, Any]) -> Any:
+    """A process that trains a run, or goes on with it."""
+    path = Path(settings["run_dir"])
+    if not (path / "config.yaml").is_file():
+        shutil.rmtree(path, ignore_errors=True)  # killed before there was a run
+        target: tuple[Any, Any] = (train, settings)
+    else:
+        target = (resume, path)
+    process = FORKS.Process(target=target[0], args=target[1:])
+    process.start()
+    return process
+
+
+def generations(settings: dict[str, Any]) -> int:
+    with contextlib.suppress(StoreError):
+        return Run(settings["run_dir"]).generations
+    return 0
+
+
+def kill_and_resume(settings: dict[str, Any], kills: int, draw: random.Random) -> Run:
+    """Kills the run again and again, each time when some generation is over and some milliseconds more."""
+    for _ in range(kills):
+        process = begun(settings)
+        wanted = draw.randrange(0, GENERATIONS)
+        began = time.monotonic()
+        while process.is_alive() and generations(settings) < wanted and time.monotonic() < began + 60:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL or Run(settings["run_dir"]).state == "finished"
+        if process.exitcode == 0:
+            break
+    else:
+        process = begun(settings)
+        process.join()
+        assert process.exitcode == 0
+    return Run(settings["run_dir"])
+
+
+def test_a_killed_run_ends_as_the_straight_one(make: Make, straight: Run) -> None:
+    check_same(kill_and_resume(make("broken"), kills=3, draw=random.Random(1)), straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "shards"), [*((variant, 1) for variant in VARIANTS), ("truncation", 2)])
+def test_a_run_that_is_killed_again_and_again_ends_as_the_straight_one(make: Make, variant: str, shards: int) -> None:
+    straight = train(make("straight", execute__shards=shards, **VARIANTS[variant]))
+    settings = make("broken", execute__shards=shards, **VARIANTS[variant])
+    check_same(kill_and_resume(settings, kills=5, draw=random.Random(variant)), straight)
+
+
+def damage(folder: RunFolder, name: str, how: str) -> None:
+    (tensors,) = (folder.snapshots / name).glob("*.safetensors")
+    if how == "truncated":
+        os.truncate(tensors, tensors.stat().st_size // 2)
+    elif how == "altered":
+        data = bytearray(tensors.read_bytes())
+        data[-5] ^= 1
+        tensors.write_bytes(data)
+    elif how == "without tensors":
+        tensors.unlink()
+    else:
+        (folder.snapshots / name / "manifest.json").write_text(how)
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "without tensors", "[]"])
+def test_a_damaged_snapshot_costs_one_interval(
+    make: Make, straight: Run, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = interrupted(make("broken"), updates=15)
+    assert snapshot.names(run.folder) == ["best", "generation_000003", "generation_000006", "last"]
+    damage(run.folder, "generation_000006", how)
+    check_same(resume(run.path), straight)
+    told = {event.kind: event.text for event in run.events if event.kind in ("damaged", "resumed")}
+    assert "generation_000006" in told["damaged"]
+    assert told["resumed"] == "going on with generation 4 of 11"
+    assert told["damaged"] in caplog.messages
+
+
+@pytest.mark.parametrize("updates", [3, 15])
+def test_a_snapshot_that_was_being_written_is_not_missed(make: Make, straight: Run, updates: int) -> None:
+    run = interrupted(make("broken"), updates)
+    half = run.folder.snapshots / "generation_000009"
+    half.mkdir()
+    (half / ".tensors-0123456789abcdef.safetensors.tmp").write_bytes(b"half")
+    check_same(resume(run.path), straight)
+    assert "damaged" not in {event.kind for event in run.events}
+
+
+def test_a_run_whose_snapshots_are_all_damaged_is_left_as_it_is(make: Make) -> None:
+    run = interrupted(make("broken"), updates=15)
+    for name in ("generation_000003", "generation_000006"):
+        damage(run.folder, name, "altered")
+    before = {path: path.read_bytes() for path in run.folder.snapshots.rglob("*") if path.is_file()}, run.events
+    with pytest.raises(
+        StoreError, match=r"no snapshot from which it can go on: .* does not match its checksum.*delete"
+    ):
+        resume(run.path)
+    assert before == ({path: path.read_bytes() for path in before[0]}, run.events)
+
+
+def test_a_database_that_lacks_generations_is_refused(make: Make) -> None:
+    run = interrupted(make("broken"), updates=15)
+    with contextlib.closing(sqlite3.connect(run.folder.database)) as connection, connection:
+        connection.execute("DELETE FROM grafts WHERE generation = 2")
+        connection.execute("DELETE FROM members WHERE generation = 2")
+    with pytest.raises(StoreError, match="knows 5 of the 6 generations before the snapshot"):
+        resume(run.path)
+
+
+@pytest.mark.parametrize(
+    "place", [(RunDatabase, "rewind"), (TensorBoard, "cut"), (snapshot, "save"), (snapshot, "remove")]
+)
+def test_going_back_can_be_cut_short(
+    make: Make, straight: Run, place: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted(make("broken"), updates=15)
+    damage(run.folder, "generation_000006", "altered")  # so that there is a snapshot to be removed
+
+    def fail(*_: Any) -> None:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fail)
+        with pytest.raises(StoreError, match="no space left"):
+            resume(run.path)
+    check_same(resume(run.path), straight)
+
+
+def test_a_full_disk_ends_the_run_with_its_reason(make: Make, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, settings = snapshot.save, make("broken")
+
+    def fail(folder: RunFolder, name: str, *rest: Any) -> None:
+        if name == "generation_000006":
+            raise StoreError("cannot write snapshot: no space left on device")
+        save(folder, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "save", fail)
+        with pytest.raises(StoreError, match="no space left"):
+            train(settings)
+    run = Run(settings["run_dir"])
+    assert [event.text for event in run.events] == ["cannot write snapshot: no space left on device"]
+    check_same(resume(run.path), straight)
+
+
+def test_one_process_at_a_time(make: Make) -> None:
+    run = interrupted(make("broken"), updates=3)
+    with locked(run.folder):
+        assert run.state == "running"
+        with pytest.raises(RunExists, match=rf"is being trained by process {os.getpid()} on .*; wait for it"):
+            resume(run.path)
+    assert run.state == "stopped"
+
+
+def test_a_changed_configuration_is_refused_unless_it_is_named(make: Make) -> None:
+    run = interrupted(make("broken"), updates=15)
+    settings = yaml.safe_load(run.folder.config.read_text())
+    settings["model"]["gamma"] = 0.5
+    run.folder.config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ConfigError, match=r"has been changed since .*name what changes: --set 'model.gamma=0.5'$"):
+        resume(run.path)
+    with pytest.raises(ConfigError, match="has been changed"):
+        resume(run.path, ["model.gamma=0.6"])
+    assert not any(event.kind == "changed" for event in run.events)
+    resumed = resume(run.path, ["model.gamma=0.5"])
+    assert resumed.config.model.gamma == 0.5
+    gammas = {record.generation: record.hyperparams["gamma"] for record in run.scores}
+    assert {gammas[generation] for generation in range(6)} == {0.9900000095367432}
+    texts = [event.text for event in run.events if event.kind == "changed"]
+    assert texts == ["model.gamma: 0.99 → 0.5"]
+    with RunDatabase(run.folder.database) as database:
+        assert [yaml.safe_load(session.config)["model"]["gamma"] for session in database.sessions()] == [0.99, 0.5]
+
+
+def test_a_setting_that_changes_shapes_is_refused_and_changes_nothing(make: Make) -> None:
+    run = interrupted(make("broken"), updates=15)
+    before = run.folder.config.read_text(), run.events, snapshot.names(run.folder)
+    for change in ("pbt.population_size=4", "model.network.hidden_size=9"):
+        with pytest.raises(StoreError, match="does not fit this configuration"):
+            resume(run.path, [change])
+    with pytest.raises(ConfigError, match="run_dir cannot be changed"):
+        resume(run.path, {"run_dir": "elsewhere"})
+    assert before == (run.folder.config.read_text(), run.events, snapshot.names(run.folder))
+
+
+def test_a_finished_run_goes_on_only_with_more_to_do(make: Make) -> None:
+    straight = train(make("straight", total_timesteps=9 * STEPS))
+    run = train(make("short", total_timesteps=6 * STEPS))
+    with pytest.raises(ConfigError, match="short is finished; to go on, raise total_timesteps, for example --set"):
+        resume(run.path)
+    assert run.state == "finished"
+    check_same(resume(run.path, {"total_timesteps": 9 * STEPS}), straight)
+
+
+def test_a_run_that_has_reached_its_score_goes_on_without_it(make: Make) -> None:
+    run = train(make("short", stop_at_score=-1.0))
+    assert run.generations == 1
+    with pytest.raises(
+        ConfigError, match=r"set another stop_at_score than -1\.0, for example --set stop_at_score=null"
+    ):
+        resume(run.path)
+    assert resume(run.path, ["stop_at_score=null"]).generations == GENERATIONS
+
+
+def test_a_run_can_be_moved(make: Make, straight: Run, tmp_path: Path) -> None:
+    run = interrupted(make("broken"), updates=15)
+    moved = run.path.rename(tmp_path / "moved")
+    check_same(resume(moved), straight)
+
+
+def test_a_run_without_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not a folder"):
+        resume(tmp_path / "nowhere")
