@@ -1,5 +1,6 @@
 """Which executor a configuration asks for."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,9 @@ from popgraft.execute.base import Executor
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import resolve_device
+from popgraft.nn.native import native
+
+logger = logging.getLogger(__name__)
 
 
 def make_executor(
@@ -24,7 +28,10 @@ def make_executor(
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source.
     """
-    parallel = resolve_device(config.engine.device).type == "cpu" and os.name == "posix"
+    on_cpu = resolve_device(config.engine.device).type == "cpu"
+    parallel = on_cpu and os.name == "posix"
+    if on_cpu and config.model.network.recurrent == "lstm" and native().library is None:
+        logger.warning("LSTMs run in PyTorch, several times slower than compiled: %s", native().reason)
     shards = config.execute.shards or (min(cores(), config.pbt.population_size) if parallel else 1)
     kind = ProcessExecutor if parallel and shards > 1 else InlineExecutor
     return kind(config, hyperparams, factory, shards)

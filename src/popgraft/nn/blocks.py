@@ -66,11 +66,9 @@ def orthogonal(rows: int, columns: int, gain: float, generator: torch.Generator)
 
 
 class _Tanh(torch.autograd.Function):
-    """tanh x = 2·sigmoid(2x) − 1, four times faster than torch.tanh on a CPU."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = torch.sigmoid_(2 * x).mul_(2).sub_(1)
+        y = _tanh(x)
         ctx.save_for_backward(y)
         return y
 
@@ -82,8 +80,12 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent, once differentiable."""
-    return _Tanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    """Hyperbolic tangent, once differentiable: 2·sigmoid(2x) − 1, four times faster than torch.tanh on a CPU."""
+    return _Tanh.apply(x) if x.requires_grad else _tanh(x)  # type: ignore[no-untyped-call]
+
+
+def _tanh(x: Tensor) -> Tensor:
+    return torch.sigmoid_(2 * x).mul_(2).sub_(1)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
