@@ -67,6 +67,11 @@ def slice(tree: T, start: int, stop: int) -> T:
     return map(lambda leaf: leaf[start:stop], tree)
 
 
+def wide(column: Tensor, like: Tensor) -> Tensor:
+    """One number per row, [pop], with as many axes as `like`: [pop, 1, ...]."""
+    return column.view(-1, *(1,) * (like.dim() - 1))
+
+
 def concatenate(trees: Sequence[T]) -> T:
     """Joins trees along the first axis."""
     return map(lambda *leaves: torch.cat(leaves), *trees)

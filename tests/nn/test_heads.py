@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import distributions
 
 from popgraft import tree
+from popgraft.errors import ConfigError
 from popgraft.nn.heads import make_head
 from popgraft.spaces import ActionSpec
 
@@ -184,9 +186,62 @@ def test_initial_policy_is_nearly_uniform_with_unit_spread():
             assert params["log_std"].tolist() == [0, 0]
 
 
-@every_kind
+def their_law(params, outputs, head, m):
+    """Stable-Baselines3's distribution with the parameters of one member."""
+    law = StateDependentNoiseDistribution(2, learn_features=False)
+    law.latent_sde_dim = N_IN
+    mean, _, latent = (part[m] for part in outputs.split([2, 2, N_IN], dim=-1))
+    return law.proba_distribution(mean, params["log_std"][m], latent)
+
+
+def test_state_dependent_noise_is_stable_baselines3s(stacked, normal):
+    head = make_head(SPECS["box"], N_IN, -0.5, use_sde=True)
+    params = tree.map(lambda p: p.requires_grad_(), stacked(head))
+    assert (head.init(torch.Generator())["log_std"] == torch.full((N_IN, 2), -0.5)).all()
+    latent, noise = normal(3, 4, N_IN).requires_grad_(), draw(head, 3, 4)
+    outputs = head(params, latent)
+    assert outputs.shape == (3, 4, head.n_outputs)
+    action = head.sample(params, outputs, noise)
+    other = head(params, normal(3, 4, N_IN))
+    sources = [latent, params["log_std"], params["linear"]["weight"]]
+    for m in range(3):
+        law = their_law(params, outputs, head, m)
+        law.exploration_matrices = noise[m].view(4, N_IN, 2) * params["log_std"][m].exp()
+        law.exploration_mat = law.exploration_matrices[0]
+        torch.testing.assert_close(action[m], law.sample(), atol=1e-12, rtol=0)
+        assert torch.equal(head.mode(params, outputs)[m], law.mode())
+        divergence = distributions.kl_divergence(law.distribution, their_law(params, other, head, m).distribution)
+        pairs = [
+            (head.log_prob(params, outputs, action.detach())[m], law.log_prob(action.detach()[m])),
+            (head.entropy(params, outputs)[m], law.entropy()),
+            (head.kl(params, outputs, other)[m], divergence.sum(-1)),
+        ]
+        weight = normal(4)
+        for ours, expected in pairs:
+            torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
+            grads, theirs = (
+                torch.autograd.grad((x * weight).sum(), sources, retain_graph=True, materialize_grads=True)
+                for x in (ours, expected)
+            )
+            for a, b in zip(grads, theirs, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_the_latent_learns_nothing_from_the_noise(stacked, normal):
+    head = make_head(SPECS["box"], N_IN, use_sde=True)
+    params, latent = stacked(head), normal(3, 4, N_IN).requires_grad_()
+    (gradient,) = torch.autograd.grad(head.entropy(params, head(params, latent)).sum(), latent)
+    assert not gradient.any()
+
+
+def test_only_continuous_actions_have_state_dependent_noise():
+    with pytest.raises(ConfigError, match="use_sde=True needs a continuous action"):
+        make_head(SPECS["discrete"], N_IN, use_sde=True)
+
+
+@pytest.mark.parametrize("kind", [*SPECS, "sde"])
 def test_population_laws(kind, stacked, normal, check_laws):
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(SPECS["box"], N_IN, use_sde=True) if kind == "sde" else make_head(SPECS[kind], N_IN)
     params, latent, noise = stacked(head), normal(3, 4, N_IN), draw(head, 3, 4)
     action = head.sample(params, head(params, latent), noise)
     check_laws(lambda p, x, a: head.log_prob(p, head(p, x), a), params, latent, action)

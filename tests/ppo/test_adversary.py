@@ -41,7 +41,7 @@ def collected(shard):
 def update(shard, member, seat, rollout, members=range(POP)):
     """One whole update of copies: all leaves that it leaves behind, and its metrics."""
     member, seat = tree.map(torch.clone, member), tree.map(torch.clone, seat)
-    metrics = shard.learner.learn_(member, seat, rollout, generators(members))
+    metrics, _ = shard.learner.learn_(member, seat, rollout, generators(members))
     return {**dict(tree.items(member)), "discounted": seat.discounted_return, **metrics}
 
 
@@ -111,7 +111,7 @@ def test_after_a_graft_recipient_and_donor_learn_alike(doubled):
 def test_the_radius_follows_its_schedule_and_the_share_waits(make):
     """From 0.2 at the age of 2 to 0.05 at the age of 6."""
     _, shard = make(CARTPOLE, ON, *COURSE, "model.adversary.perturbation.epsilon=0.2")
-    logged = [shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators) for _ in range(8)]
+    logged = [shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators)[0] for _ in range(8)]
     radii = torch.tensor([0.2, 0.2, 0.2, 0.1625, 0.125, 0.0875, 0.05, 0.05])
     for name in ("adversarial_epsilon", "sa_ppo/current_epsilon"):
         torch.testing.assert_close(torch.stack([m[name] for m in logged], 1), radii.expand(POP, -1))
@@ -165,7 +165,7 @@ def test_training_makes_the_policy_robust(make):
     shard.member.hyperparams["robust_kl_coef"] = torch.tensor([1e-6, 100.0, 100.0])
     shard.member.hyperparams["learning_rate"].fill_(0.003)
     first, *_, last = (
-        shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators) for _ in range(12)
+        shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators)[0] for _ in range(12)
     )
     divergence = (last["sa_ppo/robust_kl_penalty"] / last["robust_kl_coef"]) / (
         first["sa_ppo/robust_kl_penalty"] / first["robust_kl_coef"]

@@ -131,7 +131,7 @@ def test_the_update_is_theirs(memory, epochs, env, make, monkeypatch):
     # The policy has moved since it acted, so that ratios differ from 1 and some are clipped.
     member.params += 0.3 * torch.randn(member.params.shape, generator=torch.Generator().manual_seed(5))
     models = [their_model(shard, rollout.obs["obs"].shape[-1], m, epochs) for m in range(POP)]
-    metrics = shard.learner.learn_(member, seat, rollout, shard.generators)
+    metrics, _ = shard.learner.learn_(member, seat, rollout, shard.generators)
     assert (metrics["clip_fraction"] > 0.1).any()
     assert (metrics["grad_norm"] > 2).any()
     assert rollout.end.any(dim=1).all()

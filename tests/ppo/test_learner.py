@@ -80,7 +80,7 @@ def rolled(shard, updates):
 def update(shard, member, seat, rollout, members=range(POP)):
     """One whole update of copies: all leaves that it leaves behind, and its metrics."""
     member, seat = tree.map(torch.clone, member), tree.map(torch.clone, seat)
-    metrics = shard.learner.learn_(member, seat, rollout, generators(members))
+    metrics, _ = shard.learner.learn_(member, seat, rollout, generators(members))
     return {**dict(tree.items(member)), "discounted": seat.discounted_return, **metrics}
 
 
@@ -246,7 +246,7 @@ def test_what_is_in_force_over_four_updates(make):
         "cvar_weight": [[0, 0.4, 0.8, 0.8], [0, 0.2, 0.4, 0.4], [0, 0, 0, 0]],
         "clip_range_vf": [[math.inf, math.inf, 0.3, 0.3]] * 2 + [[math.inf, 0.3, 0.3, 0.3]],
     }
-    found = [shard.learner.learn_(member, shard.seat, rollout, shard.generators) for _ in range(4)]
+    found = [shard.learner.learn_(member, shard.seat, rollout, shard.generators)[0] for _ in range(4)]
     for name, rows in expected.items():
         logged = torch.stack([metrics[name] for metrics in found], dim=1)
         torch.testing.assert_close(logged, torch.tensor(rows, dtype=torch.float32), atol=1e-7, rtol=1e-5)
@@ -264,7 +264,7 @@ def test_entropy_decays_from_its_plateau_on(make):
     )
     shard.member.hyperparams["ent_coef"].fill_(0.08)
     rollout = rolled(shard, updates=0)
-    found = [shard.learner.learn_(shard.member, shard.seat, rollout, shard.generators) for _ in range(6)]
+    found = [shard.learner.learn_(shard.member, shard.seat, rollout, shard.generators)[0] for _ in range(6)]
     # Two actions, and still nearly as likely as each other.
     torch.testing.assert_close(shard.member.entropy.recent, torch.full((POP, 2), math.log(2)), atol=0.02, rtol=0)
     logged = torch.stack([metrics["ent_coef"] for metrics in found], dim=1)
@@ -281,7 +281,7 @@ def test_the_kl_penalty_follows_the_divergence_by_the_controllers_law(make):
     values["kl_pid_i"] = torch.tensor([0.05, 0.05, 0.2])
     before, beta, logged = torch.zeros(POP), torch.ones(POP), []
     for _ in range(3):
-        metrics = shard.learner.learn_(member, shard.seat, collected(shard), shard.generators)
+        metrics, _ = shard.learner.learn_(member, shard.seat, collected(shard), shard.generators)
         logged.append(metrics["kl_penalty_beta"])
         torch.testing.assert_close(logged[-1], beta, atol=1e-6, rtol=1e-6)
         moved = metrics["optimizer_steps"] > 0
@@ -307,7 +307,7 @@ def test_a_new_value_is_live_in_the_next_update(make):
     rollout = rolled(shard, updates=1)
     shard.member.hyperparams["learning_rate"][1] = 0
     before = shard.member.params.clone()
-    metrics = shard.learner.learn_(shard.member, shard.seat, rollout, shard.generators)
+    metrics, _ = shard.learner.learn_(shard.member, shard.seat, rollout, shard.generators)
     assert metrics["learning_rate"][1] == 0
     assert (before == shard.member.params).all(1).tolist() == [False, True, False]
 
@@ -332,7 +332,7 @@ def test_raw_gradients_are_measured_then_scaled_then_clipped(make):
     member, seat = (tree.map(double, t) for t in trees)
     rollout = tree.map(double, rollout)
     before, raw = tree.map(torch.clone, member), gradient(shard, member, seat, rollout)
-    metrics = shard.learner.learn_(member, seat, rollout, generators())
+    metrics, _ = shard.learner.learn_(member, seat, rollout, generators())
     means = torch.stack([part.mean(1) for part in raw.split(shard.policy.layout.sizes, dim=1)], dim=1)
     for name, measured in (
         ("param_grad_mean_ema", means),

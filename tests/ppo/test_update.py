@@ -81,7 +81,7 @@ def test_the_loss_is_the_sum_of_its_terms(env, make):
 def update(shard, config, member, seat, rollout, members=range(POP)):
     """One whole update of copies: all leaves that it leaves behind, and its metrics."""
     member, seat = tree.map(torch.clone, member), tree.map(torch.clone, seat)
-    metrics = shard.learner.learn_(member, seat, rollout, generators(members))
+    metrics, _ = shard.learner.learn_(member, seat, rollout, generators(members))
     return {**dict(tree.items(member)), "discounted": seat.discounted_return, **metrics}
 
 
@@ -221,13 +221,13 @@ def test_the_update_ages_and_teaches(env, make):
     _, shard = make(env, "model.learning_rate=0.003", "model.target_kl=null")
     rollout = rolled(shard, updates=0)
     before = tree.map(torch.clone, shard.member)
-    first = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
+    first, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
     assert shard.member.age.tolist() == [1, 1, 1]
     raw = rollout.raw_obs["obs"].flatten(1, 2)
     torch.testing.assert_close(shard.member.normalizer.obs["obs"].mean, raw.mean(1), atol=1e-4, rtol=1e-4)
     assert (shard.member.normalizer.obs["obs"].count > before.normalizer.obs["obs"].count + 90).all()
     for _ in range(5):
-        last = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
+        last, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
     assert (last["value_loss"] < first["value_loss"]).all()
     assert (last["explained_variance"] <= 1).all()
     for name, values in shard.member.hyperparams.items():

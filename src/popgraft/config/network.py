@@ -41,6 +41,10 @@ class NetworkConfig(Section):
     """The same for the critic where it differs; null: `head_layers`."""
     log_std_init: Number = 0.0
     """Logarithm of a continuous action's standard deviation at birth."""
+    use_sde: StrictBool = False
+    """Whether a continuous action's noise is a function of the state (generalised state-dependent exploration)."""
+    sde_sample_freq: Positive | None = None
+    """Steps for which that function stays the same; null: a whole rollout."""
     critic: Literal["quantile", "categorical", "scalar"] = "quantile"
     """What the critic predicts: quantiles of the return, a law over a fixed support, or the mean alone."""
     n_quantiles: Positive = 21

@@ -21,6 +21,8 @@ class Advance:
         steps: environment steps taken by all members together.
         healthy: whether a member's environment and all its numbers are sound.
         faults: member index → what its environment said.
+        value_loss_ratios: of the members that are somebody else since the last advance: squared error of their first
+            values, divided by their donor's on the same steps.
     """
 
     metrics: dict[str, Float[Tensor, "pop updates"]]
@@ -28,6 +30,7 @@ class Advance:
     steps: int
     healthy: Bool[Tensor, "pop"]
     faults: dict[int, str]
+    value_loss_ratios: dict[int, float]
 
     @classmethod
     def join(cls, parts: list["Advance"]) -> "Advance":
@@ -39,6 +42,7 @@ class Advance:
             steps=sum(part.steps for part in parts),
             healthy=torch.cat([part.healthy for part in parts]),
             faults={member: text for part in parts for member, text in part.faults.items()},
+            value_loss_ratios={member: ratio for part in parts for member, ratio in part.value_loss_ratios.items()},
         )
 
 

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import PopulationConfig
-from popgraft.state import Decision, Member, OptimizerState, Record
+from popgraft.state import Decision, Member, Normalizer, OptimizerState, Record, ReturnScale
 
 MOMENTUM = "exp_avg"
 """The average that `optimizer_partial: momentum` keeps, and that is rescaled."""
 
 Values = dict[str, Float[Tensor, "rows"]]
+Units = tuple[Normalizer, ReturnScale]
+"""In what some members see the world and predict returns: what a graft may fail to bring along with the weights."""
 
 
 def overwrite_(
@@ -24,7 +26,7 @@ def overwrite_(
     donors: dict[int, int],
     incoming: Member,
     config: PopulationConfig,
-) -> list[int]:
+) -> tuple[list[int], Units]:
     """Carries out a decision on some rows of the population, in place.
 
     Args:
@@ -36,20 +38,19 @@ def overwrite_(
         config: what is inherited.
 
     Returns:
-        Rows that are somebody else now.
+        Rows that are somebody else now, and the units of the donor of each.
     """
     parents = decision.parents.tolist()
     places = [place for place, own in enumerate(members) if parents[own] != own]
     values = {name: column[torch.tensor(list(members))] for name, column in decision.hyperparams.items()}
     for name, column in member.hyperparams.items():
         column.copy_(values[name])
-    if places:
-        rows = torch.tensor(places)
-        sources = torch.tensor([donors[parents[members[place]]] for place in places])
-        donor = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
-        own = tree.gather(member, rows)
-        tree.put_(member, rows, inherit(own, donor, {name: column[rows] for name, column in values.items()}, config))
-    return places
+    rows = torch.tensor(places, dtype=torch.long)
+    sources = torch.tensor([donors[parents[members[place]]] for place in places], dtype=torch.long)
+    donor = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
+    own = tree.gather(member, rows)
+    tree.put_(member, rows, inherit(own, donor, {name: column[rows] for name, column in values.items()}, config))
+    return places, (donor.normalizer, donor.returns)
 
 
 def inherit(own: Member, donor: Member, values: Values, config: PopulationConfig) -> Member:
@@ -137,7 +138,7 @@ def strategies(
 def _optimizer(donor: Member, values: Values, config: PopulationConfig) -> OptimizerState:
     fresh: OptimizerState = tree.map(torch.zeros_like, donor.optimizer)
     copied = copies_optimizer(donor.hyperparams, values, config).to(donor.params.device)
-    state = tree.map(lambda a, b: torch.where(_wide(copied, a), a, b), donor.optimizer, fresh)
+    state = tree.map(lambda a, b: torch.where(tree.wide(copied, a), a, b), donor.optimizer, fresh)
     if config.optimizer_exploit_strategy == "partial":
         if config.optimizer_partial == "momentum":
             dropped = [name for name in state.averages if name != MOMENTUM]
@@ -151,7 +152,3 @@ def _optimizer(donor: Member, values: Values, config: PopulationConfig) -> Optim
         old, new = donor.hyperparams["learning_rate"], values["learning_rate"].to(donor.params.device)
         state.averages[MOMENTUM] *= torch.where((old > 0) & (new > 0), old / new, 1).unsqueeze(1)
     return state
-
-
-def _wide(mask: Bool[Tensor, "rows"], like: Tensor) -> Bool[Tensor, "rows ..."]:
-    return mask.view(-1, *(1,) * (like.dim() - 1))

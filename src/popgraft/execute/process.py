@@ -95,10 +95,11 @@ class ShardProcess:
 
     def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
         """Overwrites the shard's recipients in the shared memory, and has their seats made fresh."""
-        places = overwrite_(self.member, self.members, decision, donors, incoming, self._config)
-        self.begin("reseat", places, generation)
-        while self.receive()[0] != "answer":
-            pass
+        heirs, units = overwrite_(self.member, self.members, decision, donors, incoming, self._config)
+        if heirs:
+            self.begin("reseat", heirs, units, generation)
+            while self.receive()[0] != "answer":
+                pass
 
     def close(self) -> None:
         """Ends the process."""

@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from popgraft import tree
+from popgraft.adversary import OnlineAttack, Vectors
 from popgraft.config import Config
 from popgraft.errors import ConfigError
 from popgraft.execute.base import Advance
-from popgraft.execute.inherit import overwrite_
+from popgraft.execute.heirs import Heirs
+from popgraft.execute.inherit import Units, overwrite_
 from popgraft.execute.memory import keep_freed_memory
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
@@ -27,6 +29,8 @@ from popgraft.rollout.grid import EnvGrid
 from popgraft.state import Decision, Member, Scores, Seat
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ODD_NUMBER = "it gave a reward or an observation that is not a finite number"
 
@@ -60,6 +64,8 @@ class Shard:
         try:
             self.policy = Policy(self.grid.spaces, config.model.network)
             self.learner = Learner(self.policy, config)
+            if config.evaluation.attack_weight:
+                Vectors(self.policy.encoder.specs)  # refuses what cannot be attacked before anything is trained
         except BaseException:
             self.grid.close()  # what cannot be built leaves no environment process behind
             raise
@@ -74,11 +80,18 @@ class Shard:
         self.seat = Seat.empty(pop, envs, self.policy.state_size, self.device)
         self.generators = [torch.Generator() for _ in self.members]
         self._warned = False
+        self._heirs: Heirs | None = None
         self.collector = Collector(self.policy, self.grid, config.model.n_steps, config.sequence_length, self.device)
         self.restart(generation=0)
 
+    @property
+    def grids(self) -> list[EnvGrid]:
+        """The environments: those of training, and those of evaluation once there are some."""
+        return [self.grid, *([self._evaluation_grid] if self._evaluation_grid else [])]
+
     def restart(self, generation: int) -> None:
         """Gives every place of the shard a fresh seat."""
+        self._heirs = None
         self.reset_seats(range(len(self.members)), generation)
 
     def reset_seats(self, places: Sequence[int], generation: int) -> None:
@@ -99,12 +112,17 @@ class Shard:
         metrics: list[dict[str, Tensor]] = []
         returns: list[list[float]] = [[] for _ in range(pop)]
         steps, given = 0, torch.ones(pop, dtype=torch.bool)
+        ratios: dict[int, float] = {}
         with self._threads():
             for _ in range(updates):
                 rollout = self.collector.collect(self.member, self.seat, self.generators)
                 given &= tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
                 episodes = self._finished_episodes(rollout)
-                learned = self.learner.learn_(self.member, self.seat, rollout, self.generators)
+                heirs, self._heirs = self._heirs, None
+                expected = heirs.donor_values(self.collector) if heirs else None
+                learned, target = self.learner.learn_(self.member, self.seat, rollout, self.generators)
+                if heirs and expected is not None:
+                    ratios = heirs.value_loss_ratios(rollout, expected, target)
                 metrics.append({**learned, **_episode_metrics(episodes)})
                 for own, (ended, _) in zip(returns, episodes, strict=True):
                     own += ended.tolist()
@@ -123,21 +141,29 @@ class Shard:
             steps=steps,
             healthy=sound,
             faults=self._by_member(failed),
+            value_loss_ratios=self._by_member(ratios),
         )
 
     def evaluate(self, seed: int) -> Scores:
-        """Plays one episode in each of `evaluation.episodes` environments per member, the same for all members."""
+        """Plays one episode in each of `evaluation.episodes` environments per member, the same for all members; with
+        `evaluation.attack_weight` once more under attack.
+        """
         settings, pop = self.config.evaluation, len(self.members)
         if self._evaluation_grid is None:
             self._evaluation_grid = EnvGrid(self.config.env, pop, settings.episodes, self._factory)
+        seeds, attack = [seed] * pop, None
+        if settings.attack_weight:
+            attack = OnlineAttack(self.policy, settings.attack, seeds)
         with self._threads():
             scores = evaluate(
                 self.policy,
                 self.member,
                 self._evaluation_grid,
-                [seed] * pop,
+                seeds,
                 settings.deterministic,
                 settings.max_steps,
+                attack,
+                settings.attack_weight,
             )
         return dataclasses.replace(scores, faults=self._by_member(scores.faults))
 
@@ -150,29 +176,41 @@ class Shard:
             incoming: the donors, of whichever shard.
             generation: names the fresh seats of the recipients.
         """
-        self.reseat(overwrite_(self.member, self.members, decision, donors, incoming, self.config.pbt), generation)
+        heirs, units = overwrite_(self.member, self.members, decision, donors, incoming, self.config.pbt)
+        self.reseat(heirs, units, generation)
 
-    def reseat(self, places: Sequence[int], generation: int) -> None:
+    @torch.no_grad()
+    def reseat(self, places: list[int], units: Units, generation: int) -> None:
         """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false` the
         same episodes and a recurrent state as `lstm_reset_mode` says.
+
+        Args:
+            places: whose member is somebody else now.
+            units: of the donor of each.
+            generation: names the fresh seats.
         """
-        settings = self.config.pbt
-        if not places or settings.reset_envs_on_exploit:
+        if not places:
+            return
+        settings, rows = self.config.pbt, torch.tensor(places)
+        heirs = tree.gather(self.member, rows)
+        donors = dataclasses.replace(heirs, normalizer=units[0], returns=units[1])
+        nothing = torch.zeros_like(self.seat.carry[rows])
+        if settings.reset_envs_on_exploit:
             self.reset_seats(places, generation)
+            self._heirs = Heirs(places, donors, nothing)
             return
         for place in places:
             self.generators[place] = torch_generator(self.config.seed, "action", generation, self.members[place])
-        rows = torch.tensor(list(places))
         if settings.lstm_reset_mode == "zero":
             self.seat.carry[rows] = 0
         elif settings.lstm_reset_mode == "burn_in":
-            self.seat.carry[rows] = self.collector.burn_in(self.member, rows)
+            self.seat.carry[rows] = self.collector.replay(heirs, rows, nothing)[1]
+        self._heirs = Heirs(places, donors, self.collector.replay(donors, rows, nothing)[1])
 
     def close(self) -> None:
         """Closes the environments."""
-        self.grid.close()
-        if self._evaluation_grid is not None:
-            self._evaluation_grid.close()
+        for grid in self.grids:
+            grid.close()
 
     def _warn_of_skipped_steps(self) -> None:
         """Says once that gradients were not finite; the member is rescued where its parameters are not either."""
@@ -185,8 +223,8 @@ class Shard:
                 int(self.member.optimizer.skipped[place]),
             )
 
-    def _by_member(self, faults: dict[int, str]) -> dict[int, str]:
-        return {self.members[place]: text for place, text in faults.items()}
+    def _by_member(self, found: dict[int, T]) -> dict[int, T]:
+        return {self.members[place]: value for place, value in found.items()}
 
     def _finished_episodes(self, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
         """Return and length of every episode that ended, by member; the seat keeps what is still running."""

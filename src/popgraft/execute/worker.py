@@ -11,13 +11,15 @@ import os
 import pickle
 import signal
 import sys
+import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle
 
-from popgraft.errors import PopgraftError
+from popgraft.errors import EnvironmentFault, PopgraftError
 from popgraft.execute.base import Advance
 from popgraft.execute.shard import Shard
 from popgraft.execute.shared import shared
@@ -61,8 +63,27 @@ def main(connection: int, memory: int) -> None:
             pipe.send("error", _portable(error))
             return
         pipe.send("answer", shard.member)
+        limit = shard.config.env.step_timeout
+        if limit is not None and shard.grid.in_process:
+            threading.Thread(target=_watch, args=(shard, pipe, limit), daemon=True).start()
         with contextlib.closing(shard):
             _serve(shard, pipe)
+
+
+def _watch(shard: Shard, pipe: Pipe, limit: float) -> None:
+    """Ends the process once an environment in it has been at work for longer than a limit, which only that can end."""
+    while True:
+        time.sleep(min(1.0, limit))
+        for grid in shard.grids:
+            playing = grid.playing
+            if playing is not None and time.monotonic() - playing[1] > limit:
+                fault = EnvironmentFault(
+                    f"the environment of member {shard.members[playing[0]]} has not come back from a step or reset for "
+                    f"{limit:g} seconds; set env.vectorization: async to lose that member alone, or raise "
+                    "env.step_timeout"
+                )
+                pipe.send("error", fault)
+                os._exit(1)
 
 
 def _serve(shard: Shard, pipe: Pipe) -> None:

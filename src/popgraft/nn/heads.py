@@ -1,8 +1,8 @@
 """Action heads: the distribution of the policy, one final class per family of action spaces.
 
-A head keeps its distribution as one tensor of outputs [pop, *batch, n_outputs] (logits or means), which a buffer can
-store. Sampling takes its noise as an argument, so that it can be drawn in one block per seat. Log-probabilities and
-entropies are in nats and summed over sub-actions.
+A head keeps its distribution as one tensor of outputs [pop, *batch, n_outputs] (logits, or means and what belongs to
+them), which a buffer can store. Sampling takes its noise as an argument, so that it can be drawn in one block per seat.
+Log-probabilities and entropies are in nats and summed over sub-actions.
 """
 
 import math
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from popgraft.errors import ConfigError
 from popgraft.nn.blocks import Params
 from popgraft.nn.dense import Linear
 from popgraft.spaces import ActionSpec
@@ -29,11 +30,13 @@ class ActionHead(ABC):
     Args:
         n_in: features of the latent.
         n_outputs: logits or means.
-        noise_dims: noise values per action, one per sub-action.
+        noise_dims: noise values per action.
     """
 
     noise: Literal["uniform", "normal"]
     """Distribution of the noise that `sample` takes: U[0, 1) or N(0, 1)."""
+    hold: int | None = 1
+    """Steps of a rollout for which a draw of the noise holds; None: all of them."""
 
     def __init__(self, n_in: int, n_outputs: int, noise_dims: int) -> None:
         self.linear = Linear(n_in, n_outputs, gain=0.01)
@@ -239,18 +242,102 @@ class DiagonalGaussian(ActionHead):
         return 0.5 * ((outputs_p - outputs_q) * (-self._log_std(params, outputs_p)).exp()).square().sum(-1)
 
 
-def make_head(spec: ActionSpec, n_in: int, log_std_init: int | float = 0.0) -> ActionHead:
+class StateDependentGaussian(ActionHead):
+    """Normal distributions whose noise is a function of the state: generalised state-dependent exploration.
+
+    a = W x + (σ ∘ ε)ᵀ x with the latent x, ε ~ N(0, 1) [n_in, dims] held for some steps, so that the same state meets
+    the same noise. As seen by one step, a ~ N(W x, (x²)ᵀ σ² + 1e-6). The latent learns nothing from its variance. The
+    outputs are means, standard deviations, and the latent (Raffin et al. 2021, arXiv:2005.05719).
+
+    Args:
+        n_in: features of the latent.
+        dims: sub-actions.
+        log_std_init: initial logarithm of σ.
+        hold: steps for which ε holds; None: a whole rollout.
+    """
+
+    noise = "normal"
+
+    def __init__(self, n_in: int, dims: int, log_std_init: int | float = 0.0, hold: int | None = None) -> None:
+        super().__init__(n_in, dims, n_in * dims)
+        self.n_in, self.dims, self.log_std_init, self.hold = n_in, dims, log_std_init, hold
+        self.n_outputs = 2 * dims + n_in
+
+    def init_extra(self) -> Params:
+        """The same σ for every weight of the noise."""
+        return {"log_std": torch.full((self.n_in, self.dims), float(self.log_std_init))}
+
+    def __call__(self, params: Params, latent: Float[Tensor, "pop *batch n_in"]) -> Float[Tensor, "pop *batch outputs"]:
+        """Means, standard deviations, and the latent without its gradient."""
+        weighed = latent.detach()
+        variance = weighed.flatten(1, -2).square() @ params["log_std"].mul(2).exp() + 1e-6
+        mean = super().__call__(params, latent)
+        return torch.cat([mean, variance.sqrt().view_as(mean), weighed], dim=-1)
+
+    def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Tensor, Tensor, Tensor]:
+        mean, std, latent = outputs.split([self.dims, self.dims, self.n_in], dim=-1)
+        return mean, std, latent
+
+    def sample(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch weights"]
+    ) -> Float[Tensor, "pop *batch dims"]:
+        """mean + (σ ∘ ε)ᵀ x, not clipped to the box."""
+        mean, _, latent = self._split(outputs)
+        sigma: Tensor = params["log_std"].exp().view(len(mean), *(1,) * (mean.dim() - 2), self.n_in, self.dims)
+        weights = sigma * noise.unflatten(-1, (self.n_in, self.dims))
+        shift: Tensor = (latent.unsqueeze(-2) @ weights).squeeze(-2)
+        return mean + shift
+
+    def mode(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Float[Tensor, "pop *batch dims"]:
+        """The mean."""
+        return self._split(outputs)[0]
+
+    def log_prob(
+        self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], action: Float[Tensor, "pop *batch dims"]
+    ) -> Float[Tensor, "pop *batch"]:
+        """−½ Σ ((a − mean)/std)² − Σ log std − ½ d log 2π."""
+        mean, std, _ = self._split(outputs)
+        return -(0.5 * ((action - mean) / std).square() + std.log()).sum(-1) - self.dims * HALF_LOG_2PI
+
+    def entropy(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Float[Tensor, "pop *batch"]:
+        """Σ log std + ½ d (1 + log 2π)."""
+        return self._split(outputs)[1].log().sum(-1) + self.dims * (0.5 + HALF_LOG_2PI)
+
+    def kl(
+        self,
+        params: Params,
+        outputs_p: Float[Tensor, "pop *batch outputs"],
+        outputs_q: Float[Tensor, "pop *batch outputs"],
+    ) -> Float[Tensor, "pop *batch"]:
+        """Σ log(std_q/std_p) + (std_p² + (mean_p − mean_q)²)/(2 std_q²) − ½."""
+        (mean_p, std_p, _), (mean_q, std_q, _) = self._split(outputs_p), self._split(outputs_q)
+        ratio = std_p / std_q
+        return (0.5 * (ratio.square() + ((mean_p - mean_q) / std_q).square() - 1) - ratio.log()).sum(-1)
+
+
+def make_head(
+    spec: ActionSpec, n_in: int, log_std_init: int | float = 0.0, use_sde: bool = False, hold: int | None = None
+) -> ActionHead:
     """The head for an action space.
 
     Args:
         spec: the action.
         n_in: features of the latent.
         log_std_init: initial logarithm of the standard deviations of a continuous action.
+        use_sde: whether a continuous action's noise is a function of the state.
+        hold: steps for which that function stays the same; None: a whole rollout.
+
+    Raises:
+        ConfigError: state-dependent exploration of an action that is not continuous.
     """
+    if use_sde and spec.kind != "box":
+        raise ConfigError(f"use_sde=True needs a continuous action, and this one is {spec.kind}; set use_sde: false")
     match spec.kind:
         case "discrete" | "multi_discrete":
             return Categorical(n_in, spec.sizes)
         case "multi_binary":
             return Bernoulli(n_in, spec.dims)
+        case "box" if use_sde:
+            return StateDependentGaussian(n_in, spec.dims, log_std_init, hold)
         case "box":
             return DiagonalGaussian(n_in, spec.dims, log_std_init)

@@ -61,7 +61,9 @@ class Policy:
         self.actor_mlp = MLP(recalled, config.head_layers, config.activation, config.layer_norm)
         critic_layers = config.head_layers if config.critic_head_layers is None else config.critic_head_layers
         self.critic_mlp = MLP(valued, critic_layers, config.activation, config.layer_norm)
-        self.head = make_head(spaces.action, self.actor_mlp.n_out, config.log_std_init)
+        self.head = make_head(
+            spaces.action, self.actor_mlp.n_out, config.log_std_init, config.use_sde, config.sde_sample_freq
+        )
         self.critic = Critic(
             self.critic_mlp.n_out,
             config.critic,
@@ -150,11 +152,20 @@ class Policy:
         start: Bool[Tensor, "pop time batch"],
     ) -> Float[Tensor, "pop time batch outputs"]:
         """The outputs of `unroll` alone, without the critic's part of the work."""
+        return self.act(params, obs, state[..., : self._actor_state], start)[0]
+
+    def act(
+        self,
+        params: Params,
+        obs: dict[str, Tensor],
+        state: Float[Tensor, "pop batch actor"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> tuple[Float[Tensor, "pop time batch outputs"], Float[Tensor, "pop batch actor"]]:
+        """The actor's part of `unroll`: outputs, and its own memory's state after the last step."""
         recalled = self.encoder(params["encoder"], obs)
         if self.actor_memory:
-            actor_state = state[..., : self._actor_state]
-            recalled, _ = self.actor_memory(params["actor_memory"], recalled, actor_state, start)
-        return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
+            recalled, state = self.actor_memory(params["actor_memory"], recalled, state, start)
+        return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled)), state
 
     def predict(
         self, params: Params, critic: Float[Tensor, "pop *batch critic"]

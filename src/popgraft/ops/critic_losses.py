@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.ops.reduce import mean
+from popgraft.tree import wide
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """Loss of predictions [pop, *batch, atoms] at targets [pop, *batch], per sample: [pop, *batch]."""
@@ -41,7 +42,7 @@ def critic_loss(
     loss = sample_loss(predictions, target)
     if old is not None:
         assert clip is not None, "old predictions come with a clip"
-        reach = clip.view(-1, *(1,) * (old.dim() - 1))
+        reach = wide(clip, old)
         loss = torch.maximum(loss, sample_loss(predictions.clamp(old - reach, old + reach), target))
     return mean(loss.mean(-1), valid)
 

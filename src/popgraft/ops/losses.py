@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.ops.reduce import mean
+from popgraft.tree import wide
 
 MAX_LOG_RATIO = 20.0
 """Bound on |log π_new − log π_old|, so that the ratio of a runaway policy stays finite."""
@@ -25,7 +26,7 @@ def clipped_surrogate(
 ) -> Float[Tensor, "pop"]:
     """−E[min(ρA, clip(ρ, 1 − c, 1 + c) A)] with ρ = exp(log_ratio) (Schulman et al. 2017, arXiv:1707.06347, eq. 7)."""
     ratio = log_ratio.exp()
-    clip = clip_range.view(-1, *(1,) * (ratio.dim() - 1))
+    clip = wide(clip_range, ratio)
     clipped = torch.clamp(ratio, 1 - clip, 1 + clip)
     return -mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
 
@@ -39,5 +40,5 @@ def clip_fraction(
     log_ratio: Float[Tensor, "pop *batch"], clip_range: Float[Tensor, "pop"], valid: Float[Tensor, "pop *batch"]
 ) -> Float[Tensor, "pop"]:
     """Share of samples whose probability ratio lies outside 1 ± clip_range."""
-    clip = clip_range.view(-1, *(1,) * (log_ratio.dim() - 1))
+    clip = wide(clip_range, log_ratio)
     return mean(((log_ratio.exp() - 1).abs() > clip).to(log_ratio.dtype), valid)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.state import Moments
+from popgraft.tree import wide
 
 CLIP = 10.0
 """Bound on a normalised observation or reward, in standard deviations."""
@@ -30,14 +31,14 @@ def update_(moments: Moments, x: Float[Tensor, "pop batch *shape"], valid: Float
 
     Chan, Golub & LeVeque 1979. Samples with `valid` 0 do not count.
     """
-    wide = (-1, *(1,) * (x.dim() - 2))
     weight = valid.view(*valid.shape, *(1,) * (x.dim() - 2))
     batch_count = valid.sum(1)
-    batch_mean = (x * weight).sum(1) / batch_count.clamp(min=1).view(wide)
+    samples = wide(batch_count.clamp(min=1), moments.mean)
+    batch_mean = (x * weight).sum(1) / samples
     centred = (x - batch_mean.unsqueeze(1)) * weight
-    batch_var = centred.square().sum(1) / batch_count.clamp(min=1).view(wide)
+    batch_var = centred.square().sum(1) / samples
     total = moments.count + batch_count
-    share = (batch_count / total).view(wide)
+    share = wide(batch_count / total, moments.mean)
     delta = batch_mean - moments.mean
     moments.mean.addcmul_(delta, share)
     moments.var.copy_(moments.var * (1 - share) + batch_var * share + delta.square() * share * (1 - share))
@@ -52,5 +53,5 @@ def normalize(moments: Moments, x: Float[Tensor, "pop batch *shape"]) -> Float[T
 
 def scale(moments: Moments, x: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop *batch"]:
     """x/√(σ² + eps), clipped to ±`CLIP`: rewards keep their sign and their zero."""
-    inverse = (moments.var + EPS).rsqrt().view(-1, *(1,) * (x.dim() - 1))
-    return (x * inverse).clamp_(-CLIP, CLIP)
+    inverse = (moments.var + EPS).rsqrt()
+    return (x * wide(inverse, x)).clamp_(-CLIP, CLIP)

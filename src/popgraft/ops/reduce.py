@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from popgraft.tree import wide
+
 
 def mean(x: Float[Tensor, "pop *batch"], valid: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop"]:
     """Mean over the samples whose `valid` is 1; 0 for a member without any."""
@@ -15,12 +17,11 @@ def standardize(
     x: Float[Tensor, "pop *batch"], valid: Float[Tensor, "pop *batch"], eps: float = 1e-8
 ) -> Float[Tensor, "pop *batch"]:
     """(x − mean)/(std + eps) within each member, with the unbiased standard deviation of its valid samples."""
-    shape = (-1, *(1,) * (x.dim() - 1))
     axes = tuple(range(1, x.dim()))
-    centred = x - mean(x, valid).view(shape)
+    centred = x - wide(mean(x, valid), x)
     degrees = (valid.sum(axes) - 1).clamp(min=1)
     std = ((centred.square() * valid).sum(axes) / degrees).sqrt()
-    return centred / (std.view(shape) + eps)
+    return centred / (wide(std, x) + eps)
 
 
 def explained_variance(
@@ -33,7 +34,7 @@ def explained_variance(
 
     def variance(x: Tensor) -> Tensor:
         for _ in range(2):  # the second pass takes away the rounding of the first mean, large under a large offset
-            x = x - mean(x, valid).view(-1, *(1,) * (x.dim() - 1))
+            x = x - wide(mean(x, valid), x)
         return mean(x.square(), valid)
 
     spread = variance(target)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from popgraft.ops.reduce import mean
 from popgraft.state import ReturnScale
+from popgraft.tree import wide
 
 MIN_STD = 1e-3
 """Smallest unit, in raw units of return."""
@@ -68,13 +69,9 @@ def activate_(scale: ReturnScale, new_mean: Float[Tensor, "pop"], new_std: Float
 
 def normalize(scale: ReturnScale, x: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop *batch"]:
     """(x − μ)/σ: raw units of return to the critic's."""
-    return (x - _wide(scale.mean, x)) / _wide(scale.std, x)
+    return (x - wide(scale.mean, x)) / wide(scale.std, x)
 
 
 def denormalize(scale: ReturnScale, x: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop *batch"]:
     """σx + μ: the critic's units of return to raw ones."""
-    return torch.addcmul(_wide(scale.mean, x), _wide(scale.std, x), x)
-
-
-def _wide(statistic: Tensor, like: Tensor) -> Tensor:
-    return statistic.view(-1, *(1,) * (like.dim() - 1))
+    return torch.addcmul(wide(scale.mean, x), wide(scale.std, x), x)

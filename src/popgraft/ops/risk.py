@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from popgraft.tree import wide
+
 SLACK = 1e-4
 """Share of an atom that rounding may add to or take from αN."""
 
@@ -59,21 +61,17 @@ def cvar_advantage(
     """
     ordered = quantiles.sort(-1).values
     nu = _value_at_risk(ordered, alpha)
-    return (target - nu).clamp(max=0) / _wide(alpha, target) - (_cvar(ordered, alpha) - nu)
-
-
-def _wide(alpha: Tensor, like: Tensor) -> Tensor:
-    return alpha.view(-1, *(1,) * (like.dim() - 1))
+    return (target - nu).clamp(max=0) / wide(alpha, target) - (_cvar(ordered, alpha) - nu)
 
 
 def _cvar(ordered: Tensor, alpha: Tensor) -> Tensor:
     n = ordered.shape[-1]
     below = torch.arange(n, dtype=ordered.dtype, device=ordered.device) / n
-    weight = (_wide(alpha, ordered) - below).clamp(0, 1 / n)
-    return (weight * ordered).sum(-1) / _wide(alpha, ordered[..., 0])
+    weight = (wide(alpha, ordered) - below).clamp(0, 1 / n)
+    return (weight * ordered).sum(-1) / wide(alpha, ordered[..., 0])
 
 
 def _value_at_risk(ordered: Tensor, alpha: Tensor) -> Tensor:
     n = ordered.shape[-1]
     rank = (alpha * n - SLACK).ceil().long().clamp(1, n) - 1
-    return ordered.take_along_dim(_wide(rank, ordered), -1).squeeze(-1)
+    return ordered.take_along_dim(wide(rank, ordered), -1).squeeze(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from popgraft.errors import ConfigError
 from popgraft.state import VGSState
+from popgraft.tree import wide
 
 PERCENTILE = 0.9
 """Share of a member's tensors whose normalised variance lies below the one that counts."""
@@ -113,8 +114,8 @@ def measure_(
         (state.grad_norm_ema, norm),
         (state.grad_max_ema, torch.maximum(grad.amax(1), -grad.amin(1))),
     ):
-        row = weight.view(-1, *(1,) * (average.dim() - 1))
-        average.lerp_(value.nan_to_num(0.0, 0.0, 0.0), row)  # a weight of 0 changes no bit unless it meets a NaN
+        # A weight of 0 changes no bit unless it meets a NaN.
+        average.lerp_(value.nan_to_num(0.0, 0.0, 0.0), wide(weight, average))
     state.step_count.add_(measured)
     return measured
 

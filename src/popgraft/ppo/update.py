@@ -52,7 +52,9 @@ class Learner:
         self.attacks = (adversary.warmup_updates, adversary.max_updates or updates)
         self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
 
-    def learn_(self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]) -> Metrics:
+    def learn_(
+        self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]
+    ) -> tuple[Metrics, Float[Tensor, "pop time env"]]:
         """One update.
 
         Args:
@@ -62,12 +64,12 @@ class Learner:
             generators: one per member, from which the order of its sequences and its noise are drawn.
 
         Returns:
-            What to log, [pop] each, averaged over the optimizer steps.
+            What to log, [pop] each, averaged over the optimizer steps; and the targets of the critic in raw units.
         """
         metrics, target = self.improve_(member, seat, rollout, generators)
         if self.config.normalize_returns:
             self.rescale_(member, target, rollout.valid)
-        return metrics
+        return metrics, target
 
     def improve_(
         self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]

@@ -1,6 +1,7 @@
 """From an observation to an action: normalise, unroll one step, choose."""
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -57,5 +58,7 @@ def action_noise(
 ) -> Float[Tensor, "pop time env dims"]:
     """All the randomness of a rollout's actions in one block, each member's from its own generator."""
     draw = torch.rand if policy.head.noise == "uniform" else torch.randn
-    shape = (time, envs, policy.head.noise_dims)
-    return torch.stack([draw(shape, generator=generator) for generator in generators]).to(device)
+    hold = min(policy.head.hold or time, time)
+    shape = (math.ceil(time / hold), envs, policy.head.noise_dims)
+    noise = torch.stack([draw(shape, generator=generator) for generator in generators]).to(device)
+    return noise if hold == 1 else noise.repeat_interleave(hold, dim=1)[:, :time]

@@ -5,7 +5,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popgraft import tree
 from popgraft.nn import Policy
 from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.batch import Rollout
@@ -90,16 +89,21 @@ class Collector:
         return self._finish(actor, seat, torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1))
 
     @torch.no_grad()
-    def burn_in(self, member: Member, rows: Int[Tensor, "rows"]) -> Float[Tensor, "rows env state"]:
-        """The recurrent state that some members would have now, had they seen the latest rollout in place of others.
+    def replay(
+        self, member: Member, rows: Int[Tensor, "rows"], state: Float[Tensor, "rows env state"]
+    ) -> tuple[Float[Tensor, "rows time env"], Float[Tensor, "rows env state"]]:
+        """What members would have predicted, had they seen the latest rollout of others, and their state after it.
 
-        Their episodes are replayed from where they began, or from where the rollout did.
+        Args:
+            member: who sees it.
+            rows: whose rollout each of them sees.
+            state: recurrent state of each before it.
         """
-        actor = Actor.of(self.policy, tree.gather(member, rows))
+        actor = Actor.of(self.policy, member)
         flat = actor.normalized({key: x[rows].flatten(1, 2) for key, x in (self._obs | self._raw).items()})
         obs = {key: x.unflatten(1, self.shape[1:]) for key, x in flat.items()}
-        nothing = torch.zeros_like(self._state[rows, 0])
-        return self.policy.unroll(actor.params, obs, nothing, self._start[rows]).state
+        seen = self.policy.unroll(actor.params, obs, state, self._start[rows])
+        return actor.values(actor.predict(seen.critic)), seen.state
 
     def _finish(self, actor: Actor, seat: Seat, outputs: Tensor, critic: Tensor, action: Tensor) -> Rollout:
         """Everything that can be computed for all steps at once: log-probabilities, values, bootstraps."""

@@ -64,7 +64,8 @@ class Aftermath:
     """What a graft did to its recipient. A return is the mean of the training episodes that ended in one update.
 
     Attributes:
-        value_loss_ratio: value loss in the recipient's first update, divided by its donor's in the same update.
+        value_loss_ratio: squared error of the recipient's values before its first update, divided by its donor's on the
+            same steps; 1 where nothing is lost. NaN for a graft after which all environments began anew.
         momentum_cosine: cosine between the momentum and the first gradient of that update.
         return_before: the recipient's latest return before.
         return_1: its return in the first update after.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ Graft = tuple[int, int]
 
 @dataclasses.dataclass
 class _Pending:
-    parent: int
     seen: int
     found: Aftermath
 
@@ -34,8 +33,12 @@ class Follower:
         self._pending: dict[Graft, _Pending] = {}
         self._latest: dict[int, float] = {}
 
-    def follow(self, metrics: Metrics) -> dict[Graft, Aftermath]:
+    def follow(self, metrics: Metrics, value_loss_ratios: Mapping[int, float]) -> dict[Graft, Aftermath]:
         """Takes in the updates of a generation.
+
+        Args:
+            metrics: of every update.
+            value_loss_ratios: of the members that were overwritten before it, see `Advance`.
 
         Returns:
             What is new of every graft that is still followed.
@@ -43,7 +46,8 @@ class Follower:
         news = {}
         returns = metrics["ep_rew_mean"].tolist()
         for graft, pending in list(self._pending.items()):
-            news[graft] = pending.found = self._advanced(graft[1], pending, metrics, returns)
+            ratio = value_loss_ratios.get(graft[1], math.nan)
+            news[graft] = pending.found = self._advanced(graft[1], pending, metrics, returns, ratio)
             pending.seen += len(returns[0])
             if pending.seen >= HORIZONS[-1]:
                 del self._pending[graft]
@@ -57,7 +61,7 @@ class Follower:
         for member in decision.recipients.tolist():
             self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] != member}
             found = Aftermath(return_before=self._latest.get(member, math.nan))
-            self._pending[generation, member] = _Pending(int(decision.parents[member]), 0, found)
+            self._pending[generation, member] = _Pending(0, found)
 
     def known(self) -> dict[Graft, Aftermath]:
         """What has been noted of every graft that is still followed; nothing before its first update."""
@@ -65,25 +69,23 @@ class Follower:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON values."""
-        pending = [
-            [*graft, each.parent, each.seen, dataclasses.asdict(each.found)] for graft, each in self._pending.items()
-        ]
+        pending = [[*graft, each.seen, dataclasses.asdict(each.found)] for graft, each in self._pending.items()]
         return {"pending": pending, "latest": list(self._latest.items())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._pending = {
-            (generation, member): _Pending(parent, seen, Aftermath(**found))
-            for generation, member, parent, seen, found in state["pending"]
+            (generation, member): _Pending(seen, Aftermath(**found))
+            for generation, member, seen, found in state["pending"]
         }
         self._latest = dict(state["latest"])
 
-    def _advanced(self, member: int, pending: _Pending, metrics: Metrics, returns: list[list[float]]) -> Aftermath:
+    def _advanced(
+        self, member: int, pending: _Pending, metrics: Metrics, returns: list[list[float]], ratio: float
+    ) -> Aftermath:
         found: dict[str, float] = {}
         if pending.seen == 0:
-            loss = metrics["value_loss"][:, 0]
-            if pending.parent < len(loss):  # else the donor is not there to compare with
-                found["value_loss_ratio"] = float(loss[member] / loss[pending.parent])
+            found["value_loss_ratio"] = ratio
             if "momentum_cosine" in metrics:
                 found["momentum_cosine"] = float(metrics["momentum_cosine"][member, 0])
         for horizon in HORIZONS:
