@@ -170,12 +170,12 @@ def test_the_attack_raises_its_objective_within_the_ball(objective, make):
     """Measured here: PPO's loss by its formula, the change of the value by the network."""
     adversary, flat, sequences, draws = make(attack_objective=objective)
     policy, params = adversary.policy, adversary.policy.views(flat)
-    x = adversary.joined(sequences.obs)
+    x = adversary.vectors.join(sequences.obs)
     state = sequences.state.squeeze(1)
     clean = policy.unroll(params, sequences.obs, state, sequences.start)
     delta = adversary._attack(params, sequences, x, clean.outputs, VALUES, draws.start)
     assert (delta.abs().amax((1, 2, 3)) <= VALUES["adversarial_epsilon"] + 1e-7).all()
-    out = policy.unroll(params, adversary.split(x + delta, sequences.obs), state, sequences.start)
+    out = policy.unroll(params, adversary.vectors.split(x + delta, sequences.obs), state, sequences.start)
     head = params["head"]
 
     def surrogate(outputs):
@@ -196,7 +196,9 @@ def test_the_attack_raises_its_objective_within_the_ball(objective, make):
 
     found = gained(clean, out)
     start = (2 * draws.start - 1) * VALUES["adversarial_epsilon"].view(-1, 1, 1, 1)
-    random = gained(clean, policy.unroll(params, adversary.split(x + start, sequences.obs), state, sequences.start))
+    random = gained(
+        clean, policy.unroll(params, adversary.vectors.split(x + start, sequences.obs), state, sequences.start)
+    )
     assert (found >= 0).all()
     assert (found.mean(1) > random.mean(1)).all()
 
@@ -316,11 +318,11 @@ def test_images_are_left_as_they_are():
     policy = Policy(Spaces({"image": image, "vector": vector}, action), NetworkConfig(recurrent="none"))
     adversary = Adversary(policy, AdversaryConfig())
     obs = {"image": torch.full((1, 2, 3, 1, 6, 6), 7, dtype=torch.uint8), "vector": torch.zeros(1, 2, 3, 2)}
-    assert adversary.joined(obs).shape == (1, 2, 3, 2)
-    found = adversary.split(torch.ones(1, 2, 3, 2), obs)
+    assert adversary.vectors.join(obs).shape == (1, 2, 3, 2)
+    found = adversary.vectors.split(torch.ones(1, 2, 3, 2), obs)
     assert torch.equal(found["image"], obs["image"])
     assert found["vector"].all()
-    with pytest.raises(ConfigError, match=r"images only; set model.adversary.enabled: false"):
+    with pytest.raises(ConfigError, match=r"images only; do without \(model.adversary.enabled: false"):
         Adversary(Policy(Spaces({"obs": image}, action), NetworkConfig(recurrent="none")), AdversaryConfig())
 
 
@@ -336,7 +338,7 @@ def test_the_gradient_of_an_attack_does_not_need_that_of_the_weights(make):
     adversary, flat, sequences, _ = make()
     grads = []
     for leaf in (flat.clone().requires_grad_(), flat):
-        x = adversary.joined(sequences.obs).requires_grad_()
+        x = adversary.vectors.join(sequences.obs).requires_grad_()
         outputs = adversary.outputs(adversary.policy.views(leaf), sequences, x)
         grads.append(torch.autograd.grad(outputs.square().sum(), x)[0])
     assert grads[0].any()

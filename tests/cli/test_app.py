@@ -276,7 +276,15 @@ def test_runs_are_listed_whatever_their_state(config: Path) -> None:
         shutil.copytree("runs/b", f"runs/{name}")
     Path("runs/a/config.yaml").unlink()
     shutil.rmtree("runs/deep/c/snapshots/last")
-    first, second, third = popgraft("runs").stdout.splitlines()
+    for name in ("lost", "odd"):
+        shutil.copytree("runs/b", f"runs/e/{name}")
+    Path("runs/e/lost/run.sqlite").unlink()
+    Path("runs/e/odd/run.sqlite").write_bytes(b"odd" * 500)
+    first, second, third, fourth, fifth = popgraft("runs").stdout.splitlines()
+    saving = "popgraft resume runs/e/{} goes on with what can be read"
+    assert fourth == f"runs/e/lost  damaged   the database runs/e/lost/run.sqlite is missing; {saving.format('lost')}"
+    assert fifth.startswith("runs/e/odd   damaged   the database runs/e/odd/run.sqlite cannot be used: file is not a ")
+    assert fifth.endswith(saving.format("odd"))
     assert first.startswith("runs/a       damaged   runs/a holds no complete run: it lacks config.yaml")
     assert second.startswith("runs/b       finished  2 of 2 generations, best score ")
     assert third.startswith("runs/deep/c  stopped   2 of 2 generations, best score ")

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 from popgraft import tree
 from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
 from popgraft.execute import InlineExecutor, ProcessExecutor
+from popgraft.rng import derive
 from popgraft.state import Decision
 
 
@@ -200,3 +203,39 @@ def test_terminating_a_whole_job_leaves_the_processes_to_their_executor(execute)
     asynchronous.close()
     assert time.monotonic() - began < 4  # environments can still be terminated
     assert [shard._process.poll() for shard in asynchronous.shards] == [0, 0]
+
+
+class Sleeper(gym.Env):
+    """Never comes back from its third step where its seed is that of a certain member."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.time = (seed if seed is not None else 0), 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        if self.time == 3 and self.seed == self.bad:
+            time.sleep(1000)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def test_an_environment_that_hangs_in_a_shard_ends_the_run_with_its_name(execute, configured):
+    seed = derive(configured().seed, "environment", 0, 2)
+
+    def factory(num_envs, **_):
+        class Bad(Sleeper):
+            bad = seed
+
+        return gym.vector.SyncVectorEnv([Bad] * num_envs)
+
+    executor = execute(
+        ProcessExecutor, "env.step_timeout=1", "env.id=null", "env.factory=a:b", "env.wrappers=[]", factory=factory
+    )
+    began = time.monotonic()
+    with pytest.raises(
+        EnvironmentFault, match=r"of member 2 has not come back .* for 1 seconds; .*vectorization: async"
+    ):
+        executor.advance(1, never)
+    assert time.monotonic() - began < 5

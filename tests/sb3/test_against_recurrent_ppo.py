@@ -32,6 +32,7 @@ ACTIONS = {
     "multi_discrete": spaces.MultiDiscrete([3, 2]),
     "multi_binary": spaces.MultiBinary(3),
     "box": spaces.Box(-2, 2, (2,), np.float32),
+    "box_sde": spaces.Box(-2, 2, (2,), np.float32),
 }
 
 
@@ -79,6 +80,7 @@ def fill(buffer, rollout, states):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_same_update(network, kind, envs, played, unseeded, monkeypatch):
     shared = {**SHARED, "batch_size": STEPS * envs, "policy_kwargs": {"lstm_hidden_size": HIDDEN, **NETWORKS[network]}}
+    shared |= {"use_sde": kind == "box_sde", "sde_sample_freq": 4}
     env = played(envs, action_space=ACTIONS[kind])
     ours = DistributionalPPO("MlpLstmPolicy", env, seed=0, critic="scalar", normalize_returns=False, **shared)
     theirs = RecurrentPPO("MlpLstmPolicy", played(envs, action_space=ACTIONS[kind]), **shared)
@@ -114,6 +116,7 @@ def test_the_same_update(network, kind, envs, played, unseeded, monkeypatch):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_same_predictions(network, kind, played, unseeded):
     kwargs = {"policy_kwargs": {"lstm_hidden_size": HIDDEN, **NETWORKS[network]}, "device": "cpu", "n_steps": 8}
+    kwargs["use_sde"] = kind == "box_sde"
     env = played(2, action_space=ACTIONS[kind])
     ours = DistributionalPPO("MlpLstmPolicy", env, seed=0, critic="scalar", **kwargs)
     theirs = RecurrentPPO("MlpLstmPolicy", env, **kwargs)

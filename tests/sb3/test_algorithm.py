@@ -357,9 +357,13 @@ def test_what_cannot_work_is_refused(arguments, message, make):
         make(**arguments)
 
 
-def test_state_dependent_exploration_is_refused(make, played):
-    with pytest.raises(ConfigError, match="use_sde=True is not available"):
-        make(played(action_space=BOX), use_sde=True)
+def test_state_dependent_exploration_that_cannot_work_is_refused(make, played):
+    with pytest.raises(ValueError, match="continuous actions"):
+        make(use_sde=True)
+    with pytest.raises(ConfigError, match=r"sde_sample_freq = 0"):
+        make(played(action_space=BOX), use_sde=True, sde_sample_freq=0)
+    with pytest.raises(ConfigError, match="squash_output=True is not available"):
+        make(played(action_space=BOX), use_sde=True, policy_kwargs={"squash_output": True})
 
 
 def test_rewards_are_not_scaled_twice(make, played):

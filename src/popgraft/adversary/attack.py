@@ -4,7 +4,8 @@ An observation is one vector [n] in normalised units, and a perturbation δ has 
 observations that it is added to: a whole sequence is attacked together, so that a recurrent policy can be led astray.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,44 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config.adversary import PerturbationConfig
+from popgraft.errors import ConfigError
+from popgraft.spaces import ObsSpec
 
 Objective = Callable[[Tensor], Tensor]
 """From observations [pop, time, batch, n] to what an attack increases, [pop, batch]."""
 
 BISECTIONS = 30
 """Halvings of the interval in which the projection onto a ball cut by a box is sought."""
+
+
+class Vectors:
+    """What is attacked of an observation, as one vector: all keys but images, which are left as they are.
+
+    Args:
+        specs: every key of an observation.
+
+    Raises:
+        ConfigError: there is nothing to attack.
+    """
+
+    def __init__(self, specs: Mapping[str, ObsSpec]) -> None:
+        self.shapes = {key: spec.shape for key, spec in specs.items() if not spec.image}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+        if not self.shapes:
+            raise ConfigError(
+                "an attack moves float observations, but the environment shows images only; do without "
+                "(model.adversary.enabled: false, evaluation.attack_weight: 0)"
+            )
+
+    def join(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "pop time batch n"]:
+        """All that is attacked, side by side."""
+        return torch.cat([obs[key].reshape(*obs[key].shape[:3], -1) for key in self.shapes], dim=-1)
+
+    def split(self, x: Float[Tensor, "pop time batch n"], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Observations with `x` in the place of what is attacked."""
+        parts = zip(self.shapes.items(), x.split(self.sizes, dim=-1), strict=True)
+        return {**obs, **{key: part.reshape(*part.shape[:3], *shape) for (key, shape), part in parts}}
 
 
 class Region(NamedTuple):
@@ -68,6 +101,24 @@ class Region(NamedTuple):
             below, above = torch.where(inside, middle, below), torch.where(inside, above, middle)
         return self._clip(below * delta)
 
+    def scatter(self, noise: Float[Tensor, "pop time batch n"]) -> Float[Tensor, "pop time batch n"]:
+        """Points drawn uniformly from the ball; those outside the box move to the nearest one in it.
+
+            l∞:  (2u − 1)ε
+            l2:  ε F(‖z‖²)^(1/n) z/‖z‖,   z = Φ⁻¹(u),   F the law of χ² with n degrees of freedom
+
+        Args:
+            noise: u ~ U[0, 1).
+        """
+        even = 2 * noise - 1
+        if self.norm == "l2":
+            edge = 1 - torch.finfo(even.dtype).eps
+            z, n = math.sqrt(2) * torch.erfinv(even.clamp(-edge, edge)), even.shape[-1]
+            square = z.square().sum(-1, keepdim=True)
+            share = torch.special.gammainc(torch.full_like(square, n / 2), square / 2) ** (1 / n)
+            even = z * (share * square.clamp(min=torch.finfo(even.dtype).tiny).rsqrt())
+        return self.project(even * self.radius)
+
     def _clip(self, delta: Tensor) -> Tensor:
         if self.low is not None:
             delta = torch.maximum(delta, self.low)
@@ -115,7 +166,7 @@ def perturb(
     zero = torch.zeros_like(x)
     starts = [zero]
     if divergence or method == "random" or (method == "pgd" and config.random_init):
-        starts = [region.project((2 * u - 1) * region.radius) for u in noise]
+        starts = [region.scatter(u) for u in noise]
     candidates = [_climb(objective, x, start, region, config) for start in starts]
     if not divergence and method != "random":
         candidates.append(zero)

@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.adversary.attack import Objective, perturb
+from popgraft.adversary.attack import Objective, Vectors, perturb
 from popgraft.config.adversary import AdversaryConfig
-from popgraft.errors import ConfigError
 from popgraft.nn import Params, Policy
 from popgraft.ops import losses
 from popgraft.ops.reduce import mean
@@ -104,36 +103,21 @@ class Adversary:
 
     def __init__(self, policy: Policy, config: AdversaryConfig) -> None:
         self.policy, self.config = policy, config
-        self.shapes = {key: spec.shape for key, spec in policy.encoder.specs.items() if not spec.image}
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        if not self.shapes:
-            raise ConfigError(
-                "model.adversary attacks float observations, but the environment shows images only; "
-                "set model.adversary.enabled: false"
-            )
+        self.vectors = Vectors(policy.encoder.specs)
 
     def draw(self, generators: list[torch.Generator], like: Float[Tensor, "pop time batch"]) -> Draws:
         """The randomness of one attack on sequences with the shape of `like`, each member's from its own generator."""
         _, time, batch = like.shape
-        size = sum(self.sizes)
+        size = self.vectors.size
         rows = [torch.rand(1 + batch + time * batch * size, generator=generator) for generator in generators]
         offset, order, start = torch.stack(rows).to(like.device).split([1, batch, time * batch * size], dim=1)
         return Draws(offset.squeeze(1), order, start.unflatten(1, (time, batch, size)).to(like.dtype))
-
-    def joined(self, obs: dict[str, Tensor]) -> Float[Tensor, "pop time batch n"]:
-        """Everything that is attacked, as one vector per observation."""
-        return torch.cat([obs[key].reshape(*obs[key].shape[:3], -1) for key in self.shapes], dim=-1)
-
-    def split(self, x: Float[Tensor, "pop time batch n"], obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Observations with `x` in the place of what is attacked."""
-        parts = zip(self.shapes.items(), x.split(self.sizes, dim=-1), strict=True)
-        return obs | {key: part.reshape(*part.shape[:3], *shape) for (key, shape), part in parts}
 
     def outputs(
         self, params: Params, sequences: Sequences, x: Float[Tensor, "pop time batch n"]
     ) -> Float[Tensor, "pop time batch outputs"]:
         """Parameters of the action distribution at observations `x`, unrolled from the stored states."""
-        obs = self.split(x, sequences.obs)
+        obs = self.vectors.split(x, sequences.obs)
         return self.policy.outputs(params, obs, sequences.state.squeeze(1), sequences.start)
 
     def penalty(
@@ -164,7 +148,7 @@ class Adversary:
             index, chosen = choose(values["adversarial_ratio"], draws, limit)
             picked = pick(sequences, index)
             weight = picked.valid * chosen.unsqueeze(1)
-            frozen, x = tree.map(torch.detach, params), self.joined(picked.obs)
+            frozen, x = tree.map(torch.detach, params), self.vectors.join(picked.obs)
             with torch.no_grad():
                 clean = self.outputs(frozen, picked, x)
             delta = self._attack(frozen, picked, x, clean, values, draws.start[:, :, :limit])
@@ -238,7 +222,7 @@ class Adversary:
         """½ Σ_t (V(x) − V(s))², in the critic's units of return."""
 
         def value(x: Tensor) -> Tensor:
-            obs = self.split(x, sequences.obs)
+            obs = self.vectors.split(x, sequences.obs)
             out = self.policy.unroll(params, obs, sequences.state.squeeze(1), sequences.start)
             return self.policy.critic.value(self.policy.predict(params, out.critic))
 

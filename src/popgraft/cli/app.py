@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from popgraft import __version__
+from popgraft.cli.evaluate import Row, attacks, draw, open_agent, require_matplotlib, said
 from popgraft.cli.progress import Progress, counted, progress
 from popgraft.errors import PopgraftError, PopulationLost, StoreError
 from popgraft.store import RunFolder
@@ -98,7 +99,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look for runs.")] = Path("runs"),
 ) -> None:
     """List the runs below a folder, with what has become of them."""
-    found = sorted(path.parent for path in folder.rglob(RunFolder(Path()).database.name))
+    found = [run.path for run in RunFolder.find(folder)]
     if not found:
         typer.echo(f"there are no runs in {folder}")
     width = max((len(str(path)) for path in found), default=0)
@@ -107,10 +108,17 @@ def runs(
 
 
 @app.command(
-    epilog=_examples("evaluate runs/quickstart", "evaluate runs/quickstart --episodes 200 --seed 7 --stochastic")
+    epilog=_examples(
+        "evaluate runs/quickstart",
+        "evaluate runs/quickstart --episodes 200 --seed 7 --stochastic",
+        "evaluate runs/quickstart --attack pgd --attack critic --epsilon 0.05 --epsilon 0.1 --picture curve.png",
+        "evaluate agent.zip --env CartPole-v1",
+    )
 )
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or file of a DistributionalPPO.", show_default=False)
+    ],
     episodes: Annotated[int | None, typer.Option(min=1, help="How many [default: as after training].")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Names the episodes [default: the run's seed].")] = None,
     stochastic: Annotated[
@@ -121,22 +129,65 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="For a file: a registered id, or a configuration whose section env is taken.")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="pgd, fgsm, random or critic, on what the agent sees; repeat for more.")
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="Radius of the attack; repeat for a curve [default: evaluation.attack].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps of pgd and critic [default: likewise].")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: likewise].")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for a picture of return over epsilon.")] = None,
 ) -> None:
-    """Score the best agent of a run on fresh episodes.
+    """Score the best agent of a run on fresh episodes, and on the same ones under attack.
 
     Without options these are the episodes on which it was scored after training.
     """
     with _in_words():
-        run = Run(folder)
-        config, agent = run.config, run.best
+        if picture is not None:
+            require_matplotlib()
+        agent = open_agent(source, env)
+        config = agent.config
+        attacked = attack or epsilon or steps is not None or norm is not None or picture is not None
+        against = attacks(agent, attack or [], epsilon or [], steps, norm) if attacked else []
         deterministic = config.evaluation.deterministic if stochastic is None else not stochastic
         seed = config.seed if seed is None else seed
-        scores = agent.evaluate(episodes or config.evaluation.final_episodes, seed, deterministic)
-    count = int(scores.episodes[0])
-    score = readable(float(scores.mean[0]), float(scores.stderr[0]) if count > 1 else None)
-    unit = "mean ± standard error, " if count > 1 else ""
-    actions = "most likely" if deterministic else "sampled"
-    typer.echo(f"{score} over {counted(count, 'episode')} ({unit}seed {seed}, {actions} actions)")
+        count = episodes or config.evaluation.final_episodes
+        rows = [Row.of(each, agent.evaluate(count, seed, deterministic, each)) for each in (None, *against)]
+        typer.echo(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
+        if picture is not None:
+            draw(rows, picture)
+
+
+@app.command(
+    epilog=_examples(
+        "export runs/quickstart agent.zip",
+        "export runs/quickstart policy.pt2 --member 3",
+        "export runs/quickstart policy.onnx",
+    )
+)
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What to write: a .zip, .pt2 or .onnx file.", show_default=False)
+    ],
+    member: Annotated[
+        str, typer.Option(metavar="best|NUMBER", help="The best agent, or a member of the last population.")
+    ] = "best",
+) -> None:
+    """Write an agent of a run to a file for other programs.
+
+    A .zip file is for DistributionalPPO.load, which acts and learns on; .pt2 (torch.export) and .onnx files hold the
+    acting policy alone.
+    """
+    from popgraft.sb3.export import export as export_agent  # here, because Stable-Baselines3 is slow to import
+
+    with _in_words():
+        export_agent(folder, file, member)
+    typer.echo(f"wrote {file}")
 
 
 def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) -> None:
@@ -153,9 +204,13 @@ def _standing(path: Path) -> str:
     """State, generations and best score of a run."""
     try:
         run = Run(path)
-        state, done = run.state, f"{run.generations:,} of {run.config.generations:,} generations"
+        whole, state = run.config.generations, run.state
     except PopgraftError as error:
         return f"damaged   {error}"
+    try:
+        done = f"{run.generations:,} of {whole:,} generations"
+    except StoreError as error:
+        return f"damaged   {error}; popgraft resume {shlex.quote(str(path))} goes on with what can be read"
     try:
         score = readable(run.summary["score"])
     except StoreError:
@@ -196,6 +251,8 @@ def _conclude(run: Run, err: bool = False) -> None:
         if "final_score" in found:
             score = readable(found["final_score"], found["final_stderr"])
             score += f" over {counted(found['final_episodes'], 'fresh episode')}"
+            if "final_attacked_score" in found:
+                score += f", under attack {readable(found['final_attacked_score'], found['final_attacked_stderr'])}"
         else:
             score = readable(found["score"], found["stderr"]) + " when it was found"
         lines = {

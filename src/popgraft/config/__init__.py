@@ -1,6 +1,6 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
-from popgraft.config.adversary import AdversaryConfig, PerturbationConfig
+from popgraft.config.adversary import AdversaryConfig, AttackConfig, PerturbationConfig
 from popgraft.config.load import dump_config, load_as, load_config, read_yaml
 from popgraft.config.model import HYPERPARAMS, ModelConfig
 from popgraft.config.network import NetworkConfig
@@ -19,6 +19,7 @@ from popgraft.config.schema import (
 __all__ = [
     "HYPERPARAMS",
     "AdversaryConfig",
+    "AttackConfig",
     "Config",
     "EngineConfig",
     "EnvConfig",

@@ -10,6 +10,11 @@ Radius = Annotated[Number, Field(ge=0, le=1e6)]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
+def _check_box(low: float | None, high: float | None) -> None:
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"clip_min={low} must be below clip_max={high}; swap them")
+
+
 class PerturbationConfig(Section):
     """The attack on observations: a δ with ‖δ‖ ≤ epsilon, in units of normalised observations."""
 
@@ -32,9 +37,44 @@ class PerturbationConfig(Section):
 
     @model_validator(mode="after")
     def _box(self) -> "PerturbationConfig":
-        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
-            raise ValueError(f"clip_min={self.clip_min} must be below clip_max={self.clip_max}; swap them")
+        _check_box(self.clip_min, self.clip_max)
         return self
+
+
+class AttackConfig(Section):
+    """An attack on what an agent sees in evaluation, step by step; its past stays attacked."""
+
+    method: Literal["pgd", "fgsm", "random", "critic"] = "pgd"
+    """Projected gradient ascent on the policy's divergence, one step of it of full length, a random point of the ball,
+    or projected gradient descent on the predicted value."""
+    epsilon: Radius = 0.075
+    """Radius of the ball that perturbations lie in, in units of normalised observations."""
+    steps: Positive = 10
+    """Gradient steps of `pgd` and `critic`, of length 2.5 · epsilon/steps each."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball, taken over one observation."""
+    clip_min: Number | None = None
+    """Least value of a perturbed observation; null: unbounded."""
+    clip_max: Number | None = None
+    """Largest value of a perturbed observation; null: unbounded."""
+
+    @model_validator(mode="after")
+    def _box(self) -> "AttackConfig":
+        _check_box(self.clip_min, self.clip_max)
+        return self
+
+    @property
+    def perturbation(self) -> PerturbationConfig:
+        """The same in the terms of `perturb`, for a ball of radius 1."""
+        return PerturbationConfig(
+            epsilon=1.0,
+            attack_steps=self.steps,
+            attack_lr=2.5 / self.steps,
+            norm_type=self.norm,
+            clip_min=self.clip_min,
+            clip_max=self.clip_max,
+            attack_method="pgd" if self.method == "critic" else self.method,
+        )
 
 
 class AdversaryConfig(Section):

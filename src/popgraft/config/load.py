@@ -19,6 +19,8 @@ S = TypeVar("S", bound=BaseModel)
 
 FLOAT = "tag:yaml.org,2002:float"
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
+MERGED, VALUES, DEPTH = 1000, 100_000, 50
+"""Keys that a mapping may get from others, values in a file with all that its aliases stand for, and their nesting."""
 EXPONENT = (FLOAT, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 """1e-4 is a number, as in YAML 1.2; YAML 1.1 asks for 1.0e-4."""
 
@@ -35,6 +37,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} appears twice", key.start_mark)
             seen.add(name)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MERGED:
+            raise yaml.constructor.ConstructorError(None, None, f"<< brings more than {MERGED:,} keys", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -59,14 +66,16 @@ def read_yaml(text: str, source: str) -> Any:
         ConfigError: the text is not valid YAML.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{source} is not valid YAML{where}: {reason}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # what tags do to odd values, too
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    _check_extent(value, source)
+    return value
 
 
 def load_config(
@@ -129,6 +138,21 @@ def dump_config(config: Config) -> str:
             *sections, name = path_of(space.name)
             del functools.reduce(operator.getitem, sections, values["model"])[name]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _check_extent(value: Any, source: str) -> None:
+    """Refuses values that contain themselves, or each other, without end."""
+    pending, count = [(value, 0)], 0
+    while pending:
+        node, depth = pending.pop()
+        parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+        count += len(parts)
+        if depth > DEPTH or count > VALUES:
+            raise ConfigError(
+                f"{source} holds more than {VALUES:,} values, or is nested more than {DEPTH} deep, perhaps by an alias "
+                "(*name) that contains itself; write out what is meant"
+            )
+        pending += [(part, depth + 1) for part in parts]
 
 
 def _read_file(path: Path, name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
+from popgraft.config.adversary import AttackConfig
 from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
 from popgraft.config.model import ModelConfig, path_of
 from popgraft.config.population import PopulationConfig
@@ -37,6 +38,9 @@ class EnvConfig(Section):
     else sync."""
     autoreset: Literal["same_step", "next_step"] = "same_step"
     """When a finished sync or async environment starts its next episode; a vector entry point has a mode of its own."""
+    step_timeout: Annotated[Number, Field(gt=0)] | None = 300.0
+    """Seconds that an environment has for a step or a reset; null: no limit. After them a member of asynchronous
+    environments is lost as if it had died; where environments run in a shard's own process, the run ends."""
     wrappers: list[WrapperConfig] = []
     """Observation wrappers, applied in this order."""
 
@@ -69,6 +73,11 @@ class EvaluationConfig(Section):
     """Steps after which an unfinished evaluation episode counts as it stands."""
     final_episodes: Positive = 20
     """Episodes of the best member's last evaluation, on fresh seeds."""
+    attack_weight: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Weight w of the return under attack in the score: (1 − w) · return + w · return under `attack`, of the same
+    episodes."""
+    attack: AttackConfig = AttackConfig()
+    """The attack of `attack_weight`, and the defaults of `popgraft evaluate --attack`."""
 
 
 class ExecuteConfig(Section):
@@ -191,6 +200,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _the_adversary_is_used(self) -> "Config":
         adversary, network = self.model.adversary, self.model.network
+        if self.evaluation.attack_weight and self.pbt.fitness == "training":
+            raise ValueError(
+                f"evaluation.attack_weight={self.evaluation.attack_weight} needs separate evaluation, but pbt.fitness "
+                "is 'training', whose episodes are not attacked; set pbt.fitness: evaluation, or attack_weight: 0"
+            )
         for space in self.pbt.hyperparams:
             if path_of(space.name)[0] == "adversary" and not adversary.enabled:
                 raise ValueError(

@@ -22,7 +22,7 @@ from popgraft.ops import return_scale
 from popgraft.ppo import Learner, initial_member
 from popgraft.rng import torch_generator
 from popgraft.rollout.collector import Collector
-from popgraft.sb3 import archive
+from popgraft.sb3 import archive, program
 from popgraft.sb3.arguments import Settings, optimizer_constants, policy_arguments, run_config
 from popgraft.sb3.environments import VecEnvGrid
 from popgraft.sb3.initial import draw_as_torch_
@@ -64,7 +64,8 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
         ent_coef: weight of the entropy bonus, per nat.
         vf_coef: weight of the value loss.
         max_grad_norm: largest norm of the gradient.
-        use_sde, sde_sample_freq: state-dependent exploration, which is not available.
+        use_sde: whether a continuous action's noise is a function of the state (gSDE).
+        sde_sample_freq: steps for which that function stays the same; −1: a whole rollout.
         target_kl: an update stops before the step at which the KL divergence exceeds 1.5 times this (nats).
         stats_window_size: episodes over which returns and lengths are averaged in the log.
         tensorboard_log: folder of the TensorBoard log.
@@ -159,7 +160,9 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
         arguments = policy_arguments(self.settings, self.policy_kwargs)
         policy_class = cast(type[MlpLstmPolicy], self.policy_class)
         spaces = self.observation_space, self.action_space
-        self.policy = policy_class(*spaces, self.lr_schedule, **{"use_sde": self.use_sde, **arguments})
+        hold = None if self.sde_sample_freq == -1 else self.sde_sample_freq
+        exploration = {"use_sde": self.use_sde, "sde_sample_freq": hold}
+        self.policy = policy_class(*spaces, self.lr_schedule, **{**exploration, **arguments})
         values = {name: getattr(self, name) for name in ("n_steps", "n_epochs", "normalize_advantage")}
         values |= {name: self._current(name, 1.0) for name in LIVE} | {"learning_rate": self.lr_schedule(1.0)}
         config = run_config(values, self.policy, self.n_envs, self.batch_size, self.settings, scaled)
@@ -351,6 +354,19 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
             ConfigError: `include` names something that a file does not hold.
         """
         archive.write(path, self, set(exclude or ()), set(include or ()))
+
+    def export(self, path: str | Path) -> None:
+        """Writes the file that the suffix asks for, over an earlier one: what `save` does, or the acting policy alone.
+
+        Args:
+            path: `.zip`, or `.pt2` and `.onnx` for a graph that chooses the most likely action, see `program`.
+
+        Raises:
+            ConfigError: another suffix.
+            MissingExtra: the exporter of ONNX is not installed.
+            StoreError: the file cannot be written.
+        """
+        program.write(Path(path), self)
 
     @classmethod
     def load(

@@ -17,17 +17,19 @@ import contextlib
 import dataclasses
 import io
 import json
-import pickle
-import zipfile
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from stable_baselines3.common.save_util import load_from_zip_file, open_path, save_to_zip_file
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.save_util import open_path, save_to_zip_file
+from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 
-from popgraft.errors import ConfigError, StoreError
+from popgraft.disk import reason
+from popgraft.errors import ConfigError, PopgraftError, StoreError
+from popgraft.pbt.unpack import load_plain, unzip
+from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
 
 M = TypeVar("M", bound=Any)
@@ -91,6 +93,7 @@ def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> Non
         "stats_window_size": model._stats_window_size,
         "n_envs": model.n_envs,
         "settings": model.settings,
+        "age": int(model.member.age),
         "ep_info_buffer": None if model.ep_info_buffer is None else list(model.ep_info_buffer),
         "ep_success_buffer": None if model.ep_success_buffer is None else list(model.ep_success_buffer),
     }
@@ -112,25 +115,43 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
     try:
         file = open_path(path, "r", suffix="zip")
         own = file if isinstance(path, (str, Path)) else contextlib.nullcontext()  # a file of the user's stays open
-        with own, zipfile.ZipFile(file) as archive:
-            data = json.loads(archive.read("data"))
-        _, parameters, variables = load_from_zip_file(
-            path, load_data=False, device=device, print_system_info=print_system_info
-        )
+        with own:
+            files = unzip(path, file.read())
     except OSError as error:
-        raise StoreError(f"cannot read the model {path}: {(error.strerror or str(error)).lower()}") from None
-    except pickle.UnpicklingError:
-        raise StoreError(f"{path} holds something other than tensors and plain values; nothing was executed") from None
-    except Exception as error:  # whatever the bytes make the parsers do
+        raise StoreError(f"cannot read the model {path}: {reason(error)}") from None
+    try:
+        data = json.loads(files["data"])
+        entries = data.items()
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged or not a model ({type(error).__name__}: {error})") from None
-    pickled = [name for name, value in data.items() if isinstance(value, dict) and ":serialized:" in value]
+    if print_system_info:
+        print(files.get("system_info.txt", b"").decode(errors="replace"))
+    place = get_device(device)
+    parts = {
+        name.removesuffix(".pth"): _on(place, load_plain(path, content))
+        for name, content in files.items()
+        if name.endswith(".pth")
+    }
+    variables = parts.pop("pytorch_variables", {})
+    if not isinstance(variables, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise StoreError(f"{path} is damaged: a file in it holds no dict of tensors")
+    pickled = [name for name, value in entries if isinstance(value, dict) and ":serialized:" in value]
     if pickled or "settings" not in data:
         raise StoreError(
             f"{path} was not written by DistributionalPPO.save"
             + (f": it holds pickled objects ({', '.join(pickled[:3])}, …), which are not executed" if pickled else "")
             + "; set_parameters takes over weights from any dict of tensors"
         )
-    return Archive(data, parameters, variables or {})
+    return Archive(data, parts, variables)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Plain values whose tensors are on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(device, part) for key, part in value.items()}
+    return [_on(device, part) for part in value] if isinstance(value, list) else value
 
 
 def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any], print_system_info: bool) -> M:
@@ -150,9 +171,20 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
     """
     archive = read(path, device, print_system_info)
     missing = Missing()
-    values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}
+    with _reading(path):
+        values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}
+        for name, kwargs in (("encoder", values["settings"]), ("policy_kwargs", values.get("policy_kwargs") or {})):
+            if ":" in str(kwargs.get("encoder")) and name not in given:  # module:Class, whose import would run code
+                missing.names.append(f"{name}={kwargs['encoder']}")
+        check_sizes(path, values, archive.parameters)
     missing.check(str(path))
     values |= given
+    with _reading(path):
+        return _built(cls, archive, values, env, device, given)
+
+
+def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any, given: dict[str, Any]) -> M:
+    """The model that a file's values describe."""
     settings = {**values.pop("settings"), **{name: given[name] for name in given if name not in archive.data}}
     names = (*ARGUMENTS, "stats_window_size")
     arguments = {name: values[name] for name in names if name in values}
@@ -161,7 +193,10 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
         for name in (*SPACES, "n_envs"):
             setattr(model, name, values[name])
     else:
-        check_for_correct_spaces(model.env, values["observation_space"], values["action_space"])
+        try:
+            check_for_correct_spaces(model.env, values["observation_space"], values["action_space"])
+        except ValueError as error:
+            raise ConfigError(f"{error}; give the environment that the model was trained in") from None
     model._setup_model()
     model.set_parameters(archive.parameters)
     for name in COUNTERS:
@@ -169,7 +204,20 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
     for name in ("ep_info_buffer", "ep_success_buffer"):
         if values.get(name) is not None:
             setattr(model, name, deque(values[name], maxlen=model._stats_window_size))
+    model.member.age.fill_(values.get("age", 0))
     generators = {"action": model.generators[0], "prediction": model.policy.generator}
     for name, state in archive.variables.items():
         generators[name].set_state(state.cpu())
     return cast(M, model)
+
+
+@contextlib.contextmanager
+def _reading(path: Source) -> Iterator[None]:
+    """Puts into the user's words whatever values do that do not belong together."""
+    try:
+        yield
+    except PopgraftError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise StoreError(f"{path} is damaged, or what load was given does not fit it ({why})") from error

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from popgraft.config import Config, ModelConfig, load_as
+from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
 from popgraft.errors import ConfigError
 from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD
 
@@ -50,6 +50,12 @@ class Settings(TypedDict, total=False):
     """
 
     sequence_length: int | None
+    encoder: str
+    encoder_kwargs: dict[str, Any]
+    encoder_layers: list[int]
+    cnn_features: int
+    recurrent: Literal["lstm", "gru", "none"]
+    critic_recurrent: Literal["separate", "shared", "detached", "none"]
     critic: Literal["quantile", "categorical", "scalar"]
     n_quantiles: int
     n_bins: int
@@ -81,21 +87,33 @@ class Settings(TypedDict, total=False):
     kl_pid_p: float
     kl_pid_i: float
     kl_pid_d: float
+    adversary: dict[str, Any]
 
 
-NETWORK = ("critic", "n_quantiles", "n_bins", "support", "twin_critics", "twin_reduce", "layer_norm")
+NETWORK = tuple(name for name in NetworkConfig.model_fields if name in Settings.__annotations__)
 """Settings of the network."""
+
+TWINS: dict[str, tuple[set[str], set[str]]] = {
+    "the optimizer": ({"optimizer", "optimizer_kwargs"}, {"optimizer_class", "optimizer_kwargs"}),
+    "the encoder": (
+        {"encoder", "encoder_kwargs", "cnn_features"},
+        {"features_extractor_class", "features_extractor_kwargs"},
+    ),
+    "the critic's memory": ({"critic_recurrent"}, {"shared_lstm", "enable_critic_lstm"}),
+}
+"""What can be set twice: by these settings, and by those keys of `policy_kwargs`."""
 
 
 def policy_arguments(settings: Mapping[str, Any], policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The policy's keyword arguments: the user's, and the network's part of the settings.
 
     Raises:
-        ConfigError: both set the optimizer.
+        ConfigError: both set the same thing.
     """
-    own = {"optimizer", "optimizer_kwargs"} & set(settings)
-    if own and {"optimizer_class", "optimizer_kwargs"} & set(policy_kwargs):
-        raise ConfigError(f"{' and '.join(sorted(own))} and policy_kwargs set the optimizer twice; remove one of them")
+    for what, (names, keys) in TWINS.items():
+        own = names & set(settings)
+        if own and keys & set(policy_kwargs):
+            raise ConfigError(f"{' and '.join(sorted(own))} and policy_kwargs set {what} twice; remove one of them")
     return {name: settings[name] for name in NETWORK if name in settings} | dict(policy_kwargs)
 
 
@@ -200,6 +218,20 @@ def optimizer_constants(config: ModelConfig) -> dict[str, Any]:
     unread = {"adam": ("sigma",), "adamw": ("sigma",), "upgd": ("betas", "eps")}.get(config.optimizer, ())
     names = (name for name in ("betas", "eps", "weight_decay", "sigma") if name not in unread)
     return {name: getattr(constants, name) for name in names}
+
+
+def network_arguments(config: NetworkConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a network as `policy_kwargs`, and those that RecurrentPPO does not have as `Settings`."""
+    critic_layers = config.head_layers if config.critic_head_layers is None else config.critic_head_layers
+    policy_kwargs = {
+        "lstm_hidden_size": config.hidden_size,
+        "n_lstm_layers": config.recurrent_layers,
+        "net_arch": {"pi": config.head_layers, "vf": critic_layers},
+        "activation_fn": next(cls for cls, name in ACTIVATIONS.items() if name == config.activation),
+        "share_features_extractor": config.share_encoder,
+        "log_std_init": config.log_std_init,
+    }
+    return policy_kwargs, {name: value for name, value in config.model_dump().items() if name in NETWORK}
 
 
 def activation(cls: type[nn.Module]) -> str:

@@ -6,32 +6,32 @@ import torch
 
 from popgraft.nn import Params
 
-LSTM = "weight_hh"
-"""What the parameters of an LSTM layer have, and no others."""
+RECURRENT = "weight_hh"
+"""What the parameters of a recurrent layer have, and no others."""
 
 
 def draw_as_torch_(params: Params, generator: torch.Generator, dense: bool) -> None:
-    """Draws weights and biases from U(−1/√n, 1/√n), n the inputs of a unit (for an LSTM its width), in place.
+    """Draws weights and biases from U(−1/√n, 1/√n), n the inputs of a unit (recurrent: the layer's width), in place.
 
-    As torch.nn.LSTM, Linear and Conv2d do; an LSTM layer's bias is the sum of PyTorch's two. Layer norms and standard
-    deviations stay.
+    As torch.nn.LSTM, Linear and Conv2d do; a recurrent layer's bias is the sum of PyTorch's two. Layer norms and
+    standard deviations stay.
 
     Args:
         params: named parameters of a population of one.
         generator: source of the draws.
-        dense: whether dense and convolutional layers are drawn too, and not LSTM layers alone.
+        dense: whether dense and convolutional layers are drawn too, and not recurrent ones alone.
     """
     for node in params.values():
         if not isinstance(node, dict):
             continue
-        weight = node.get(LSTM, node.get("weight"))
+        weight = node.get(RECURRENT, node.get("weight"))
         if weight is None or weight.dim() < 3:
             draw_as_torch_(node, generator, dense)
-        elif LSTM in node or dense:
+        elif RECURRENT in node or dense:
             bound = 1 / math.sqrt(weight[0, 0].numel())
             for name, leaf in node.items():
-                draws = [_uniform(leaf.shape, bound, generator) for _ in range(1 + (LSTM in node and name == "bias"))]
-                leaf.copy_(sum(draws))
+                summands = 2 if RECURRENT in node and name == "bias" else 1
+                leaf.copy_(sum(_uniform(leaf.shape, bound, generator) for _ in range(summands)))
 
 
 def _uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> torch.Tensor:

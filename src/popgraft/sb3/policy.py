@@ -37,9 +37,9 @@ class MlpLstmPolicy(BasePolicy):
         net_arch: dense layers behind the memories: a list for both, or a dict with `pi` and `vf`.
         activation_fn: their nonlinearity.
         ortho_init: whether weights are orthogonal; else they are drawn as torch.nn does.
-        use_sde: state-dependent exploration, which is not available.
+        use_sde: whether a continuous action's noise is a function of the state.
         log_std_init: initial log standard deviation of a continuous action.
-        full_std, use_expln, squash_output: of state-dependent exploration; anything but the default is refused.
+        full_std, use_expln, squash_output: variants of that; anything but the default is refused.
         features_extractor_class: encoder; None: the policy's own.
         features_extractor_kwargs: its keyword arguments.
         share_features_extractor: whether actor and critic read the same encoder.
@@ -86,7 +86,6 @@ class MlpLstmPolicy(BasePolicy):
         **network: Any,
     ) -> None:
         fixed = {
-            "use_sde": (use_sde, False),
             "full_std": (full_std, True),
             "use_expln": (use_expln, False),
             "squash_output": (squash_output, False),
@@ -129,6 +128,7 @@ class MlpLstmPolicy(BasePolicy):
             "head_layers": actor_layers,
             "critic_head_layers": critic_layers,
             "log_std_init": log_std_init,
+            "use_sde": use_sde,
         }
         self.network_config = load_as(NetworkConfig, {**settings, **network})
         self.ortho_init = ortho_init
@@ -169,9 +169,8 @@ class MlpLstmPolicy(BasePolicy):
     @property
     def recurrent_initial_state(self) -> RNNStates:
         """The state before the first step, for one environment."""
-        config = self.network_config
-        zeros = torch.zeros(1, 1, max(self.network.state_size, 1), device=self.device)
-        return unpack(zeros, config.recurrent_layers, config.hidden_size)
+        zeros = torch.zeros(1, 1, self.network.state_size, device=self.device)
+        return unpack(zeros, self.network_config)
 
     def predict(
         self,
@@ -294,7 +293,7 @@ class MlpLstmPolicy(BasePolicy):
         return return_scale.denormalize(self.member.returns, self.network.critic.value(predictions))
 
     def _states(self, step: Unrolled) -> RNNStates:
-        return unpack(step.state, self.network_config.recurrent_layers, self.network_config.hidden_size)
+        return unpack(step.state, self.network_config)
 
     def _tensors(self, observation: Any) -> dict[str, Tensor]:
         """Raw observations, with or without a leading axis, as the network takes them [env, *shape]."""

@@ -1,13 +1,16 @@
 """Recurrent states in Stable-Baselines3's form, beside the engine's flat vectors."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from popgraft.config import NetworkConfig
+
 Memory = tuple[Tensor, ...]
-"""(h, c) of an LSTM, [layers, env, hidden] each."""
+"""(h, c) of an LSTM, (h,) of a GRU, [layers, env, hidden] each; without a memory (h,) with no features."""
 
 
 class RNNStates(NamedTuple):
@@ -20,13 +23,15 @@ class RNNStates(NamedTuple):
     vf: Memory
 
 
-def unpack(carry: Float[Tensor, "1 env state"], layers: int, hidden: int) -> RNNStates:
+def unpack(carry: Float[Tensor, "1 env state"], config: NetworkConfig) -> RNNStates:
     """The engine's vectors (h, c of the first layer, then of the next; actor, then critic) as `RNNStates`.
 
     What the critic does not share with the actor, and all of the actor's, are views: writing to them writes to `carry`.
     """
-    owners = carry[0].split(2 * layers * hidden, dim=1)
-    memories = [tuple(part.unflatten(1, (layers, 2, hidden)).permute(2, 1, 0, 3)) for part in owners]
+    parts = 2 if config.recurrent == "lstm" else 1
+    shape = config.recurrent_layers, parts, 0 if config.recurrent == "none" else config.hidden_size
+    owners = carry[0].split(math.prod(shape), dim=1)
+    memories = [tuple(part.unflatten(1, shape).permute(2, 1, 0, 3)) for part in owners]
     actor = memories[0]
     return RNNStates(actor, memories[1] if len(memories) > 1 else tuple(part.clone() for part in actor))
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from popgraft.errors import ConfigError
+from popgraft.errors import ConfigError, StoreError
 from popgraft.pbt.live import Constant
 from popgraft.sb3.arguments import ACTIVATIONS, ENCODERS, OPTIMIZERS
+from popgraft.sb3.plausible import LARGEST_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +130,15 @@ def _decode_space(content: dict[str, Any]) -> gym.Space[Any]:
             nvec, dtype, start = arguments
             return gym.spaces.MultiDiscrete(np.array(nvec), dtype=np.dtype(dtype).type, start=np.array(start))
         case "MultiBinary":
+            _check_shape(np.atleast_1d(arguments).tolist())
             return gym.spaces.MultiBinary(arguments)
         case _:
             low, high, shape, dtype = arguments
+            _check_shape(shape)
             low, high = (np.broadcast_to(np.array(bound, dtype), shape) for bound in (low, high))
             return gym.spaces.Box(low, high, tuple(shape), np.dtype(dtype).type)
+
+
+def _check_shape(shape: list[int]) -> None:
+    if math.prod(shape) > LARGEST_SPACE:
+        raise StoreError(f"a space of shape {shape} is refused; the largest has {LARGEST_SPACE:,} numbers")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.config import Config
+from popgraft.adversary import OnlineAttack
+from popgraft.config import AttackConfig, Config
 from popgraft.errors import ConfigError, EnvironmentFault
 from popgraft.execute.shard import resolve_device
 from popgraft.nn import Policy
@@ -29,14 +30,20 @@ class Agent:
         spaces: what it sees and does.
         member: a population of one.
         factory: makes environments for `evaluate`, in place of the configured source.
+        policy: the network that the member's parameters are of, in place of the configured one.
     """
 
     def __init__(
-        self, config: Config, spaces: Spaces, member: Member, factory: Callable[..., Any] | None = None
+        self,
+        config: Config,
+        spaces: Spaces,
+        member: Member,
+        factory: Callable[..., Any] | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.config, self.spaces, self._factory = config, spaces, factory
         device = resolve_device(config.engine.device)
-        self.policy = Policy(spaces, config.model.network)
+        self.policy = policy or Policy(spaces, config.model.network)
         self.member = tree.map(lambda leaf: leaf.to(device), member)
         self._actor = Actor.of(self.policy, self.member)
         self._generator = torch.Generator().manual_seed(derive(config.seed, "agent"))
@@ -86,22 +93,33 @@ class Agent:
             action = head.sample(params, step.outputs[:, 0], noise[:, 0])
         return self._as_environment_takes_it(action[0].cpu().numpy()), step.state
 
-    def evaluate(self, episodes: int, seed: int, deterministic: bool = True) -> Scores:
+    def evaluate(
+        self, episodes: int, seed: int, deterministic: bool = True, attack: AttackConfig | None = None
+    ) -> Scores:
         """Plays whole episodes on fresh seeds and returns mean, standard error and count.
 
         Args:
             episodes: how many, each in an environment of its own.
             seed: names the episodes; the seeds of training and of a run's own evaluations are never among them.
             deterministic: whether the most likely action is taken.
+            attack: moves what the agent sees, if given; the episodes begin as they do without it.
 
         Raises:
             EnvironmentFault: the environment cannot be made, or fails.
+            ConfigError: it is of another kind than the agent knows, or shows nothing that can be attacked.
         """
         grid = EnvGrid(self.config.env, 1, episodes, self._factory)
         try:
+            shown, known = _words(grid.spaces), _words(self.spaces)
+            if shown != known:
+                raise ConfigError(
+                    f"the environment has {shown}, but the agent knows {known}; evaluate it in the environment that it "
+                    "was trained in, wrappers included"
+                )
             seeds = [derive(seed, "agent evaluation")]
             max_steps = self.config.evaluation.max_steps
-            scores = evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps)
+            disturb = None if attack is None else OnlineAttack(self.policy, attack, seeds)
+            scores = evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps, disturb)
         finally:
             grid.close()
         for fault in scores.faults.values():
@@ -126,6 +144,12 @@ class Agent:
             if shape[1:] != spec.shape:
                 expected = ("env", *spec.shape)
                 raise ConfigError(f"observation {key!r} has shape {shape}; the agent expects {expected}")
+
+
+def _words(spaces: Spaces) -> str:
+    seen = ", ".join(f"{key} {spec.shape}" for key, spec in spaces.obs.items())
+    action = spaces.action
+    return f"observations {seen} and {action.kind} actions {action.sizes or action.shape}"
 
 
 def empty_member(config: Config, spaces: Spaces) -> Member:

@@ -1,0 +1,99 @@
+"""The attack on agents that act: step by step, each step from the recurrent state that the attacked past has led to.
+
+    pgd, fgsm:  max KL(π(s, h) ‖ π(s + δ, h))    the maximal action difference of Zhang et al. 2020
+    critic:     min V(s + δ, h)                  after Pattanaik et al. 2018, arXiv:1712.03632
+    random:     δ uniform in the ball
+
+over ‖δ‖ ≤ ε in normalised observations (Zhang et al. 2020, arXiv:2003.08938, §3.5). The attacker knows the agent, does
+not look ahead, and moves what actor and critic see alike.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from popgraft.adversary.attack import Objective, Vectors, perturb
+from popgraft.config.adversary import AttackConfig
+from popgraft.nn import Params, Policy
+from popgraft.rng import torch_generator
+
+
+class OnlineAttack:
+    """Perturbs what every member sees while it acts. Images are left as they are.
+
+    Args:
+        policy: the network.
+        config: the attack, the same for all members.
+        seeds: of every member's own generator, which starting points are drawn from.
+
+    Raises:
+        ConfigError: there is nothing to attack.
+    """
+
+    def __init__(self, policy: Policy, config: AttackConfig, seeds: Sequence[int]) -> None:
+        self.vectors, self.config = Vectors(policy.encoder.specs), config
+        self.policy = copy.copy(policy)
+        self.policy.critic_detached = False  # that stops the critic from training a shared memory, not an attacker
+        self.generators = [torch_generator(seed, "attack") for seed in seeds]
+
+    def __call__(
+        self,
+        params: Params,
+        obs: dict[str, Tensor],
+        state: Float[Tensor, "pop env state"],
+        start: Bool[Tensor, "pop env"],
+    ) -> dict[str, Tensor]:
+        """One step.
+
+        Args:
+            params: of the policies that are attacked.
+            obs: every key [pop, env, *shape], normalised.
+            state: recurrent state before the step.
+            start: where an episode begins.
+
+        Returns:
+            What the agents see in place of `obs`.
+        """
+        step = {key: x.unsqueeze(1) for key, x in obs.items()}
+        x = self.vectors.join(step)
+        noise = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in self.generators]).to(x)
+        on_value = self.config.method == "critic"
+        make = self._fall_of_value if on_value else self._divergence
+        objective = make(params, step, state, start.unsqueeze(1))
+        radius = x.new_full((len(x),), self.config.epsilon)
+        delta = perturb(objective, x, radius, noise.unsqueeze(0), self.config.perturbation, divergence=not on_value)
+        return {key: seen.squeeze(1) for key, seen in self.vectors.split(x + delta, step).items()}
+
+    def _divergence(
+        self,
+        params: Params,
+        step: dict[str, Tensor],
+        state: Float[Tensor, "pop env state"],
+        start: Bool[Tensor, "pop 1 env"],
+    ) -> Objective:
+        """KL(π(s, h) ‖ π(x, h)), nats."""
+        clean = self.policy.outputs(params, step, state, start)
+
+        def objective(x: Tensor) -> Tensor:
+            outputs = self.policy.outputs(params, self.vectors.split(x, step), state, start)
+            return self.policy.head.kl(params["head"], clean, outputs).squeeze(1)
+
+        return objective
+
+    def _fall_of_value(
+        self,
+        params: Params,
+        step: dict[str, Tensor],
+        state: Float[Tensor, "pop env state"],
+        start: Bool[Tensor, "pop 1 env"],
+    ) -> Objective:
+        """−V(x, h), in the critic's units of return."""
+
+        def objective(x: Tensor) -> Tensor:
+            out = self.policy.unroll(params, self.vectors.split(x, step), state, start)
+            return -self.policy.critic.value(self.policy.predict(params, out.critic)).squeeze(1)
+
+        return objective

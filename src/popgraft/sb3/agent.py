@@ -1,0 +1,20 @@
+"""A `DistributionalPPO` as an agent of the engine, which plays the environments of a configuration."""
+
+from collections.abc import Callable
+from typing import Any
+
+from popgraft.config import Config
+from popgraft.sb3.algorithm import DistributionalPPO
+from popgraft.train import Agent
+
+
+def agent_of(model: DistributionalPPO, config: Config, factory: Callable[..., Any] | None = None) -> Agent:
+    """The model as an `Agent`, for evaluation with and without attacks.
+
+    Args:
+        model: trained or loaded; it shares its weights with the agent.
+        config: its `env` section makes the environments, with the wrappers that the model was trained with;
+            `evaluation` has the defaults. A `VecNormalize` that normalised observations must be among what it makes.
+        factory: makes the environments, in place of the configured source.
+    """
+    return Agent(config, model.policy.spaces, model.policy.member, factory, model.policy.network)
