@@ -28,6 +28,12 @@ def test_the_baseline_does_the_same_work(speed: ModuleType) -> None:
     assert own["parameters"] == (2 * 64 + 64) + (4 * 64 * (64 + 64) + 4 * 64) + (64 * 2 + 2) + (64 + 1)
 
 
+def test_models_of_both_libraries_are_called_alike(speed: ModuleType) -> None:
+    own, other = (speed.measure({"engine": name, **TINY}) for name in ("DistributionalPPO", "RecurrentPPO"))
+    # Two torch.nn.LSTMs with a second bias; one value instead of 21 quantiles of 64 features and a bias.
+    assert other["parameters"] == own["parameters"] + 2 * 4 * 64 - 20 * 65
+
+
 def measured(speed: float, cpu: float, peak: float) -> dict[str, float]:
     return {"steps_per_second": speed, "steps_per_cpu_second": cpu, "peak_mib": peak}
 
@@ -50,8 +56,10 @@ def test_a_row_compares_pairs(speed: ModuleType) -> None:
         "20.0 (15.0–25.0)",
         "310",
     ]
-    text = speed.report({"date": "today"}, {1: [pairs[0][0]]}, 1, [row])
+    model = speed.Row({"hidden": 64}, pairs)
+    text = speed.report({"date": "today"}, {1: [pairs[0][0]]}, 1, [row], [model])
+    assert "| 64 | 200 (100–250) | 3,000 (1,000–6,000) | 12.0 (10.0–30.0) | 20.0 (15.0–25.0) |" in text
     assert "| 16 | 128 | 21 | 3,000 (1,000–6,000) | 12.0 (10.0–30.0) |" in text
-    assert "12.0 × sb3-contrib, required 12 ×: reached" in text
-    slower = speed.Row(work, [(measured(100, 100, 50), measured(1190, 1, 1))])
-    assert "11.9 × sb3-contrib, required 12 ×: missed" in speed.report({}, {1: [pairs[0][0]]}, 1, [slower])
+    assert "12.0 × sb3-contrib, required 15 ×: missed" in text
+    faster = speed.Row(work, [(measured(100, 100, 50), measured(1500, 1, 1))])
+    assert "15.0 × sb3-contrib, required 15 ×: reached" in speed.report({}, {1: [pairs[0][0]]}, 1, [faster], [])

@@ -66,3 +66,18 @@ def test_the_ancestry_follows_grafts_back_to_the_first_generation() -> None:
         ],
     }
     assert script("plot").ancestry(run) == [1, 0, 2, 2]
+
+
+@pytest.mark.parametrize("algorithm", ["adjusted", "scalar"])
+def test_a_model_on_the_zoos_tasks(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = script("sb3")
+    tiny = {"steps": 64, "n_envs": 2, "n_steps": 32, "n_epochs": 1, "batch_size": 32}
+    monkeypatch.setitem(benchmark.TASKS, "pendulum", benchmark.TASKS["pendulum"] | tiny)
+    monkeypatch.setattr(benchmark, "EPISODES", 2)
+    assert benchmark.main(["pendulum", "--algorithm", algorithm, "--seeds", "2", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / f"sb3_pendulum_{algorithm}_0.json").read_text())
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+    assert all(-2000 < run["mean"] < 0 for run in result["runs"])
+    assert capsys.readouterr().out.startswith(f"| pendulum | {algorithm} | 2 |")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -26,8 +27,9 @@ class Work:
     """What to measure.
 
     Attributes:
-        engine: "popgraft" or "sb3-contrib".
-        population: members; sb3-contrib always trains one.
+        engine: "popgraft" or "sb3-contrib" for the workload; "DistributionalPPO" or "RecurrentPPO" for the same call of
+            either.
+        population: members; all but popgraft train one.
         sequence_length: steps of backpropagation through time; sb3-contrib always cuts at episodes instead.
         quantiles: outputs of the critic; sb3-contrib's has one.
         shards: processes; as many as a user gets where it is not given.
@@ -35,6 +37,7 @@ class Work:
         seconds: time to measure for, after one update that warms up.
         updates: updates to measure at least.
         n_steps: environment steps per environment and update.
+        hidden: width of the LSTMs of DistributionalPPO and RecurrentPPO.
     """
 
     engine: str
@@ -46,11 +49,12 @@ class Work:
     seconds: float = 2.0
     updates: int = 2
     n_steps: int = 128
+    hidden: int = 64
 
 
 def measure(work: Work) -> dict[str, float]:
     """Steps per second of whole updates, by the clock and by processor time; parameters; and the peak memory so far."""
-    parameters, update = {"popgraft": population, "sb3-contrib": recurrent_ppo}[work.engine](work)
+    parameters, update = {"popgraft": population, "sb3-contrib": recurrent_ppo}.get(work.engine, same_call)(work)
     update()
     steps = updates = 0
     start, start_cpu = time.perf_counter(), cpu_seconds()
@@ -142,9 +146,38 @@ def recurrent_ppo(work: Work) -> tuple[int, Callable[[], int]]:
         },
     )
 
+    return learning(model)
+
+
+def same_call(work: Work) -> tuple[int, Callable[[], int]]:
+    """The same for a model of `MlpLstmPolicy` with Stable-Baselines3's own environments and networks."""
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from popgraft import DistributionalPPO
+
+    torch.set_num_threads(work.threads)
+    kind = DistributionalPPO if work.engine == "DistributionalPPO" else RecurrentPPO
+    model = kind(
+        "MlpLstmPolicy",
+        make_vec_env("CartPole-v1", n_envs=16, seed=0),
+        n_steps=work.n_steps,
+        batch_size=4 * work.n_steps,
+        n_epochs=4,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"lstm_hidden_size": work.hidden},
+    )
+    return learning(model)
+
+
+def learning(model: Any) -> tuple[int, Callable[[], int]]:
+    """Parameters of a model of Stable-Baselines3, and its update."""
+    steps = model.n_envs * model.n_steps
+
     def update() -> int:
-        model.learn(n_envs * n_steps, reset_num_timesteps=False)
-        return n_envs * n_steps
+        model.learn(steps, reset_num_timesteps=False)
+        return steps
 
     return sum(parameter.numel() for parameter in model.policy.parameters()), update
 
