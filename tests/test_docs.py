@@ -33,6 +33,7 @@ SHORT = {
     "pbt.perturbation_interval": 1,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,
+    "evaluation.max_steps": 20,
 }
 OTHER_COMMANDS = ("python3 -m venv ", ".venv/bin/pip install ", "tensorboard ", "sqlite3 ")
 """Commands in the documents that are not this project's, and are not run."""

@@ -7,12 +7,12 @@ import pytest
 import popgraft
 
 NAMES = {
-    "AdaptiveUPGD", "Agent", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation",
-    "HyperparamConfig", "MissingExtra", "Observer", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler",
+    "AdaptiveUPGD", "Agent", "AttackConfig", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation",
+    "HyperparamConfig", "MissingExtra", "Observer", "OutOfMemory", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler",
     "PBTTrainingCoordinator", "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost",
     "PopulationMember", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
     "StatePerturbation", "StoreError", "UPGD", "UPGDW", "VarianceGradientScaler", "create_policy_loss_fn",
-    "create_sappo_wrapper", "create_value_loss_fn", "load_config", "load_pbt_adversarial_config", "resume",
+    "create_sappo_wrapper", "create_value_loss_fn", "export", "load_config", "load_pbt_adversarial_config", "resume",
     "train",
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ def test_every_public_name_is_explained(name: str) -> None:
 
 def test_every_error_is_a_popgraft_error() -> None:
     errors = [value for value in vars(popgraft).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(errors) == 8
+    assert len(errors) == 9
     assert all(issubclass(error, popgraft.PopgraftError) for error in errors)
     assert issubclass(popgraft.ConfigError, ValueError)
 

@@ -11,11 +11,12 @@ from popgraft.adversary import (
     create_sappo_wrapper,
     create_value_loss_fn,
 )
-from popgraft.config import Config, load_config
+from popgraft.config import AttackConfig, Config, load_config
 from popgraft.errors import (
     ConfigError,
     EnvironmentFault,
     MissingExtra,
+    OutOfMemory,
     PopgraftError,
     PopulationLost,
     RunExists,
@@ -36,6 +37,7 @@ from popgraft.train import Agent, Generation, Observer, Plan, Run, resume, train
 
 if TYPE_CHECKING:
     from popgraft.sb3 import DistributionalPPO
+    from popgraft.sb3.export import export
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ __all__ = [
     "UPGDW",
     "AdaptiveUPGD",
     "Agent",
+    "AttackConfig",
     "Config",
     "ConfigError",
     "DistributionalPPO",
@@ -52,6 +55,7 @@ __all__ = [
     "HyperparamConfig",
     "MissingExtra",
     "Observer",
+    "OutOfMemory",
     "PBTAdversarialConfig",
     "PBTConfig",
     "PBTScheduler",
@@ -72,6 +76,7 @@ __all__ = [
     "create_policy_loss_fn",
     "create_sappo_wrapper",
     "create_value_loss_fn",
+    "export",
     "load_config",
     "load_pbt_adversarial_config",
     "resume",
@@ -85,4 +90,8 @@ def __getattr__(name: str) -> Any:
         from popgraft.sb3 import DistributionalPPO
 
         return DistributionalPPO
+    if name == "export":
+        from popgraft.sb3.export import export
+
+        return export
     raise AttributeError(f"module 'popgraft' has no attribute {name!r}")

@@ -7,6 +7,7 @@ PopgraftError
 ├── RunExists (also FileExistsError)  the run folder is already in use
 ├── StoreError                        a file of a run that is missing, damaged or foreign
 ├── ShardLost                         a process of the run has ended by itself
+├── OutOfMemory (also MemoryError)    the memory of the machine or of the GPU does not suffice
 └── PopulationLost                    no healthy member is left to rescue the others from
 """
 
@@ -48,6 +49,10 @@ class StoreError(PopgraftError):
 
 class ShardLost(PopgraftError):
     """The process that trained some of the members has ended by itself."""
+
+
+class OutOfMemory(PopgraftError, MemoryError):
+    """The memory of the machine, or of the GPU, does not suffice."""
 
 
 class PopulationLost(PopgraftError):

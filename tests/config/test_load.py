@@ -241,3 +241,26 @@ def test_every_setting_is_written_but_what_the_population_draws() -> None:
 def test_keyword_arguments_that_no_file_can_hold_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"env.kwargs: a\.f\.0=.*print.* cannot be written to a file"):
         load_config(BASE, {"env.kwargs": {"a": {"f": [print]}}})
+
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "m0: &m0 {k: 1}\n" + "".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ALIASES, "more than 100,000 values"),
+        (MERGES, "<< brings more than 1,000 keys"),
+        ("env: &e {id: CartPole-v1, kwargs: {x: *e}}", "by an alias"),
+        ("env: {id: x, kwargs: " + "{a: " * 90 + "1" + "}" * 90 + "}", "nested more than 50 deep"),
+        ("env: {id: x, kwargs: " + "{a: " * 9000, "is not valid YAML"),
+        ("env: !!timestamp x", "is not valid YAML"),
+        ("env: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+    ],
+    ids=["aliases", "merges", "itself", "deep", "deeper", "timestamp", "code"],
+)
+def test_text_that_means_harm_is_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / "config.yaml")

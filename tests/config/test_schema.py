@@ -360,3 +360,10 @@ def test_a_number_that_nothing_reads_cannot_be_tuned(name: str, fix: str) -> Non
     space = f"pbt.hyperparams=[{{name: {name}, min_value: 0.1, max_value: 0.5}}]"
     assert f"pbt.hyperparams lists '{name}', which nothing reads" in refusal(space)
     load_config(BASE, [space, fix, "model.target_kl=0.01"])
+
+
+def test_a_score_under_attack_needs_episodes_of_its_own() -> None:
+    sentence = refusal("evaluation.attack_weight=0.5", "pbt.fitness=training")
+    assert "set pbt.fitness: evaluation, or attack_weight: 0" in sentence
+    assert "evaluation.attack_weight = 1.5" in refusal("evaluation.attack_weight=1.5")
+    assert "clip_min=1.0 must be below clip_max=-1.0" in refusal("evaluation.attack={clip_min: 1, clip_max: -1}")

@@ -213,12 +213,30 @@ def test_going_back_forgets_what_came_after(database):
     assert (database.scores(), database.lineage(), told(database), database.events_written()) == ([], [], [], 0)
 
 
-def test_going_back_to_what_is_not_there_is_refused_and_changes_nothing(database):
-    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
-    database.record_generation(2, SCORES, BEFORE, 10, GRAFT, FATE)
-    with pytest.raises(StoreError, match="knows 1 of the 2 generations before the snapshot; restore it from a copy"):
-        database.rewind(2, 0, {}, [])
-    assert database.generations() == 2
+def test_what_is_not_there_of_the_time_before_is_recorded_once(database):
+    database.record_event("rescue", "first")
+    for generation in (0, 2, 5):
+        database.record_generation(generation, SCORES, BEFORE, 10, GRAFT, FATE)
+    lost = database.rewind(6, 7, {}, ["damaged"])
+    assert "has lost its events 2 to 7" in lost[0]
+    assert "has lost the scores of generations 1, 3, 4" in lost[1]
+    for _ in range(2):
+        assert told(database) == ["first", *lost]
+        database.record_event("rescue", "later")  # whose number is not that of one that had been written before
+        assert database.rewind(6, 7, {}, ["damaged"]) == []
+    assert database.generations() == 3
+
+
+def test_every_page_is_checked(path):
+    with RunDatabase(path) as database:
+        for generation in range(50):
+            database.record_generation(generation, SCORES, BEFORE, 10, GRAFT, FATE)
+        database.check()
+    whole = path.read_bytes()
+    for page in range(4096, len(whole), 4096):
+        path.write_bytes(whole[:page] + bytes(4096) + whole[page + 4096 :])
+        with RunDatabase(path, read_only=True) as database, pytest.raises(StoreError, match=r"cannot be used|damaged"):
+            database.check()
 
 
 def test_sessions_are_kept(database):

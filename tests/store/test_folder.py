@@ -2,7 +2,6 @@ import pytest
 
 from popgraft.errors import PopgraftError, RunExists, StoreError
 from popgraft.store import RunDatabase, RunFolder
-from popgraft.store.folder import write_atomic
 
 
 def test_create_then_open(tmp_path):
@@ -57,12 +56,24 @@ def test_a_folder_that_another_process_is_filling_is_in_use(tmp_path, monkeypatc
 def test_open_says_what_is_missing(tmp_path):
     with pytest.raises(StoreError, match="nowhere is not a folder"):
         RunFolder.open(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match=r"lacks config\.yaml, run\.sqlite, snapshots; give the folder of a run"):
+    with pytest.raises(StoreError, match=r"lacks config\.yaml, snapshots; give the folder of a run"):
         RunFolder.open(tmp_path)
     folder = RunFolder.create(tmp_path / "run", "")
     folder.database.unlink()
-    with pytest.raises(StoreError, match=r"run holds no complete run: it lacks run\.sqlite"):
+    with pytest.raises(StoreError, match=r"run\.sqlite is missing"):
+        RunDatabase(RunFolder.open(folder.path).database)
+    folder.config.unlink()
+    with pytest.raises(StoreError, match=r"run holds no complete run: it lacks config\.yaml"):
         RunFolder.open(folder.path)
+
+
+def test_runs_are_found_by_what_they_hold(tmp_path):
+    complete, bare, half = (RunFolder.create(tmp_path / "deep" / name, "") for name in ("a", "b", "c"))
+    bare.database.unlink()
+    half.config.unlink()
+    (tmp_path / "config.yaml").write_text("")
+    assert RunFolder.find(tmp_path) == [complete, bare, half]
+    assert RunFolder.find(tmp_path / "nowhere") == []
 
 
 def test_open_names_the_runs_below(tmp_path):
@@ -70,21 +81,3 @@ def test_open_names_the_runs_below(tmp_path):
         RunFolder.create(tmp_path / name, "")
     with pytest.raises(StoreError, match=r"did you mean .*/a or .*/b"):
         RunFolder.open(tmp_path)
-
-
-def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
-    def fail(*_):
-        raise OSError("power failure")
-
-    for act in ("os.fsync", "os.replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(act, fail)
-            with pytest.raises(OSError, match="power failure"):
-                write_atomic(path, b"new")
-        assert path.read_bytes() == b"old"
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]

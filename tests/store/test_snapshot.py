@@ -385,3 +385,30 @@ def test_what_is_removed_is_gone_and_a_crash_meanwhile_never_leaves_a_part(folde
         assert not place(folder).exists()
     with pytest.raises(StoreError, match="cannot name a snapshot"):
         snapshot.remove(folder, "../run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "/../../../secret" + "0" * 48},
+        {"sha256": 7},
+        {"sha256": "0" * 63},
+        {"leaves": None},
+        {"leaves": [7]},
+        {"leaves": [{"name": "w", "shape": [2.0], "dtype": "float32"}]},
+        {"leaves": [{"name": ["w"], "shape": [2], "dtype": "float32"}]},
+        {"leaves": [W | {"more": 1}]},
+        {"metadata": []},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_the_right_checksum_and_wrong_parts_is_refused(folder, change):
+    snapshot.save(folder, "last", {"w": torch.ones(2)}, {})
+    file = place(folder) / "manifest.json"
+    body = json.loads(file.read_text()) | change
+    del body["checksum"]
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**body, "checksum": checksum}))
+    for read in (snapshot.verified, snapshot.load_flat):
+        with pytest.raises(StoreError, match="is foreign: it has the right checksum, but not the parts"):
+            read(folder, "last")

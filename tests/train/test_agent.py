@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from popgraft import Agent, ConfigError, EnvironmentFault, load_config, train
+from popgraft import Agent, AttackConfig, ConfigError, EnvironmentFault, load_config, train
 from popgraft.rng import derive, torch_generator
 from popgraft.rollout.spaces_of import spaces_of
 from popgraft.store import snapshot
@@ -95,6 +95,31 @@ def test_evaluation_is_reproducible_by_its_seed_and_changes_nothing(drifter: tup
         assert not torch.equal(first.mean, other.mean)
         assert first.episodes.tolist() == [5]
     assert torch.equal(agent.member.params, params)
+
+
+def test_an_attack_meets_the_same_episodes(drifter: tuple[Agent, list[Any]]) -> None:
+    agent, diary = drifter
+    for deterministic in (True, False):
+        clean = agent.evaluate(6, 1, deterministic)
+        plain = np.stack(diary[-10:])
+        nothing = agent.evaluate(6, 1, deterministic, AttackConfig(epsilon=0.0))
+        assert torch.equal(nothing.mean, clean.mean)
+        assert torch.equal(nothing.stderr, clean.stderr)
+        attack = AttackConfig(method="critic", epsilon=0.5, steps=3)
+        attacked, again = (agent.evaluate(6, 1, deterministic, attack) for _ in range(2))
+        np.testing.assert_array_equal(diary[-20:-10], diary[-10:])
+        assert (np.stack(diary[-10:]) != plain).any()
+        assert torch.equal(attacked.mean, again.mean)
+        assert not torch.equal(attacked.mean, clean.mean)
+
+
+def test_another_environment_than_the_agents_is_refused(drifter: tuple[Agent, list[Any]]) -> None:
+    agent, _ = drifter
+    other = agent_of(agent.config.model_dump(), spaces.Box(-1, 1, (4,)), Drift.action_space, vector)
+    with pytest.raises(
+        ConfigError, match=r"the environment has observations obs \(3,\) .* knows observations obs \(4,\)"
+    ):
+        other.evaluate(2, seed=0)
 
 
 def test_the_score_is_the_mean_return_with_its_standard_error(tiny: Tiny) -> None:

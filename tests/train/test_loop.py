@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,21 @@ def test_the_best_agent_is_the_best_that_was_ever_scored(tiny: Tiny) -> None:
     scores = run.best.evaluate(4, seed=0)
     final = (summary["final_score"], summary["final_stderr"], summary["final_episodes"])
     assert final == (scores.mean.item(), scores.stderr.item(), 4)
+
+
+def test_with_a_weight_of_attacks_the_best_agent_is_scored_with_and_without(tiny: Tiny) -> None:
+    attack = {"method": "critic", "epsilon": 1.0, "steps": 2}
+    run = train(tiny(total_timesteps=64, evaluation__attack_weight=0.5, evaluation__attack=attack))
+    settings, found = run.config.evaluation, run.summary
+    clean, attacked = (run.best.evaluate(4, run.config.seed, attack=each) for each in (None, settings.attack))
+    assert (found["final_score"], found["final_stderr"]) == (clean.mean.item(), clean.stderr.item())
+    assert (found["final_attacked_score"], found["final_attacked_stderr"]) == (
+        attacked.mean.item(),
+        attacked.stderr.item(),
+    )
+    assert re.fullmatch(
+        r"the best agent scores \S+ ± \S+ and under attack \S+ ± \S+ over 4 fresh episodes", run.events[-1].text
+    )
 
 
 def test_low_scores_are_good_where_the_configuration_says_so(tiny: Tiny) -> None:

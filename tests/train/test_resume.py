@@ -323,13 +323,69 @@ def test_a_run_whose_snapshots_are_all_damaged_is_left_as_it_is(make: Make) -> N
     assert before == ({path: path.read_bytes() for path in before[0]}, run.events)
 
 
-def test_a_database_that_lacks_generations_is_refused(make: Make) -> None:
+def test_a_database_that_lacks_generations_says_so_and_the_run_goes_on(make: Make, straight: Run) -> None:
     run = interrupted(make("broken"), updates=15)
     with contextlib.closing(sqlite3.connect(run.folder.database)) as connection, connection:
         connection.execute("DELETE FROM grafts WHERE generation = 2")
         connection.execute("DELETE FROM members WHERE generation = 2")
-    with pytest.raises(StoreError, match="knows 5 of the 6 generations before the snapshot"):
-        resume(run.path)
+    resume(run.path)
+    (text,) = (event.text for event in run.events if event.kind == "damaged")
+    assert "has lost the scores of generations 2" in text
+    assert [row for row in straight.scores if row.generation != 2] == run.scores
+    assert contents(run, "last") == contents(straight, "last")
+
+
+def ruined(run: Run, how: str) -> None:
+    """Damages the database of a run that holds eight generations."""
+    path = run.folder.database
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "zeros in the middle":
+        path.write_bytes(data[:8192] + bytes(4096) + data[12288:])
+    else:
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "nonsense": b"\x07" * len(data)}[how])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "half", "nonsense", "zeros in the middle"])
+def test_a_damaged_database_is_kept_and_the_run_goes_on_without_it(
+    make: Make, straight: Run, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Listening(Observer):
+        def on_event(self, kind: str, text: str) -> None:
+            told.append((kind, text))
+
+    told: list[tuple[str, str]] = []
+    run = interrupted(make("broken"), updates=15)
+    ruined(run, how)
+    old = None if how == "missing" else run.folder.database.read_bytes()
+    resume(run.path, observer=Listening())
+    assert contents(run, "last") == contents(straight, "last")
+    assert [row for row in run.scores if row.generation >= 6] == [row for row in straight.scores if row.generation >= 6]
+    assert [row for row in straight.scores if row in run.scores] == run.scores
+    damages = [(event.kind, event.text) for event in run.events if event.kind == "damaged"]
+    assert set(damages) <= set(told)
+    assert {text for _, text in damages} <= set(caplog.messages)
+    assert "A new one holds the" in damages[0][1]
+    kept = run.path / "run.sqlite.damaged-1"
+    assert (kept.read_bytes() if kept.exists() else None) == old
+    assert (kept.name in damages[0][1]) == (old is not None)
+    assert run.state == "finished"
+    with RunDatabase(run.folder.database) as database:
+        database.check()
+
+
+def test_an_interrupted_run_without_its_database_can_be_interrupted_again(make: Make, straight: Run) -> None:
+    run = interrupted(make("broken"), updates=15)
+    ruined(run, "missing")
+    with contextlib.suppress(KeyboardInterrupt):
+        resume(run.path, observer=Interrupter(3))
+    resume(run.path)
+    kept = [(event.kind, event.generation) for event in run.events if event.kind not in LASTING]
+    assert kept == [(event.kind, event.generation) for event in straight.events if event.kind == "final"]
+    assert contents(run, "last") == contents(straight, "last")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from popgraft import Agent, Run, StoreError, load_config, train
+from popgraft import Agent, ConfigError, Run, StoreError, load_config, train
+from popgraft.store import snapshot
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -59,3 +60,15 @@ def test_a_damaged_agent_is_refused(tiny: Tiny) -> None:
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(StoreError, match="does not match its checksum"):
         _ = Run(run.path).best
+
+
+def test_every_member_of_the_last_population_is_an_agent(tiny: Tiny) -> None:
+    run = train(tiny(total_timesteps=64))
+    population, _ = snapshot.load_flat(run.folder, "last")
+    for number in (0, 1, "1"):
+        agent = run.agent(number)
+        assert torch.equal(agent.member.params[0], population["params"][int(number)])
+        assert float(agent.member.hyperparams["learning_rate"]) == population["hyperparams.learning_rate"][int(number)]
+    assert torch.equal(run.agent("best").member.params, run.best.member.params)
+    with pytest.raises(ConfigError, match=r"has no member -1; give 'best', or a number up to 1"):
+        run.agent(-1)

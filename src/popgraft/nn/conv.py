@@ -101,5 +101,5 @@ class CNN:
         y = side_by_side.to(params["dense"]["weight"].dtype).div_(255)
         for i, conv in enumerate(self.convs):
             y = self.activation(conv(params[f"conv{i}"], y))
-        features = y.view(len(y), pop, -1).transpose(0, 1)
+        features = y.view(y.shape[0], pop, -1).transpose(0, 1)
         return self.activation(self.dense(params["dense"], features)).view(pop, *batch, self.n_out)

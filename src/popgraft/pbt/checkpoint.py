@@ -11,10 +11,6 @@ All three are read with `weights_only`, which refuses code; a reader never finds
 
 import dataclasses
 import io
-import os
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from popgraft.disk import reason, write_atomic
 from popgraft.errors import ConfigError, StoreError
+from popgraft.pbt.unpack import load_plain, unzip
 
 Format = Literal["v2_full_parameters", "v1_policy_only"]
 
@@ -123,24 +121,12 @@ def write(path: Path, blob: bytes) -> None:
     Raises:
         StoreError: the file cannot be written; an earlier one is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name survives a power failure too
-        finally:
-            os.close(folder)
+        write_atomic(path, blob)
     except OSError as error:
-        raise StoreError(f"cannot write checkpoint {path}: {_reason(error)}; set checkpoint_dir elsewhere") from None
+        why = reason(error, path.parent)
+        raise StoreError(f"cannot write checkpoint {path}: {why}; set checkpoint_dir elsewhere") from None
 
 
 def read(path: Path) -> Checkpoint:
@@ -152,9 +138,10 @@ def read(path: Path) -> Checkpoint:
     try:
         blob = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"cannot read checkpoint {path}: {_reason(error)}") from None
-    if "policy.pth" in _zipped(blob):
-        return Checkpoint(V2, _stable_baselines3(path, blob), blob)
+        raise StoreError(f"cannot read checkpoint {path}: {reason(error)}") from None
+    files = unzip(path, blob)
+    if "policy.pth" in files:
+        return Checkpoint(V2, _stable_baselines3(path, files), blob)
     found = load_plain(path, blob)
     if not isinstance(found, dict) or not found:
         raise StoreError(f"{path} is not a checkpoint: it holds {_in_short(found)}, not a dict of parameters")
@@ -176,49 +163,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(version, data, blob)
 
 
-def _stable_baselines3(path: Path, blob: bytes) -> dict[str, Any]:
+def _stable_baselines3(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
     """The state dicts of a Stable-Baselines3 model; what it pickled beside them is not looked at."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-            files = {name: archive.read(name) for name in archive.namelist() if name.endswith(".pth")}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
-    parts = {name.removesuffix(".pth"): load_plain(path, file) for name, file in files.items()}
+    parts = {name.removesuffix(".pth"): load_plain(path, file) for name, file in files.items() if name.endswith(".pth")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise StoreError(f"{path} is damaged: its {name}.pth holds {_in_short(part)}, not a state dict")
     return {name: part for name, part in parts.items() if part}
-
-
-def load_plain(path: Path, blob: bytes) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values.
-
-    Raises:
-        StoreError: anything else; nothing of it is executed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other protocols, before it refuses them
-            return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise StoreError(
-            f"{path} holds something other than tensors and plain values, perhaps code; nothing of it was executed. "
-            "Save a dict of state dicts, or let PBTScheduler.update_performance write the file"
-        ) from None
-    except Exception as error:  # whatever the bytes make the parser do
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise StoreError(
-            f"{path} is damaged, truncated or not a checkpoint ({type(error).__name__}: {reason})"
-        ) from None
-
-
-def _zipped(blob: bytes) -> list[str]:
-    """Names in a zip archive; none for anything else."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile:
-        return []
 
 
 def _in_short(value: Any) -> str:
@@ -230,7 +181,3 @@ def _in_short(value: Any) -> str:
 def _keys(value: dict[Any, Any], shown: int = 5) -> str:
     names = [repr(name) for name in list(value)[:shown]]
     return ", ".join(names) + (", …" if len(value) > shown else "")
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -19,6 +19,7 @@ from torch import Tensor
 from popgraft.errors import ConfigError, StoreError
 from popgraft.pbt import checkpoint
 from popgraft.pbt.step import Step
+from popgraft.pbt.unpack import load_plain
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def read_statistics(path: Path) -> dict[str, Any]:
         blob = path.read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read the VecNormalize statistics {path}: {error.strerror}") from None
-    found = checkpoint.load_plain(path, blob) if zipfile.is_zipfile(BytesIO(blob)) else None
+    found = load_plain(path, blob) if zipfile.is_zipfile(BytesIO(blob)) else None
     if isinstance(found, dict) and isinstance(found.get(STATE), dict):
         return dict(found[STATE])
     raise StoreError(

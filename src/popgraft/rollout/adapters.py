@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from popgraft.errors import ConfigError, EnvironmentFault
+from popgraft.rollout import workers
 
 Finals = Any
 """Terminal observations that were replaced already: indexed by environment, or a dict of such arrays."""
@@ -29,11 +29,13 @@ class MemberEnv(abc.ABC):
         action_space: of one environment.
         next_step: whether a finished environment shows its terminal observation and spends the next step on its reset;
             otherwise it shows the new episode's first observation at once.
+        in_process: whether the environments run in this process, where nothing can interrupt them.
     """
 
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     next_step: bool
+    in_process: bool
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Any:
@@ -57,12 +59,13 @@ class GymnasiumEnv(MemberEnv):
 
     Args:
         env: the vector environment.
+        limit: seconds that processes of it have for an answer; None: no limit.
 
     Raises:
         ConfigError: it does not say when it resets itself.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], limit: float | None = None) -> None:
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise ConfigError(
@@ -74,6 +77,12 @@ class GymnasiumEnv(MemberEnv):
         self._resets_here = mode is AutoresetMode.DISABLED
         self._env = env
         self._stepper: Any = env if isinstance(env, AsyncVectorEnv) else _Deferred(env)
+        base = env.unwrapped
+        self._workers: Any = base if isinstance(base, AsyncVectorEnv) else None
+        self.in_process = self._workers is None
+        if self._workers is not None:
+            pipes = workers.answering(self._workers.parent_pipes, self._workers.processes, limit)
+            self._workers.parent_pipes = pipes
 
     def reset(self, seed: int) -> Any:
         """Starts fresh episodes everywhere and returns their first observations."""
@@ -96,10 +105,10 @@ class GymnasiumEnv(MemberEnv):
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
-        if isinstance(self._env, AsyncVectorEnv):
-            _close_workers(self._env)
-        else:
-            self._env.close()
+        if self._workers is not None:
+            workers.close(self._workers.parent_pipes, self._workers.processes)
+            self._workers.closed = True
+        self._env.close()
 
 
 class StableBaselinesEnv(MemberEnv):
@@ -107,13 +116,18 @@ class StableBaselinesEnv(MemberEnv):
 
     Args:
         env: a stable_baselines3.common.vec_env.VecEnv.
+        limit: seconds that processes of it have for an answer; None: no limit.
     """
 
     next_step = False
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, limit: float | None = None) -> None:
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._env = env
+        self._workers = env.unwrapped if hasattr(env.unwrapped, "remotes") else None
+        self.in_process = self._workers is None
+        if self._workers is not None:
+            self._workers.remotes = workers.answering(self._workers.remotes, self._workers.processes, limit)
 
     def reset(self, seed: int) -> Any:
         """Starts fresh episodes everywhere and returns their first observations."""
@@ -131,12 +145,10 @@ class StableBaselinesEnv(MemberEnv):
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
-        base = self._env.unwrapped
-        try:
-            if not getattr(base, "waiting", False):  # a worker that has died leaves a SubprocVecEnv waiting for ever
-                self._env.close()
-        finally:
-            _end(getattr(base, "processes", []))
+        if self._workers is not None:
+            workers.close(self._workers.remotes, self._workers.processes)
+            self._workers.closed = True
+        self._env.close()
 
 
 def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, Finals]:
@@ -157,6 +169,7 @@ class EnvPoolEnv(MemberEnv):
     """
 
     next_step = True
+    in_process = True
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self._make = make
@@ -183,13 +196,14 @@ class EnvPoolEnv(MemberEnv):
         self._env.close()
 
 
-def adapt(env: Any, num_envs: int, source: str) -> MemberEnv:
+def adapt(env: Any, num_envs: int, source: str, limit: float | None = None) -> MemberEnv:
     """Puts what a factory returned behind the common interface.
 
     Args:
         env: the factory's result.
         num_envs: environments that were asked for.
         source: the factory's name, for errors.
+        limit: seconds that processes of it have for an answer; None: no limit.
 
     Raises:
         ConfigError: it is no vector environment, has another number of environments, or ignores seeds.
@@ -210,7 +224,7 @@ def adapt(env: Any, num_envs: int, source: str) -> MemberEnv:
         raise ConfigError(
             f"{source} returned an EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"
         )
-    return GymnasiumEnv(env) if isinstance(env, VectorEnv) else StableBaselinesEnv(env)
+    return GymnasiumEnv(env, limit) if isinstance(env, VectorEnv) else StableBaselinesEnv(env, limit)
 
 
 def final_observation(finals: Finals, env: int) -> Any:
@@ -257,23 +271,3 @@ class _Deferred:
 
 def _copied(obs: Any) -> Any:
     return {key: value.copy() for key, value in obs.items()} if isinstance(obs, Mapping) else obs.copy()
-
-
-def _close_workers(env: AsyncVectorEnv) -> None:
-    """Asks the workers to close, and ends them where one has died and left a call unanswered for ever."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about the unanswered call
-            env.close(timeout=0)
-    finally:
-        _end(env.processes)
-        for pipe in env.parent_pipes:
-            if pipe is not None:
-                pipe.close()
-        env.closed = True
-
-
-def _end(processes: list[Any]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()

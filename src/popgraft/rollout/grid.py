@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +75,8 @@ class EnvGrid:
         spaces: what an agent sees and does.
         observations: the observations to act on, [pop, env, *shape]; updated in place.
         failures: for every member whose environment has raised since its last reset, what it said.
+        in_process: whether the environments run in this process.
+        playing: the member whose environments are at work in this process, and since when (`time.monotonic`).
 
     Raises:
         ConfigError: a source, space or wrapper that cannot work.
@@ -86,10 +89,11 @@ class EnvGrid:
     ) -> None:
         self.pop, self.num_envs = pop, num_envs or config.num_envs
         self.failures: dict[int, str] = {}
+        self.playing: tuple[int, float] | None = None
         self._make = maker_of(config, self.num_envs, factory)
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space
-        self._next_step = first.next_step
+        self._next_step, self.in_process = first.next_step, first.in_process
         fields = fields_of(first.observation_space)
         self._encode_actions = action_encoder(first.action_space)
         shown = spaces_of(first.observation_space, first.action_space)
@@ -131,12 +135,14 @@ class EnvGrid:
             self._unready.discard(row)
             for wrapper in self._wrappers:
                 wrapper.reset(row, int(seed))
+            self.playing = (row, time.monotonic())
             try:
                 env = self._envs[row] or self._remade()
                 self._envs[row] = env
                 self._show(row, env.reset(int(seed)))
             except Exception as error:
                 self._fail(row, error)
+        self.playing = None
         self._wrap(self._shown, self.observations, rows)
         self._blank_failures()
 
@@ -191,11 +197,13 @@ class EnvGrid:
                     self._fail(row, error)
         for row, env in enumerate(self._envs):
             if env is not None:
+                self.playing = (row, time.monotonic())
                 try:
                     raw, reward[row], terminated[row], truncated[row], finals[row] = env.receive()
                     self._show(row, raw)
                 except Exception as error:
                     self._fail(row, error)
+        self.playing = None
         return finals
 
     def _show(self, row: int, raw: Any) -> None:

@@ -52,7 +52,12 @@ def _from_factory(config: EnvConfig, num_envs: int, factory: Callable[..., Any] 
     if not callable(function):
         raise ConfigError(f"env.factory={config.factory!r} is {function!r}, not a function")
     source = f"env.factory={config.factory!r}" if factory is None else f"the factory {factory!r}"
-    return lambda: adapt(_guarded(source, lambda: function(num_envs=num_envs, **config.kwargs)), num_envs, source)
+
+    def make() -> MemberEnv:
+        env = _guarded(source, lambda: function(num_envs=num_envs, **config.kwargs))
+        return adapt(env, num_envs, source, config.step_timeout)
+
+    return make
 
 
 def _from_envpool(config: EnvConfig, env_id: str, num_envs: int, wrappers: list[Any]) -> Maker:
@@ -90,7 +95,8 @@ def _from_gymnasium(config: EnvConfig, env_id: str, num_envs: int, wrappers: lis
         options["vector_kwargs"] = {"autoreset_mode": AUTORESET[config.autoreset], "copy": False}
 
     def make() -> MemberEnv:
-        return GymnasiumEnv(gym.make_vec(spec, num_envs, vectorization_mode=mode, **options, **config.kwargs))
+        env = gym.make_vec(spec, num_envs, vectorization_mode=mode, **options, **config.kwargs)
+        return GymnasiumEnv(env, config.step_timeout)
 
     return lambda: _guarded(_described(config), make)
 

@@ -18,12 +18,15 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from popgraft.disk import room
 from popgraft.errors import StoreError
 from popgraft.state import Decision, Record, Scores
 from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, SessionRecord
 
 APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
 VERSION = 3
+LONGEST = 2**24
+"""Bytes of a row: what claims to be longer is damaged, and takes no memory."""
 
 SCHEMA = f"""
 BEGIN;
@@ -77,22 +80,30 @@ COMMIT;
 """
 
 
+def connected(path: Path, read_only: bool = False) -> sqlite3.Connection:
+    """Opens a file that exists; with `read_only` it and its log stay as they are."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+    return connection
+
+
 class RunDatabase:
     """The open database of a run; a context manager that closes it.
 
     Args:
         path: the SQLite file, as made by `create`.
+        read_only: whether to leave the file, and its log, as they are.
 
     Raises:
         StoreError: the file is missing, damaged or foreign. Every method raises it too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
         if not path.is_file():
-            raise StoreError(f"{path} is missing; give the folder of a run")
+            raise StoreError(f"the database {path} is missing")
         with self._speaking():
-            self._connection = sqlite3.connect(path)
+            self._connection = connected(path, read_only)
         try:
             with self._speaking():
                 application = self._connection.execute("PRAGMA application_id").fetchone()
@@ -112,7 +123,29 @@ class RunDatabase:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
         except sqlite3.Error as error:
-            raise StoreError(f"cannot make the database {path}: {error}") from None
+            raise StoreError(f"cannot make the database {path}: {error}{_advice(error, path)}") from None
+
+    @classmethod
+    def is_of_another_version(cls, path: Path) -> bool:
+        """Whether a file is a sound database that another version of popgraft has written."""
+        try:
+            with contextlib.closing(connected(path, read_only=True)) as connection:
+                (application,) = connection.execute("PRAGMA application_id").fetchone()
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.Error:
+            return False
+        return bool(application == APPLICATION and version != VERSION)
+
+    def check(self) -> None:
+        """Reads every page.
+
+        Raises:
+            StoreError: one of them is damaged.
+        """
+        with self._speaking():
+            (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise StoreError(f"the database {self.path} is damaged: {found.splitlines()[-1]}")
 
     def record_generation(
         self,
@@ -171,7 +204,7 @@ class RunDatabase:
 
     def rewind(
         self, generation: int, events: int, aftermath: Mapping[tuple[int, int], Aftermath], kept: Iterable[str]
-    ) -> None:
+    ) -> list[str]:
         """Goes back to what had been written before a generation, in one transaction.
 
         Args:
@@ -180,19 +213,12 @@ class RunDatabase:
             aftermath: what was known then of the grafts that were still followed, by generation and recipient.
             kept: kinds of events that are never forgotten.
 
-        Raises:
-            StoreError: the generations before are not all there.
+        Returns:
+            What the database is found to lack of the generations before; events "damaged" say so too.
         """
         kinds = list(kept)
         with self._speaking(), self._connection as connection:
-            (found,) = connection.execute(
-                "SELECT COUNT(DISTINCT generation) FROM members WHERE generation < ?", (generation,)
-            ).fetchone()
-            if found != generation:
-                raise StoreError(
-                    f"{self.path} knows {found} of the {generation} generations before the snapshot; "
-                    "restore it from a copy of the whole run folder"
-                )
+            lost = self._note_loss(generation, events)
             connection.execute("DELETE FROM grafts WHERE generation >= ?", (generation,))
             connection.execute("DELETE FROM members WHERE generation >= ?", (generation,))
             connection.execute(
@@ -200,6 +226,7 @@ class RunDatabase:
             )
             for graft, known in aftermath.items():
                 self._write_aftermath(*graft, known)
+        return lost
 
     def sessions(self) -> list[SessionRecord]:
         """Every process that has trained the run, in order."""
@@ -267,6 +294,28 @@ class RunDatabase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _note_loss(self, generation: int, events: int) -> list[str]:
+        """Records once what is not there of what had been written before a generation."""
+        texts = []
+
+        def note(text: str, number: int | None) -> None:
+            known = self._connection.execute("SELECT 1 FROM events WHERE text = ?", (text,)).fetchone()
+            if not known:
+                row = (number, time.time(), text)
+                self._connection.execute(
+                    "INSERT INTO events (rowid, time, generation, kind, text) VALUES (?, ?, NULL, 'damaged', ?)", row
+                )
+                texts.append(text)
+
+        newest = self.events_written()
+        if newest < events:  # this takes the last one's number, by which later ones are told from those before
+            note(f"the database {self.path} has lost its events {newest + 1} to {events}", events)
+        rows = self._connection.execute("SELECT DISTINCT generation FROM members WHERE generation < ?", (generation,))
+        if lost := sorted(set(range(generation)) - {number for (number,) in rows}):
+            numbers = ", ".join(str(number) for number in lost)
+            note(f"the database {self.path} has lost the scores of generations {numbers}", None)
+        return texts
+
     def _write_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         columns = dataclasses.asdict(aftermath)
         assignments = ", ".join(f"{name} = ?" for name in columns)
@@ -281,7 +330,7 @@ class RunDatabase:
         try:
             yield
         except (sqlite3.Error, ValueError) as error:
-            raise StoreError(f"the database {self.path} cannot be used: {error}") from None
+            raise StoreError(f"the database {self.path} cannot be used: {error}{_advice(error, self.path)}") from None
 
 
 def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
@@ -296,6 +345,13 @@ def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
 def _values(text: str) -> dict[str, float]:
     """Inverse of `_texts` for one member."""
     return {name: math.inf if value is None else value for name, value in json.loads(text).items()}
+
+
+def _advice(error: Exception, path: Path) -> str:
+    """What to do where the disk, rather than the file, is to blame."""
+    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+    of_the_disk = getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
+    return f"; {room(path)}: make room, or see that the folder can be written" if of_the_disk else ""
 
 
 def _number(value: float | None) -> float:

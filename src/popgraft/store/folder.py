@@ -9,32 +9,12 @@ RUN/
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from popgraft.disk import reason, write_atomic
 from popgraft.errors import RunExists, StoreError
 from popgraft.store.database import RunDatabase
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, and a crash at any moment, sees the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +80,17 @@ class RunFolder:
         except RunExists:
             raise
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise StoreError(
-                f"cannot make the run folder {folder.path}: {reason}; set run_dir to another folder"
+                f"cannot make the run folder {folder.path}: {reason(error, folder.path)}; set run_dir to another folder"
             ) from None
         return folder
+
+    @classmethod
+    def find(cls, path: Path) -> "list[RunFolder]":
+        """All runs below a folder, sorted, those that lack their database or their configuration included."""
+        places = {file.parent for file in path.rglob("run.sqlite")}
+        places |= {file.parent for file in path.rglob("config.yaml") if cls(file.parent).snapshots.is_dir()}
+        return [cls(place) for place in sorted(places)]
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -114,7 +100,7 @@ class RunFolder:
             StoreError: there is no run at `path`; names the runs directly below it, if any.
         """
         folder = cls(Path(path).expanduser())
-        parts = {file.name: file.exists() for file in (folder.config, folder.database, folder.snapshots)}
+        parts = {file.name: file.exists() for file in (folder.config, folder.snapshots)}
         if all(parts.values()):
             return folder
         if not folder.path.is_dir():

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from popgraft.disk import reason
 from popgraft.errors import RunExists, StoreError
 from popgraft.store.folder import RunFolder
 
@@ -35,17 +36,20 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
     Raises:
         RunExists: another process, or this one, holds it already.
-        StoreError: the file system cannot lock.
+        StoreError: the file system cannot lock, or the lock cannot be written.
     """
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StoreError(f"cannot lock {folder.path}: {(error.strerror or str(error)).lower()}") from None
+        raise StoreError(f"cannot lock {folder.path}: {reason(error, folder.path)}") from None
     _held.add(descriptor)
     try:
         _acquire(folder, descriptor)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise StoreError(f"cannot write {folder.lock}: {reason(error, folder.path)}") from None
         yield
     finally:
         _held.discard(descriptor)
@@ -79,8 +83,7 @@ def _acquire(folder: RunFolder, descriptor: int) -> None:
                 time.sleep(PAUSE)
         except OSError as error:
             raise StoreError(
-                f"cannot lock {folder.path}: {(error.strerror or str(error)).lower()}; keep runs on a file system "
-                "that can lock files"
+                f"cannot lock {folder.path}: {reason(error)}; keep runs on a file system that can lock files"
             ) from None
     who = os.read(descriptor, 1000).decode(errors="replace") or "another process"
     raise RunExists(f"{folder.path} is being trained by {who}; wait for it, or stop it first")

@@ -12,8 +12,11 @@ read.
 
 import hashlib
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -21,8 +24,9 @@ import torch
 from torch import Tensor
 
 from popgraft import tree
+from popgraft.disk import reason, room, sync_directory, write_atomic
 from popgraft.errors import StoreError
-from popgraft.store.folder import RunFolder, sync_directory, write_atomic
+from popgraft.store.folder import RunFolder
 
 T = TypeVar("T")
 Metadata = dict[str, Any]
@@ -30,6 +34,7 @@ Metadata = dict[str, Any]
 
 FORMAT = "popgraft-snapshot-1"
 MANIFEST = "manifest.json"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -47,29 +52,33 @@ def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
     """
     _check_name(name)
     leaves = list(tree.items(state))
-    flat = {path: leaf.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for path, leaf in leaves}
+    flat = dict(_apart(leaves))
     if len(flat) != len(leaves):
         raise StoreError(f"snapshot {name!r}: two leaves have the same dotted path; rename a key that contains a dot")
-    blob = safetensors.torch.save(flat)
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "sha256": hashlib.sha256(blob).hexdigest(),
-        "leaves": [_describe(path, leaf) for path, leaf in flat.items()],
-        "metadata": json.loads(json.dumps(metadata)),
-    }
-    manifest = json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode()
     place = folder.snapshots / name
+    unnamed = place / "tensors.tmp"
     try:
         place.mkdir(exist_ok=True)
         sync_directory(folder.snapshots)
+        safetensors.torch.save_file(flat, unnamed)
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "sha256": _digest(unnamed),
+            "leaves": [_describe(path, leaf) for path, leaf in flat.items()],
+            "metadata": json.loads(json.dumps(metadata)),
+        }
         tensors = place / _tensors_name(body)
-        write_atomic(tensors, blob)
-        write_atomic(place / MANIFEST, manifest)
+        os.replace(unnamed, tensors)
+        sync_directory(place)
+        write_atomic(place / MANIFEST, json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode())
         for file in place.iterdir():
             if file.name not in (MANIFEST, tensors.name):
                 file.unlink()
+    except safetensors.SafetensorError as error:
+        words = f"{str(error).lower()}; {room(place)}: make room, or use another disk"
+        raise StoreError(f"cannot write snapshot {name!r} in {folder.snapshots}: {words}") from None
     except OSError as error:
-        raise StoreError(f"cannot write snapshot {name!r} in {folder.snapshots}: {_reason(error)}") from None
+        raise StoreError(f"cannot write snapshot {name!r} in {folder.snapshots}: {reason(error, place)}") from None
 
 
 def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
@@ -135,7 +144,7 @@ def remove(folder: RunFolder, name: str) -> None:
         if place.is_dir():
             shutil.rmtree(place)
     except OSError as error:
-        raise StoreError(f"cannot remove snapshot {place}: {_reason(error)}") from None
+        raise StoreError(f"cannot remove snapshot {place}: {reason(error, place)}") from None
 
 
 def names(folder: RunFolder) -> list[str]:
@@ -159,7 +168,7 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
                     f"snapshot {place} is damaged: {_tensors_name(manifest)} is missing{_others(folder, name)}"
                 ) from None
         except OSError as error:
-            raise StoreError(f"cannot read snapshot {place}: {_reason(error)}") from None
+            raise StoreError(f"cannot read snapshot {place}: {reason(error)}") from None
     if hashlib.sha256(blob).hexdigest() != manifest["sha256"]:
         raise StoreError(
             f"snapshot {place} is damaged: the content of {_tensors_name(manifest)} does not match its checksum"
@@ -188,7 +197,7 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"there is no snapshot {name!r} in {folder.snapshots}{_others(folder, name)}") from None
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {_reason(error)}") from None
+        raise StoreError(f"cannot read {path}: {reason(error)}") from None
     except (ValueError, RecursionError):
         raise StoreError(f"{path} is damaged: it is not JSON{_others(folder, name)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -196,7 +205,43 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     checksum = manifest.pop("checksum", None)
     if checksum != _checksum(manifest):
         raise StoreError(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
+    if not _is_manifest(manifest):
+        raise StoreError(f"{path} is foreign: it has the right checksum, but not the parts of a manifest")
     return manifest
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    """Whether all parts are there, of the right kinds."""
+    match manifest:
+        case {"sha256": str(digest), "leaves": list(leaves), "metadata": dict()} if DIGEST.fullmatch(digest):
+            return all(_is_leaf(leaf) for leaf in leaves)
+    return False
+
+
+def _is_leaf(leaf: Any) -> bool:
+    match leaf:
+        case {"name": str(), "shape": list(shape), "dtype": str()} if len(leaf) == 3:
+            return all(type(length) is int for length in shape)
+    return False
+
+
+def _apart(leaves: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The leaves on the CPU, copied only where they lie in strides or share memory, which safetensors refuses."""
+    seen = set()
+    for path, leaf in leaves:
+        leaf = leaf.detach().cpu().contiguous()
+        memory = leaf.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != leaf.nbytes:
+            leaf = leaf.clone()
+        seen.add(leaf.untyped_storage().data_ptr())
+        yield path, leaf
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which is on the disk for good then."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_name(name: str) -> None:
@@ -228,7 +273,3 @@ def _others(folder: RunFolder, name: str) -> str:
     """The fix for a snapshot that cannot be read: the others."""
     others = [other for other in names(folder) if other != name]
     return f"; other snapshots: {', '.join(others)}" if others else "; the run has no other snapshot"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
-from popgraft.errors import EnvironmentFault, PopulationLost
+from popgraft.errors import EnvironmentFault, PopulationLost, StoreError
 from popgraft.execute import Advance, Executor, inherited_values, make_executor, strategies
 from popgraft.pbt import Schedule
 from popgraft.rng import derive
@@ -21,7 +22,9 @@ from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train.aftermath import spread
+from popgraft.train.background import Background
 from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.memory import in_words
 from popgraft.train.observer import Generation, Observer, Plan, readable
 from popgraft.train.points import save_point, save_population
 from popgraft.train.run import BEST, Run
@@ -56,6 +59,8 @@ def train(
         RunExists: the run folder is in use.
         EnvironmentFault: the environments cannot be made.
         PopulationLost: every member has failed; what was reached before is kept.
+        StoreError: the run folder cannot be written.
+        OutOfMemory: memory does not suffice.
     """
     settings = load_config(config, overrides)
     observer = observer or Observer()
@@ -63,7 +68,8 @@ def train(
     state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
     with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
-        executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
+        with in_words(settings):
+            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         if stop.is_set():
             raise KeyboardInterrupt
         folder = RunFolder.create(settings.run_dir, dump_config(settings), versions())
@@ -87,33 +93,45 @@ class Training:
     observer: Observer
     stop: Callable[[], bool]
     state: RunState
+    background: Background = dataclasses.field(default_factory=Background)
 
     def train(self) -> None:
         """The whole run, or what is left of it; whatever ends it, the best agent and the population are on disk."""
         state = self.state
         try:
-            self._start()
-            began = time.monotonic()
-            while not (self.stop() or self.is_over):
-                whole = self._generation(state.generation, began)
-                if whole and (self.is_over or state.generation % self.config.snapshots.interval == 0):
-                    self.executor.restart(state.generation)  # as a resumed run does: both go on from the members alone
-                    save_point(self)
-            if self.stop():
-                self.tell_event("stopped", "interrupted by the user; the population is kept as it is", state.generation)
-            else:
-                self._evaluate_best()
+            with in_words(self.config):
+                self._train()
         except KeyboardInterrupt:  # an update may be half done: the snapshots stay as they are
-            self.tell_event("stopped", "interrupted in the middle of an update", state.generation)
+            with contextlib.suppress(StoreError):
+                self.tell_event("stopped", "interrupted in the middle of an update", state.generation)
             raise
         except Exception as error:
-            self.tell_event("stopped", str(error), state.generation)
-            save_population(self, finished=False)
+            with contextlib.suppress(StoreError, MemoryError):  # the error itself is what the user must hear of
+                self.tell_event("stopped", str(error), state.generation)
+            with contextlib.suppress(StoreError, MemoryError):
+                save_population(self, finished=False)
             raise
         else:
             save_population(self, finished=not self.stop())
         finally:
+            with contextlib.suppress(Exception):  # where it fails, something else has gone wrong before
+                self.background.wait()
             self._tell("on_end")
+
+    def _train(self) -> None:
+        state = self.state
+        self._start()
+        began = time.monotonic()
+        while not (self.stop() or self.is_over):
+            whole = self._generation(state.generation, began)
+            if whole and (self.is_over or state.generation % self.config.snapshots.interval == 0):
+                self.executor.restart(state.generation)  # as a resumed run does: both go on from the members alone
+                save_point(self)
+        self.background.wait()
+        if self.stop():
+            self.tell_event("stopped", "interrupted by the user; the population is kept as it is", state.generation)
+        else:
+            self._evaluate_best()
 
     def tell_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Records that something has happened, and says so."""
@@ -156,6 +174,7 @@ class Training:
         if self.stop():
             return False
         scores = self._scores(number, advance)
+        self.background.wait()  # so that what is recorded is never further ahead of the newest snapshot
         self._keep_best(number, scores)
         hyperparams, ratio = state.hyperparams, self._follow(advance)
         decision = self._decide(number, scores, advance)
@@ -189,11 +208,10 @@ class Training:
 
     def _follow(self, advance: Advance) -> dict[str, float]:
         """Records what the grafts before have done; returns the mean ratio of value losses, if there are new ones."""
-        news = self.state.follower.follow(advance.metrics)
+        news = self.state.follower.follow(advance.metrics, advance.value_loss_ratios)
         for (generation, member), aftermath in news.items():
             self.database.record_aftermath(generation, member, aftermath)
-        newest = max((generation for generation, _ in news), default=None)
-        ratios = [aftermath.value_loss_ratio for (generation, _), aftermath in news.items() if generation == newest]
+        ratios = [ratio for ratio in advance.value_loss_ratios.values() if math.isfinite(ratio)]
         return {"post_exploit_value_loss_ratio": statistics.fmean(ratios)} if ratios else {}
 
     def _statistics(self, before: dict[str, Tensor], decision: Decision) -> dict[str, float]:
@@ -264,7 +282,7 @@ class Training:
             "steps": self.state.steps,
         }
         state = self.executor.export(torch.tensor([member]))
-        snapshot.save(self.run.folder, BEST, state, found)
+        self.background.start(lambda: snapshot.save(self.run.folder, BEST, state, found))
         self.state.set_record(state, found)
 
     def _evaluate_best(self) -> None:
@@ -273,16 +291,22 @@ class Training:
         if self.state.record is None:
             return
         self._tell("on_final_evaluation", episodes)
-        agent, found = self.run.best, self.run.summary
+        agent, found, settings = self.run.best, self.run.summary, self.config.evaluation
+        attacks = [None, settings.attack] if settings.attack_weight else [None]
         try:
-            scores = agent.evaluate(episodes, self.config.seed, self.config.evaluation.deterministic)
+            results = [agent.evaluate(episodes, self.config.seed, settings.deterministic, attack) for attack in attacks]
         except EnvironmentFault as error:
             self.tell_event("environment", f"the best agent has no final score: {error}")
             return
-        score, stderr = float(scores.mean[0]), float(scores.stderr[0])
-        final = {"final_score": score, "final_stderr": stderr, "final_episodes": episodes}
+        final: dict[str, Any] = {"final_episodes": episodes}
+        texts = []
+        for name, scores in zip(("final", "final_attacked"), results, strict=False):
+            score, stderr = float(scores.mean[0]), float(scores.stderr[0])
+            final |= {f"{name}_score": score, f"{name}_stderr": stderr}
+            texts.append(readable(score, stderr))
         snapshot.save(self.run.folder, BEST, agent.member, {**found, **final})
-        self.tell_event("final", f"the best agent scores {readable(score, stderr)} over {episodes} fresh episodes")
+        scored = " and under attack ".join(texts)
+        self.tell_event("final", f"the best agent scores {scored} over {episodes} fresh episodes")
 
     def _report_faults(self, faults: dict[int, str], number: int) -> None:
         for member, fault in faults.items():

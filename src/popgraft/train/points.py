@@ -1,5 +1,6 @@
 """Points from which a run can be resumed: snapshots of everything, at generations that begin with fresh seats."""
 
+import copy
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,10 @@ NAME = re.compile(r"generation_(\d+)")
 
 
 def save_point(training: "Training") -> None:
-    """Saves a point at the beginning of the next generation, and removes those that are too old to keep."""
+    """Saves a point at the beginning of the next generation, and then removes those that are too old to keep.
+
+    Files are written while training goes on, from tensors that training does not touch any more.
+    """
     folder, state = training.run.folder, training.state
     everyone = torch.arange(training.config.pbt.population_size)
     record = None if state.record is None else state.record.state
@@ -27,9 +31,14 @@ def save_point(training: "Training") -> None:
         "events": training.database.events_written(),
         "tensorboard": training.tensorboard.sizes(),
     }
+    name, metadata = f"generation_{state.generation:06d}", copy.deepcopy(metadata)
     tensors = state.tensors(training.executor.export(everyone), record)
-    snapshot.save(folder, f"generation_{state.generation:06d}", tensors, metadata)
-    remove_old_points(folder, training.config.snapshots.keep)
+
+    def write() -> None:
+        snapshot.save(folder, name, tensors, metadata)
+        remove_old_points(folder, training.config.snapshots.keep)
+
+    training.background.start(write)
 
 
 def save_population(training: "Training", finished: bool) -> None:

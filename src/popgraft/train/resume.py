@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from popgraft.config import Config, dump_config, load_config, read_yaml
-from popgraft.errors import ConfigError, StoreError
+from popgraft.disk import write_atomic
+from popgraft.errors import ConfigError
 from popgraft.execute import make_executor
 from popgraft.pbt import Schedule
 from popgraft.store import RunDatabase, RunFolder, SessionRecord, snapshot
-from popgraft.store.folder import write_atomic
 from popgraft.store.lock import locked
+from popgraft.store.salvage import salvage
 from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.loop import Training
+from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
 from popgraft.train.points import load_point, newest_point, points, remove_old_points
 from popgraft.train.run import BEST, LAST, Run
@@ -54,17 +56,20 @@ def resume(
             nothing is left to do.
         EnvironmentFault: the environments cannot be made.
         PopulationLost: every member has failed; what was reached before is kept.
+        OutOfMemory: memory does not suffice.
     """
     observer = observer or Observer()
     folder = RunFolder.open(path)
     with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder))
+        replaced = salvage(folder)
         database = stack.enter_context(RunDatabase(folder.database))
-        run, latest = Run(folder.path, factory), _latest_session(database)
+        run, latest = Run(folder.path, factory), _latest_session(folder, database)
         settings = _settings(folder, latest, overrides)
         schedule = Schedule(settings.pbt, settings.seed)
         state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-        executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
+        with in_words(settings):
+            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
         training = Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state)
         damages: list[str] = []
@@ -79,17 +84,21 @@ def resume(
         database.record_session(dump_config(settings), versions())
         for kind, text in _news(training, latest, damages):
             training.tell_event(kind, text, state.generation)
-        _rewind(training, point[1] if point else None)
+        lost = _rewind(training, point[1] if point else None)
+        for text in [*([replaced] if replaced else []), *lost]:  # which the database says already
+            logger.warning("%s", text)
+            observer.on_event("damaged", text)
         executor.restart(state.generation)
         training.train()
     return run
 
 
-def _latest_session(database: RunDatabase) -> SessionRecord:
+def _latest_session(folder: RunFolder, database: RunDatabase) -> SessionRecord:
+    """The latest session that the database knows; of one that was lost, config.yaml tells the settings."""
     sessions = database.sessions()
-    if not sessions:
-        raise StoreError(f"{database.path} does not say with which settings the run was started; train again")
-    return sessions[-1]
+    if sessions:
+        return sessions[-1]
+    return SessionRecord(0.0, 0, "", dump_config(load_config(folder.config)), versions())
 
 
 def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, Any] | Iterable[str]) -> Config:
@@ -114,21 +123,26 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
     return settings
 
 
-def _rewind(training: Training, metadata: dict[str, Any] | None) -> None:
-    """Makes the folder what it was at the point; whenever this is cut short, doing it again completes it."""
+def _rewind(training: Training, metadata: dict[str, Any] | None) -> list[str]:
+    """Makes the folder what it was at the point; whenever this is cut short, doing it again completes it.
+
+    Returns:
+        What the database has lost of the time before.
+    """
     state, folder = training.state, training.run.folder
     for generation, name in sorted(points(folder).items(), reverse=True):
         if generation > state.generation:
             snapshot.remove(folder, name)
     remove_old_points(folder, training.config.snapshots.keep)  # where it was killed before it had
     known = state.follower.known()
-    training.database.rewind(state.generation, metadata["events"] if metadata else 0, known, LASTING)
+    lost = training.database.rewind(state.generation, metadata["events"] if metadata else 0, known, LASTING)
     training.tensorboard.cut(metadata["tensorboard"] if metadata else {})
     if state.record is not None and state.found is not None:
         snapshot.save(folder, BEST, state.record.state, state.found)
     else:
         snapshot.remove(folder, BEST)
     snapshot.remove(folder, LAST)
+    return lost
 
 
 def _news(training: Training, latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:

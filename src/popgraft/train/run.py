@@ -5,8 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from popgraft import tree
 from popgraft.config import Config, load_config
-from popgraft.errors import StoreError
+from popgraft.errors import ConfigError, StoreError
 from popgraft.rollout.grid import EnvGrid
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import holder
@@ -33,7 +36,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path, factory: Callable[..., Any] | None = None) -> None:
-        self.folder, self._factory = RunFolder.open(path), factory
+        self.folder, self.factory = RunFolder.open(path), factory
 
     @property
     def path(self) -> Path:
@@ -104,12 +107,41 @@ class Run:
         Raises:
             StoreError: no generation has been scored yet.
         """
-        self._check_scored()
-        grid = EnvGrid(self.config.env, 1, 1, self._factory)
+        return self.agent(BEST)
+
+    def agent(self, member: int | str) -> Agent:
+        """An agent of the run, ready to use.
+
+        Args:
+            member: "best", or the number of a member of the population as the run left it.
+
+        Raises:
+            ConfigError: there is no such member.
+            StoreError: no generation has been scored yet, or training has not ended.
+        """
+        numbers = {str(i): i for i in range(self.config.pbt.population_size)}
+        if str(member) not in {BEST, *numbers}:
+            raise ConfigError(
+                f"{self.path} has no member {member!r}; give {BEST!r}, or a number up to {len(numbers) - 1}"
+            )
+        if member == BEST:
+            self._check_scored()
+        elif LAST not in snapshot.names(self.folder):
+            raise StoreError(
+                f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
+                f"run: popgraft resume {self.path}"
+            )
+        grid = EnvGrid(self.config.env, 1, 1, self.factory)
         spaces = grid.spaces
         grid.close()
-        member, _ = snapshot.load(self.folder, BEST, empty_member(self.config, spaces))
-        return Agent(self.config, spaces, member, self._factory)
+        one = empty_member(self.config, spaces)
+        if member == BEST:
+            state, _ = snapshot.load(self.folder, BEST, one)
+        else:
+            everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
+            population, _ = snapshot.load(self.folder, LAST, everyone)
+            state = tree.gather(population, torch.tensor([numbers[str(member)]]))
+        return Agent(self.config, spaces, state, self.factory)
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -1,12 +1,19 @@
 """TensorBoard event files: one folder for every member, one for the population."""
 
+import contextlib
+import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from popgraft.disk import reason
+from popgraft.errors import StoreError
 from popgraft.train.observer import Generation, Observer, Plan
+
+logger = logging.getLogger(__name__)
 
 
 def tag_of(metric: str) -> str:
@@ -20,6 +27,7 @@ class TensorBoard(Observer):
     """Writes `tensorboard/member_NN` and `tensorboard/population`; the x axis counts environment steps.
 
     Members are plotted over the steps taken at their own place, the population over the steps of all members together.
+    Everything raises StoreError where the files cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,11 +39,16 @@ class TensorBoard(Observer):
         """Opens the event files."""
         size = plan.config.pbt.population_size
         width = max(2, len(str(size - 1)))
-        self._members = [SummaryWriter(str(self._folder / f"member_{i:0{width}d}")) for i in range(size)]
-        self._population = SummaryWriter(str(self._folder / "population"))
+        with self._writing():
+            self._members = [SummaryWriter(str(self._folder / f"member_{i:0{width}d}")) for i in range(size)]
+            self._population = SummaryWriter(str(self._folder / "population"))
 
     def on_generation(self, generation: Generation) -> None:
         """Writes every update of every member, and the population's scores."""
+        with self._writing():
+            self._write(generation)
+
+    def _write(self, generation: Generation) -> None:
         assert self._population is not None
         pop = len(self._members)
         updates = next(iter(generation.metrics.values())).shape[1]
@@ -67,18 +80,20 @@ class TensorBoard(Observer):
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every event file, with everything in it that has been written so far."""
-        for writer in self._writers():
-            writer.flush()
-        return {str(file.relative_to(self._folder)): file.stat().st_size for file in self._files()}
+        with self._writing():
+            for writer in self._writers():
+                writer.flush()
+            return {str(file.relative_to(self._folder)): file.stat().st_size for file in self._files()}
 
     def cut(self, sizes: dict[str, int]) -> None:
         """Goes back to event files of the sizes that `sizes` returned once; later ones are removed."""
-        for file in self._files():
-            size = sizes.get(str(file.relative_to(self._folder)), 0)
-            if not size:
-                file.unlink()
-            elif size < file.stat().st_size:
-                os.truncate(file, size)
+        with self._writing():
+            for file in self._files():
+                size = sizes.get(str(file.relative_to(self._folder)), 0)
+                if not size:
+                    file.unlink()
+                elif size < file.stat().st_size:
+                    os.truncate(file, size)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*/events.out.tfevents.*"))
@@ -87,6 +102,17 @@ class TensorBoard(Observer):
         return [*self._members, *([self._population] if self._population else [])]
 
     def on_end(self) -> None:
-        """Closes the event files."""
+        """Closes the event files; whatever ends the run has been said already."""
         for writer in self._writers():
-            writer.close()
+            try:
+                writer.close()
+            except OSError as error:
+                logger.warning("the event file in %s may lack its end: %s", writer.log_dir, reason(error))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = reason(error, self._folder)
+            raise StoreError(f"cannot write the event files in {self._folder}: {why}") from None

@@ -1,0 +1,173 @@
+"""Files that may come from anywhere: what they hold is bounded by their own size before anything of it is made.
+
+A zip archive may claim to unpack to any size, and a pickle may ask for any number of zeros, for tensors that repeat a
+few bytes without end, or for lists that hold each other millions of times. Nothing here allocates on a file's word.
+"""
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popgraft.errors import StoreError
+
+EXPANSION, SLACK = 8, 64 * 2**20
+"""How many times its own size a file may unpack to, and bytes that it may in any case."""
+LONGEST = 200
+"""Characters that an error may quote of what a parser says, which may quote the file."""
+VALUES, DEPTH = 1_000_000, 50
+"""Values that a file may hold besides the numbers in its tensors, and how deeply they may be nested."""
+
+LEGACY, LEGACY_PICKLES = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", 5
+"""How files begin that PyTorch before 1.6 wrote, and how many pickles there are in them, before the numbers."""
+GLOBALS = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch.nn.parameter Parameter",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch._utils _rebuild_parameter",
+    "torch.storage UntypedStorage",
+    "_codecs encode",
+}
+"""Names in a pickle that tensors and plain values need, besides dtypes and kinds of storage."""
+PLAIN = (str, int, float, bool, bytes, type(None), torch.Size, torch.dtype, torch.device)
+
+
+def unzip(path: Any, blob: bytes) -> dict[str, bytes]:
+    """The files in a zip archive, by name; none where it is no such archive.
+
+    Args:
+        path: where it comes from, for messages.
+        blob: the archive.
+
+    Raises:
+        StoreError: it is damaged, unpacks to far more than its size, or names a file twice or outside of itself.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            entries = archive.infolist()
+            _check_entries(path, len(blob), entries)
+            return {entry.filename: archive.read(entry) for entry in entries}
+    except zipfile.BadZipFile:
+        if blob.startswith(b"PK\x03\x04"):
+            raise StoreError(f"{path} is damaged: it is a zip archive whose files cannot be read") from None
+        return {}
+    except StoreError:
+        raise
+    except Exception as error:  # whatever the bytes make the parser do
+        raise StoreError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def load_plain(path: Any, blob: bytes) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values.
+
+    Args:
+        path: where it comes from, for messages.
+        blob: the file.
+
+    Raises:
+        StoreError: anything else; nothing of it is executed.
+    """
+    files = unzip(path, blob)
+    if not files and not blob.startswith(LEGACY):
+        raise StoreError(f"{path} is damaged, truncated or not a checkpoint; nothing of it was executed")
+    for stream in [io.BytesIO(content) for name, content in files.items() if name.endswith(".pkl")]:
+        _check_globals(path, stream)
+    if not files:
+        stream = io.BytesIO(blob)
+        for _ in range(LEGACY_PICKLES):
+            _check_globals(path, stream)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols, before it refuses them
+            found = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise _holds_code(path) from None
+    except Exception as error:  # whatever the bytes make the parser do
+        why = str(error).partition("\n")[0].partition(". ")[0][:LONGEST]
+        raise StoreError(f"{path} is damaged, truncated or not a checkpoint ({type(error).__name__}: {why})") from None
+    _check_values(path, found, Counter(len(content) for content in files.values()) if files else None, len(blob))
+    return found
+
+
+def _check_entries(path: Any, size: int, entries: list[zipfile.ZipInfo]) -> None:
+    names = [entry.filename for entry in entries]
+    total = sum(entry.file_size for entry in entries)
+    if total > max(EXPANSION * size, SLACK):
+        raise StoreError(
+            f"{path} is refused: {size:,} bytes claim to unpack to {total:,}; if you trust it, save it again "
+            "without compression"
+        )
+    strange = [name for name in names if name.startswith("/") or ".." in name.split("/") or "\\" in name]
+    if strange or len(set(names)) < len(names):
+        raise StoreError(f"{path} is refused: it names files {'outside of itself' if strange else 'twice'}")
+
+
+def _check_globals(path: Any, stream: io.BytesIO) -> None:
+    """Refuses a pickle that names anything but what tensors and plain values need, before any of it is read."""
+    try:
+        named = {str(argument) for opcode, argument, _ in pickletools.genops(stream) if opcode.name == "GLOBAL"}
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"[:LONGEST]
+        raise StoreError(f"{path} is damaged, truncated or not a checkpoint ({why})") from None
+    for name in named - GLOBALS:
+        module, _, attribute = name.partition(" ")
+        if module != "torch" or not (
+            attribute.endswith("Storage") or isinstance(getattr(torch, attribute, None), torch.dtype)
+        ):
+            raise _holds_code(path)
+
+
+def _check_values(path: Any, found: Any, sizes: Counter[int] | None, size: int) -> None:
+    """Refuses tensors that are larger than the bytes they come from, and values without end.
+
+    Args:
+        path: where they come from, for messages.
+        found: the values.
+        sizes: how often a part of the file has so many bytes; None where it has no parts.
+        size: bytes of the whole file.
+    """
+    pending, seen, claimed, read = [(found, 0)], set(), 0, 0
+    for count in range(VALUES + 1):
+        if not pending:
+            return
+        value, depth = pending.pop()
+        if isinstance(value, Tensor):
+            plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided
+            if not plain or value.device.type != "cpu" or value.is_quantized or value.__dict__:
+                raise StoreError(f"{path} is refused: it holds a tensor of an unknown kind ({type(value).__name__})")
+            memory = value.untyped_storage()
+            if memory.nbytes() and memory.data_ptr() not in seen:
+                seen.add(memory.data_ptr())
+                read += memory.nbytes()
+                if sizes is not None:
+                    sizes[memory.nbytes()] -= 1
+            needed = value.numel() * value.element_size()
+            claimed += needed
+            unread = read > size if sizes is None else sizes[memory.nbytes()] < 0
+            if unread or needed > memory.nbytes() or claimed > max(EXPANSION * size, SLACK):
+                raise StoreError(f"{path} is refused: it holds tensors that are larger than the file")
+        elif isinstance(value, (Mapping, list, tuple, set)) and depth < DEPTH:
+            parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else list(value)
+            if len(parts) + count > VALUES:
+                break
+            pending += [(part, depth + 1) for part in parts]
+        elif not isinstance(value, PLAIN):
+            raise StoreError(f"{path} is refused: it holds a {type(value).__name__}, or is nested too deeply")
+    raise StoreError(f"{path} is refused: it holds more than {VALUES:,} values, or some that hold each other")
+
+
+def _holds_code(path: Any) -> StoreError:
+    return StoreError(
+        f"{path} holds something other than tensors and plain values, perhaps code; nothing of it was executed. "
+        "Save a dict of state dicts, or let PBTScheduler.update_performance write the file"
+    )
