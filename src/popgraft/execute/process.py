@@ -27,7 +27,7 @@ from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import Message, Pipe
-from popgraft.state import Decision, Member, Scores
+from popgraft.state import Decision, Member, Record, Scores
 
 PATIENCE = 5.0
 """Seconds that a process has to close its environments before it is killed."""
@@ -94,12 +94,9 @@ class ShardProcess:
         self.member = shared(like, self._memory.fileno())
 
     def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
-        """Overwrites the shard's recipients in the shared memory, and has their seats made fresh."""
+        """Overwrites the shard's recipients in the shared memory, and begins to have their seats made fresh."""
         heirs, units = overwrite_(self.member, self.members, decision, donors, incoming, self._config)
-        if heirs:
-            self.begin("reseat", heirs, units, generation)
-            while self.receive()[0] != "answer":
-                pass
+        self.begin("reseat", heirs, units, generation)
 
     def close(self) -> None:
         """Ends the process."""
@@ -175,6 +172,11 @@ class ProcessExecutor(LocalExecutor):
         """Scores every member."""
         self._begin("evaluate", seed)
         return join_scores(self._answers())
+
+    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
+        """Overwrites all recipients; their seats are made fresh in all shards at once."""
+        super().graft(decision, generation, record)
+        self._answers()
 
     def restart(self, generation: int) -> None:
         """Gives every place a fresh seat."""
