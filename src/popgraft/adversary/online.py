@@ -60,40 +60,32 @@ class OnlineAttack:
         step = {key: x.unsqueeze(1) for key, x in obs.items()}
         x = self.vectors.join(step)
         noise = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in self.generators]).to(x)
-        on_value = self.config.method == "critic"
-        make = self._fall_of_value if on_value else self._divergence
-        objective = make(params, step, state, start.unsqueeze(1))
+        objective = self._objective(params, step, state, start.unsqueeze(1))
         radius = x.new_full((len(x),), self.config.epsilon)
-        delta = perturb(objective, x, radius, noise.unsqueeze(0), self.config.perturbation, divergence=not on_value)
+        divergence = self.config.method != "critic"
+        delta = perturb(objective, x, radius, noise.unsqueeze(0), self.config.perturbation, divergence=divergence)
         return {key: seen.squeeze(1) for key, seen in self.vectors.split(x + delta, step).items()}
 
-    def _divergence(
+    def _objective(
         self,
         params: Params,
         step: dict[str, Tensor],
         state: Float[Tensor, "pop env state"],
         start: Bool[Tensor, "pop 1 env"],
     ) -> Objective:
-        """KL(π(s, h) ‖ π(x, h)), nats."""
-        clean = self.policy.outputs(params, step, state, start)
+        """What the attack increases: −V(x, h) in the critic's units of return, or KL(π(s, h) ‖ π(x, h)) in nats."""
+        policy = self.policy
 
-        def objective(x: Tensor) -> Tensor:
-            outputs = self.policy.outputs(params, self.vectors.split(x, step), state, start)
-            return self.policy.head.kl(params["head"], clean, outputs).squeeze(1)
+        def fall_of_value(x: Tensor) -> Tensor:
+            out = policy.unroll(params, self.vectors.split(x, step), state, start)
+            return -policy.critic.value(policy.predict(params, out.critic)).squeeze(1)
 
-        return objective
+        if self.config.method == "critic":
+            return fall_of_value
+        clean = policy.outputs(params, step, state, start)
 
-    def _fall_of_value(
-        self,
-        params: Params,
-        step: dict[str, Tensor],
-        state: Float[Tensor, "pop env state"],
-        start: Bool[Tensor, "pop 1 env"],
-    ) -> Objective:
-        """−V(x, h), in the critic's units of return."""
+        def divergence(x: Tensor) -> Tensor:
+            outputs = policy.outputs(params, self.vectors.split(x, step), state, start)
+            return policy.head.kl(params["head"], clean, outputs).squeeze(1)
 
-        def objective(x: Tensor) -> Tensor:
-            out = self.policy.unroll(params, self.vectors.split(x, step), state, start)
-            return -self.policy.critic.value(self.policy.predict(params, out.critic)).squeeze(1)
-
-        return objective
+        return divergence

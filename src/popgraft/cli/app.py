@@ -21,6 +21,8 @@ from popgraft.train import train as train_population
 
 POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -81,7 +83,7 @@ def train(
 
 @app.command(epilog=_examples("resume runs/quickstart", "resume runs/quickstart --set total_timesteps=400_000"))
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    folder: RunArgument,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting that changes from now on; repeat for more."),
@@ -170,7 +172,7 @@ def evaluate(
     )
 )
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    folder: RunArgument,
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="What to write: a .zip, .pt2 or .onnx file.", show_default=False)
     ],

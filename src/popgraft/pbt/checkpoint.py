@@ -142,7 +142,7 @@ def read(path: Path) -> Checkpoint:
     files = unzip(path, blob)
     if "policy.pth" in files:
         return Checkpoint(V2, _stable_baselines3(path, files), blob)
-    found = load_plain(path, blob)
+    found = load_plain(path, blob, files)
     if not isinstance(found, dict) or not found:
         raise StoreError(f"{path} is not a checkpoint: it holds {_in_short(found)}, not a dict of parameters")
     if "format_version" not in found:

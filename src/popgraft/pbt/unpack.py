@@ -67,17 +67,18 @@ def unzip(path: Any, blob: bytes) -> dict[str, bytes]:
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
-def load_plain(path: Any, blob: bytes) -> Any:
+def load_plain(path: Any, blob: bytes, files: Mapping[str, bytes] | None = None) -> Any:
     """What `torch.save` wrote, if it is tensors and plain values.
 
     Args:
         path: where it comes from, for messages.
         blob: the file.
+        files: what `unzip` has found in it, where that is known.
 
     Raises:
         StoreError: anything else; nothing of it is executed.
     """
-    files = unzip(path, blob)
+    files = unzip(path, blob) if files is None else files
     if not files and not blob.startswith(LEGACY):
         raise StoreError(f"{path} is damaged, truncated or not a checkpoint; nothing of it was executed")
     for stream in [io.BytesIO(content) for name, content in files.items() if name.endswith(".pkl")]:

@@ -88,8 +88,9 @@ class RunFolder:
     @classmethod
     def find(cls, path: Path) -> "list[RunFolder]":
         """All runs below a folder, sorted, those that lack their database or their configuration included."""
-        places = {file.parent for file in path.rglob("run.sqlite")}
-        places |= {file.parent for file in path.rglob("config.yaml") if cls(file.parent).snapshots.is_dir()}
+        here = cls(path)
+        places = {file.parent for file in path.rglob(here.database.name)}
+        places |= {file.parent for file in path.rglob(here.config.name) if cls(file.parent).snapshots.is_dir()}
         return [cls(place) for place in sorted(places)]
 
     @classmethod

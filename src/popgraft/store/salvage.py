@@ -5,6 +5,7 @@ run.sqlite.damaged-1    the old one as it was found, and its log as run.sqlite.d
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from popgraft.disk import reason, sync_directory
 from popgraft.errors import StoreError
 from popgraft.store.database import RunDatabase, connected
 from popgraft.store.folder import RunFolder
+from popgraft.store.records import Aftermath
 
 HEADER = b"SQLite format 3\x00"
 
@@ -165,9 +167,7 @@ COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
         **dict.fromkeys(("score_before", "parent_score"), _number),
         **dict.fromkeys(("hyperparams_before", "hyperparams_after"), _mapping),
         "strategy": _text,
-        **dict.fromkeys(
-            ("value_loss_ratio", "momentum_cosine", "return_before", "return_1", "return_5", "return_10"), _number
-        ),
+        **dict.fromkeys((field.name for field in dataclasses.fields(Aftermath)), _number),
     },
     "events": {"time": _number, "generation": _count_or_none, "kind": _text, "text": _text},
     "sessions": {"time": _number, "process": _count, "host": _text, "config": _text, "versions": _mapping},
