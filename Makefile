@@ -20,6 +20,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Beside other libraries, each installed in a virtual environment of its own.
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/speed/run.py
 

@@ -34,6 +34,7 @@ SHORT = {
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,
     "evaluation.max_steps": 20,
+    "execute.shards": 1,  # a process takes longer to start than all of this
 }
 OTHER_COMMANDS = ("python3 -m venv ", ".venv/bin/pip install ", "tensorboard ", "sqlite3 ")
 """Commands in the documents that are not this project's, and are not run."""

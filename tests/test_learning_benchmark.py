@@ -13,6 +13,7 @@ TINY = [
     "pbt.perturbation_interval=1",
     "evaluation={episodes: 2, max_steps: 20, final_episodes: 3}",
     "engine.threads=1",
+    "execute.shards=1",
     "total_timesteps=192",
 ]
 

@@ -10,9 +10,9 @@ NAMES = {
     "AdaptiveUPGD", "Agent", "AttackConfig", "Config", "ConfigError", "DistributionalPPO", "EnvironmentFault", "Generation",
     "HyperparamConfig", "MissingExtra", "Observer", "OutOfMemory", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler",
     "PBTTrainingCoordinator", "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost",
-    "PopulationMember", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
+    "PopulationMember", "Replay", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
     "StatePerturbation", "StoreError", "UPGD", "UPGDW", "VarianceGradientScaler", "create_policy_loss_fn",
-    "create_sappo_wrapper", "create_value_loss_fn", "export", "load_config", "load_pbt_adversarial_config", "resume",
+    "create_sappo_wrapper", "create_value_loss_fn", "export", "load_config", "load_pbt_adversarial_config", "report", "replay", "resume",
     "train",
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_importing_touches_no_global_generator_and_no_heavy_optional_package() -
         "import random, numpy, torch; before = random.getstate(), numpy.random.get_state()[1].sum(), torch.initial_seed();"
         "import popgraft, sys;"
         "assert before == (random.getstate(), numpy.random.get_state()[1].sum(), torch.initial_seed());"
-        "print({'envpool', 'mujoco', 'matplotlib', 'tensorflow', 'stable_baselines3'} & set(sys.modules))"
+        "print({'envpool', 'mujoco', 'matplotlib', 'plotly', 'tensorflow', 'stable_baselines3'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -1,25 +1,44 @@
-"""One measurement of collecting and learning, in a process of its own.
+"""One measurement of this project, in a process of its own.
 
-    python benchmarks/speed/worker.py '{"engine": "popgraft", "population": 16, "seconds": 2}'
+    python benchmarks/speed/worker.py '{"kind": "population", "population": 16, "seconds": 2}'
 
-prints one line of JSON: environment steps per second over all members, and the largest resident set (MiB) of this
-process and the shards' processes together. Needs /proc.
+prints one line of JSON.
 """
 
 import dataclasses
 import json
+import os
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from measuring import N_ENVS, N_MINIBATCHES, N_STEPS, Update, cpu_seconds, memory, timed
 
 from popgraft.config import Config, load_config
+from popgraft.execute import Executor, make_executor
+from popgraft.nn.policy import Policy
+from popgraft.pbt import Schedule
+from popgraft.rollout.grid import EnvGrid
+from popgraft.state import Decision
 
 WORKLOAD = Path(__file__).with_name("workload.yaml")
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "reference": {"model.network.critic": "scalar"},
+    "quantile": {},
+    "default": {
+        "model.network.critic_recurrent": "separate",
+        "model.network.twin_critics": True,
+        "model.optimizer": "adaptive_upgd",
+        "model.vgs.enabled": True,
+    },
+}
+"""What is set beside the workload: nothing but a scalar critic; 21 quantiles; memories of actor and critic apart, twin
+critics of 21 quantiles, AdaptiveUPGD and the variance gradient scaler."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,177 +46,161 @@ class Work:
     """What to measure.
 
     Attributes:
-        engine: "popgraft" or "sb3-contrib" for the workload; "DistributionalPPO" or "RecurrentPPO" for the same call of
-            either.
-        population: members; all but popgraft train one.
-        sequence_length: steps of backpropagation through time; sb3-contrib always cuts at episodes instead.
-        quantiles: outputs of the critic; sb3-contrib's has one.
-        shards: processes; as many as a user gets where it is not given.
-        threads: threads inside operators.
+        kind: "population" collects and learns; "graft" replaces a quarter of a population; "ceiling" multiplies batches
+            of matrices; "DistributionalPPO" and "RecurrentPPO" make the same call of either.
+        population: members.
+        agent: key of `AGENTS`.
+        sequence_length: steps of backpropagation through time.
+        n_steps: steps of a rollout.
+        n_envs: environments of a member.
+        hidden: width of the dense layer and of the memory.
         seconds: time to measure for, after one update that warms up.
-        updates: updates to measure at least.
-        n_steps: environment steps per environment and update.
-        hidden: width of the LSTMs of DistributionalPPO and RecurrentPPO.
     """
 
-    engine: str
+    kind: str = "population"
     population: int = 1
-    sequence_length: int = 128
-    quantiles: int = 21
-    shards: int | None = None
-    threads: int = 1
-    seconds: float = 2.0
-    updates: int = 2
-    n_steps: int = 128
+    agent: str = "reference"
+    sequence_length: int = N_STEPS
+    n_steps: int = N_STEPS
+    n_envs: int = N_ENVS
     hidden: int = 64
-
-
-def measure(work: Work) -> dict[str, float]:
-    """Steps per second of whole updates, by the clock and by processor time; parameters; and the peak memory so far."""
-    parameters, update = {"popgraft": population, "sb3-contrib": recurrent_ppo}.get(work.engine, same_call)(work)
-    update()
-    steps = updates = 0
-    start, start_cpu = time.perf_counter(), cpu_seconds()
-    while updates < work.updates or time.perf_counter() - start < work.seconds:
-        steps += update()
-        updates += 1
-    elapsed, busy = time.perf_counter() - start, cpu_seconds() - start_cpu
-    return {
-        "steps_per_second": steps / elapsed,
-        "steps_per_cpu_second": steps / busy,
-        "updates": updates,
-        "parameters": parameters,
-        "peak_mib": peak_mib(),
-    }
+    seconds: float = 2.0
 
 
 def configured(work: Work) -> Config:
     """The workload with the settings that vary."""
     overrides = {
+        "env.num_envs": work.n_envs,
         "model.n_steps": work.n_steps,
-        "model.network.n_quantiles": work.quantiles,
+        "model.network.hidden_size": work.hidden,
+        "model.network.encoder_layers": [work.hidden],
         "pbt.population_size": work.population,
-        "engine.sequence_length": work.sequence_length,
-        "engine.threads": work.threads,
-        "execute.shards": work.shards,
+        "engine.sequence_length": min(work.sequence_length, work.n_steps),
     }
-    return load_config(WORKLOAD, overrides)
+    return load_config(WORKLOAD, AGENTS[work.agent] | overrides)
 
 
-def population(work: Work) -> tuple[int, Callable[[], int]]:
-    """A member's parameters, and a function that makes one update of all members and returns its environment steps."""
-    from popgraft.execute import make_executor
-    from popgraft.pbt import Schedule
+def executor_of(config: Config) -> Executor:
+    """The executor that `train` would make."""
+    return make_executor(config, Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams()))
 
+
+def population(work: Work) -> dict[str, float]:
+    """Speed of collecting and learning, parameters, useful operations of a step, and memory."""
     config = configured(work)
-    initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
-    executor = make_executor(config, initial)
+    executor = executor_of(config)
+    result = speed(lambda: executor.advance(1, lambda: False).steps, work.seconds)
     parameters = executor.export(torch.arange(1)).params.shape[1]
-    return parameters, lambda: executor.advance(1, lambda: False).steps
+    executor.close()
+    return result | {"parameters": parameters, "operations": operations(config)}
 
 
-def recurrent_ppo(work: Work) -> tuple[int, Callable[[], int]]:
-    """The same for sb3-contrib's RecurrentPPO with the same sizes."""
-    import gymnasium as gym
-    import numpy as np
-    from sb3_contrib import RecurrentPPO
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    config = configured(work)
-    hidden, size = config.env.wrappers[0].kwargs["indices"], config.model.network.hidden_size
-
-    class Encoder(BaseFeaturesExtractor):
-        """The dense layers before the memory."""
-
-        def __init__(self, observation_space: gym.spaces.Box) -> None:
-            widths = config.model.network.encoder_layers
-            super().__init__(observation_space, widths[-1])
-            sizes = zip([observation_space.shape[0], *widths], widths, strict=False)
-            layers = [layer for n_in, n_out in sizes for layer in (torch.nn.Linear(n_in, n_out), torch.nn.Tanh())]
-            self.layers = torch.nn.Sequential(*layers)
-
-        def forward(self, observations: torch.Tensor) -> torch.Tensor:
-            return self.layers(observations)
-
-    def make_env() -> gym.Env:
-        env = gym.make(config.env.id)
-        box = env.observation_space
-        low, high = np.delete(box.low, hidden), np.delete(box.high, hidden)
-        space = gym.spaces.Box(low, high, dtype=np.float32)
-        return gym.wrappers.TransformObservation(env, lambda obs: np.delete(obs, hidden), space)
-
-    torch.set_num_threads(work.threads)
-    n_envs, n_steps = config.env.num_envs, config.model.n_steps
-    model = RecurrentPPO(
-        "MlpLstmPolicy",
-        DummyVecEnv([make_env] * n_envs),
-        n_steps=n_steps,
-        batch_size=n_envs * n_steps // config.model.n_minibatches,
-        n_epochs=config.model.n_epochs,
-        seed=config.seed,
-        device="cpu",
-        policy_kwargs={
-            "features_extractor_class": Encoder,
-            "net_arch": [],
-            "lstm_hidden_size": size,
-            "shared_lstm": True,
-            "enable_critic_lstm": False,
-        },
-    )
-
-    return learning(model)
+def operations(config: Config) -> int:
+    """Floating-point operations of an environment step in products with weights: one pass to act, three an epoch."""
+    grid = EnvGrid(config.env, 1, 1)
+    shapes = Policy(grid.spaces, config.model.network).layout.shapes.values()
+    grid.close()
+    weights = sum(shape.numel() for shape in shapes if len(shape) > 1)
+    return 2 * weights * (1 + 3 * config.model.n_epochs)
 
 
-def same_call(work: Work) -> tuple[int, Callable[[], int]]:
-    """The same for a model of `MlpLstmPolicy` with Stable-Baselines3's own environments and networks."""
+def same_call(work: Work) -> dict[str, float]:
+    """Speed of a model of `MlpLstmPolicy` with Stable-Baselines3's own environments and networks."""
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
 
     from popgraft import DistributionalPPO
 
-    torch.set_num_threads(work.threads)
-    kind = DistributionalPPO if work.engine == "DistributionalPPO" else RecurrentPPO
+    torch.set_num_threads(1)
+    kind = DistributionalPPO if work.kind == "DistributionalPPO" else RecurrentPPO
+    steps = work.n_envs * work.n_steps
     model = kind(
         "MlpLstmPolicy",
-        make_vec_env("CartPole-v1", n_envs=16, seed=0),
+        make_vec_env("CartPole-v1", n_envs=work.n_envs, seed=0),
         n_steps=work.n_steps,
-        batch_size=4 * work.n_steps,
+        batch_size=steps // N_MINIBATCHES,
         n_epochs=4,
         seed=0,
         device="cpu",
         policy_kwargs={"lstm_hidden_size": work.hidden},
     )
-    return learning(model)
-
-
-def learning(model: Any) -> tuple[int, Callable[[], int]]:
-    """Parameters of a model of Stable-Baselines3, and its update."""
-    steps = model.n_envs * model.n_steps
 
     def update() -> int:
         model.learn(steps, reset_num_timesteps=False)
         return steps
 
-    return sum(parameter.numel() for parameter in model.policy.parameters()), update
+    return speed(update, work.seconds) | {"parameters": sum(p.numel() for p in model.policy.parameters())}
 
 
-def processes() -> list[psutil.Process]:
-    """This process and those of the shards."""
-    own = psutil.Process()
-    return [own, *own.children(recursive=True)]
+def speed(update: Update, seconds: float) -> dict[str, float]:
+    """Steps per second of whole updates, by the clock and by processor time, and the memory."""
+    update()
+    before = cpu_seconds()
+    steps, elapsed = timed([update], seconds)
+    busy = cpu_seconds() - before
+    return {"steps_per_second": steps / elapsed, "steps_per_cpu_second": steps / busy, **memory()}
 
 
-def cpu_seconds() -> float:
-    """Processor time of all processes so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes())
+def graft(work: Work) -> dict[str, float]:
+    """Milliseconds of replacing the last quarter of the members by copies of the first: median of 20."""
+    config = configured(work)
+    executor = executor_of(config)
+    executor.advance(1, lambda: False)
+    hyperparams = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    parents, quarter = torch.arange(work.population), work.population // 4
+    parents[-quarter:] = torch.arange(quarter)
+    reasons = dict.fromkeys(range(work.population - quarter, work.population), "truncation")
+    times = []
+    for generation in range(1, 21):
+        start = time.perf_counter()
+        executor.graft(Decision(parents, hyperparams, reasons), generation)
+        times.append(1000 * (time.perf_counter() - start))
+    executor.close()
+    return {"milliseconds": statistics.median(times), "recipients": quarter}
 
 
-def peak_mib() -> float:
-    """Sum of the largest resident sets of all processes so far, MiB."""
-    texts = [Path(f"/proc/{process.pid}/status").read_text() for process in processes()]
-    return sum(int(text.split("VmHWM:")[1].split()[0]) for text in texts) / 2**10
+SHAPES = {
+    "minibatch": ((8, 512, 64), (8, 64, 256)),
+    "step": ((8, 4, 64), (8, 64, 256)),
+    "large": ((8, 1024, 1024), (8, 1024, 1024)),
+}
+"""Products of a process with eight members: gates of a minibatch, gates of one step of it, and large matrices."""
 
+
+def ceiling(work: Work) -> dict[str, float]:
+    """Batched float32 products, GFLOP/s of one process per core together, by `SHAPES`."""
+    cores = len(os.sched_getaffinity(0))
+    with get_context("spawn").Pool(cores) as pool:
+        rates = pool.map(_products, [work.seconds / len(SHAPES)] * cores, chunksize=1)
+    return {name: sum(rate[name] for rate in rates) for name in SHAPES}
+
+
+def _products(seconds: float) -> dict[str, float]:
+    torch.set_num_threads(1)
+    rates = {}
+    for name, (left, right) in SHAPES.items():
+        a, b = (torch.ones(shape) for shape in (left, right))
+        out = torch.bmm(a, b)
+        repeats = max(1, round(1e8 / (2 * out.numel() * left[-1])))
+
+        def update(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out, repeats: int = repeats) -> int:
+            for _ in range(repeats):
+                torch.bmm(a, b, out=out)
+            return repeats
+
+        done, elapsed = timed([update], seconds)
+        rates[name] = done * 2 * out.numel() * left[-1] / elapsed / 1e9
+    return rates
+
+
+MEASURES = {
+    "population": population,
+    "graft": graft,
+    "ceiling": ceiling,
+    "DistributionalPPO": same_call,
+    "RecurrentPPO": same_call,
+}
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Work(**json.loads(sys.argv[1])))))
+    asked = Work(**json.loads(sys.argv[1]))
+    print(json.dumps(MEASURES[asked.kind](asked)))

@@ -12,6 +12,7 @@ from popgraft.adversary import (
     create_value_loss_fn,
 )
 from popgraft.config import AttackConfig, Config, load_config
+from popgraft.dashboard.report import report
 from popgraft.errors import (
     ConfigError,
     EnvironmentFault,
@@ -33,7 +34,7 @@ from popgraft.pbt import (
     PopulationMember,
     load_pbt_adversarial_config,
 )
-from popgraft.train import Agent, Generation, Observer, Plan, Run, resume, train
+from popgraft.train import Agent, Generation, Observer, Plan, Replay, Run, replay, resume, train
 
 if TYPE_CHECKING:
     from popgraft.sb3 import DistributionalPPO
@@ -65,6 +66,7 @@ __all__ = [
     "PopgraftError",
     "PopulationLost",
     "PopulationMember",
+    "Replay",
     "Run",
     "RunExists",
     "SAPPOConfig",
@@ -79,6 +81,8 @@ __all__ = [
     "export",
     "load_config",
     "load_pbt_adversarial_config",
+    "replay",
+    "report",
     "resume",
     "train",
 ]

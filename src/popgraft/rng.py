@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def _sequence(seed: int, path: tuple[str | int, ...]) -> np.random.SeedSequence:
@@ -29,3 +30,10 @@ def torch_generator(seed: int, *path: str | int) -> torch.Generator:
     """CPU generator of the stream named by `path`; draws move to the device, so that every device sees the same."""
     high, low = (int(word) for word in _sequence(seed, path).generate_state(2))
     return torch.Generator().manual_seed((high << 31) ^ low)
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Moves what CPU generators have drawn to the device, without waiting for the work that is queued there."""
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()  # from other memory a copy would wait
+    return drawn.to(device, non_blocking=True)

@@ -5,6 +5,7 @@ order*: dataclass fields as declared, dict keys sorted. That order is part of th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -14,26 +15,31 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...]:
+    """Names of a dataclass's fields, as declared."""
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"a tree holds tensors, dicts and dataclasses, not {kind.__name__}")
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _children(node: Any) -> dict[str, Any]:
     """Named children of a container, in save order."""
     if isinstance(node, dict):
-        return sorted(node.items())
-    if dataclasses.is_dataclass(node):
-        return [(field.name, getattr(node, field.name)) for field in dataclasses.fields(node)]
-    raise TypeError(f"a tree holds tensors, dicts and dataclasses, not {type(node).__name__}")
+        return {name: node[name] for name in sorted(node)}
+    return {name: getattr(node, name) for name in _fields(type(node))}  # type: ignore[arg-type]  # a type is hashable
 
 
 def map(fn: Callable[..., Tensor], tree: T, *others: T) -> T:
     """Applies `fn` to corresponding leaves of one or more trees of the same structure and returns a new tree."""
     if isinstance(tree, Tensor):
         return cast(T, fn(tree, *others))
-    columns = [dict(_children(node)) for node in (tree, *others)]
-    names = list(columns[0])
-    for column in columns[1:]:
-        if list(column) != names:
-            raise ValueError(f"trees differ in structure: {names} and {list(column)}")
-    mapped = {name: map(fn, *(column[name] for column in columns)) for name in names}
-    return cast(T, mapped if isinstance(tree, dict) else dataclasses.replace(cast(Any, tree), **mapped))
+    children, *columns = [_children(node) for node in (tree, *others)]
+    for column in columns:
+        if column.keys() != children.keys():
+            raise ValueError(f"trees differ in structure: {list(children)} and {list(column)}")
+    mapped = {name: map(fn, child, *[column[name] for column in columns]) for name, child in children.items()}
+    return cast(T, mapped if isinstance(tree, dict) else type(tree)(**mapped))
 
 
 def items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -41,7 +47,7 @@ def items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(tree, Tensor):
         yield prefix, tree
         return
-    for name, child in _children(tree):
+    for name, child in _children(tree).items():
         yield from items(child, f"{prefix}.{name}" if prefix else name)
 
 
@@ -53,8 +59,10 @@ def restore(like: T, flat: Mapping[str, Tensor], prefix: str = "") -> T:
     """
     if isinstance(like, Tensor):
         return cast(T, flat[prefix])
-    built = {name: restore(child, flat, f"{prefix}.{name}" if prefix else name) for name, child in _children(like)}
-    return cast(T, built if isinstance(like, dict) else dataclasses.replace(cast(Any, like), **built))
+    built = {
+        name: restore(child, flat, f"{prefix}.{name}" if prefix else name) for name, child in _children(like).items()
+    }
+    return cast(T, built if isinstance(like, dict) else type(like)(**built))
 
 
 def gather(tree: T, index: Tensor) -> T:
@@ -89,5 +97,5 @@ def put_(tree: T, index: Tensor, rows: T) -> None:
 
 def finite(tree: Any) -> Tensor:
     """Bool["pop"]: whether all numbers in a row are finite."""
-    verdicts = [leaf.isfinite().unsqueeze(1).flatten(1).all(1).cpu() for _, leaf in items(tree)]
+    verdicts = [leaf.isfinite().unsqueeze(1).flatten(1).all(1) for _, leaf in items(tree)]
     return torch.stack(verdicts).all(0)

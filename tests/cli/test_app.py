@@ -88,12 +88,14 @@ def test_train_reports_the_final_score_the_folder_and_the_next_commands(config: 
     ]
     run = Run("run")
     score, stderr = run.summary["final_score"], run.summary["final_stderr"]
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         f"best agent  {score:.3f} ± {stderr:.3f} over 4 fresh episodes, after {run.summary['steps']} steps",
         "run folder  run",
         "evaluate    popgraft evaluate run",
         "curves      tensorboard --logdir run/tensorboard",
+        "report      run/report.html",
     ]
+    assert f"The best agent scores {score:.3f} ± {stderr:.3f}" in Path("run/report.html").read_text()
     assert re.sub(r"[\n±]", "", result.stdout).isprintable()
 
 
@@ -179,7 +181,7 @@ def test_a_lost_population_ends_with_1_and_says_what_is_left(config: Path) -> No
     assert "error: no member of the population of 2 has a finite score" in result.stderr
     assert result.stderr.endswith(
         "run folder  run\nevaluate    popgraft evaluate run\ncurves      tensorboard --logdir run/tensorboard\n"
-        "resume      popgraft resume run\n"
+        "report      run/report.html\nresume      popgraft resume run\n"
     )
     assert Run("run").summary["generation"] == 0
 

@@ -4,6 +4,7 @@ import gymnasium
 import pytest
 
 from popgraft.config import dump_config, load_config
+from popgraft.envs import ENVS
 
 FILES = sorted(
     path
@@ -22,7 +23,8 @@ def test_the_shipped_configurations_are_found() -> None:
 def test_a_shipped_configuration_loads_and_is_plausible(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     assert config.env.id is not None
-    assert config.env.id.startswith("popgraft/") or config.env.id in gymnasium.registry
+    known = ENVS if config.env.source == "tensor" else gymnasium.registry
+    assert config.env.id.startswith("popgraft/") or config.env.id in known
     assert {wrapper.name for wrapper in config.env.wrappers} <= WRAPPERS
     assert config.run_dir == Path("runs") / path.stem
     assert config.pbt.hyperparams or config.pbt.population_size == 1, (

@@ -58,7 +58,7 @@ def test_an_override_may_hold_an_equals_sign_and_null() -> None:
             "unknown key 'min' in pbt.hyperparams.0; did you mean min_value?",
         ),
         ("learning_rate=1", "unknown key 'learning_rate' at the top level; did you mean model.learning_rate?"),
-        ("execute.qqq=1", "unknown key 'qqq' in execute; the keys there are kind, shards"),
+        ("execute.qqq=1", "unknown key 'qqq' in execute; the keys there are address, cpus_per_shard, "),
         ("1=2", "unknown key '1' at the top level; the keys there are engine, env, "),
     ],
 )

@@ -13,6 +13,7 @@ ENVS = {
         "wrappers": [{"name": "hide", "kwargs": {"indices": [1, 3]}}],
     },
     "Pendulum": {"id": "Pendulum-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 11}},
+    "tensors": {"source": "tensor", "id": "CartPole", "num_envs": 4, "kwargs": {"time_limit": 11}},
 }
 SPACES = [
     {"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True},
@@ -52,3 +53,22 @@ def initial():
         return Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of four cores, whatever the machine has."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            configure_logging=False,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()

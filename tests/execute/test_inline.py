@@ -59,8 +59,9 @@ def keep(executor, pop=3, **changed):
     return Decision(parents, executor.export(parents).hyperparams | changed, {})
 
 
-@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
-@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize(
+    ("env", "shards"), [("CartPole", 2), ("CartPole", 4), ("Pendulum", 2), ("Pendulum", 4), ("tensors", 2)]
+)
 def test_shards_make_no_difference(env, shards, execute):
     """Two generations with a graft across the shards' border, in both directions."""
     outcomes = []

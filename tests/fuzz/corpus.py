@@ -109,6 +109,7 @@ def database(place: Path) -> bytes:
         for number in range(40):
             decision = Decision(torch.tensor([0, 0]), rates, {1: "truncation"})
             opened.record_generation(number, scores, rates, 10, decision, {1: "copy"})
+            opened.record_metrics(number, {"loss": scores.mean}, {"member_distance": 0.5})
             opened.record_event("rescue", "member 1", number)
     return folder.database.read_bytes()
 
@@ -187,7 +188,7 @@ def read_database(place: Path, content: bytes) -> None:
     salvage(folder)
     with RunDatabase(folder.database) as opened:
         opened.check()
-        _ = opened.scores(), opened.lineage(), opened.events(), opened.sessions()
+        _ = opened.scores(), opened.metrics(), opened.lineage(), opened.events(), opened.sessions()
     with sqlite3.connect(folder.database) as connection:
         connection.execute("SELECT 1")
     connection.close()

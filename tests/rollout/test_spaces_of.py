@@ -3,7 +3,7 @@ import pytest
 from gymnasium import spaces
 
 from popgraft.errors import ConfigError
-from popgraft.rollout.spaces_of import action_encoder, action_spec_of, fields_of, spaces_of
+from popgraft.rollout.spaces_of import action_encoder, action_spec_of, fields_of, gym_action_space, spaces_of
 from popgraft.spaces import ActionSpec, ObsSpec
 
 RNG = np.random.default_rng(0)
@@ -149,3 +149,16 @@ def test_zero_for_nan_is_clipped_too() -> None:
 def test_infinite_actions_stay_finite_without_bounds() -> None:
     encoded = action_encoder(spaces.Box(-np.inf, np.inf, (1,)))(np.array([[np.inf]], dtype=np.float32))
     assert np.isfinite(encoded).all()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=2),
+        spaces.MultiDiscrete([3, 2], start=[0, 5]),
+        spaces.MultiBinary((2, 3)),
+        spaces.Box(np.array([[-1.0], [-2]], np.float32), np.array([[1.0], [np.inf]], np.float32)),
+    ],
+)
+def test_an_action_has_its_space_back(space: spaces.Space) -> None:
+    assert gym_action_space(action_spec_of(space)) == space

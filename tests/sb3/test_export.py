@@ -129,6 +129,16 @@ def test_a_loaded_agent_is_the_runs(name, tmp_path):
         assert not torch.equal(model.member.params, agent.member.params)
 
 
+def test_an_agent_of_a_tensor_environment(tmp_path):
+    source = {"env": {"source": "tensor", "id": "Pendulum", "num_envs": 2}, "total_timesteps": 32}
+    run = train({**settings(tmp_path), **source})
+    export(run, tmp_path / "agent.zip")
+    model = DistributionalPPO.load(tmp_path / "agent.zip", device="cpu")
+    shown = np.random.default_rng(0).normal(size=(5, *model.observation_space.shape)).astype(np.float32)
+    expected, _ = run.best.predict(shown)
+    np.testing.assert_allclose(model.predict(shown, deterministic=True)[0], expected, atol=1e-6)
+
+
 def values_of(model, raw):
     memory = model.policy.recurrent_initial_state.vf
     state = tuple(part.expand(-1, len(raw), -1) for part in memory)

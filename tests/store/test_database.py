@@ -60,6 +60,29 @@ def test_a_generation_is_read_back(database):
     assert math.isnan(second.score_before)
 
 
+def test_metrics_are_read_back(database):
+    members = {"vgs/factor": torch.tensor([0.123456789, NAN, math.inf]), "loss": torch.tensor([1e-12, 2.0, 3.0])}
+    database.record_metrics(4, members, {"member_distance": 0.25, "optimizer_distance": NAN})
+    (found,) = database.metrics()
+    assert found.generation == 4
+    assert time.time() - 60 < found.time <= time.time()
+    assert found.members["vgs/factor"] == pytest.approx([0.123457, NAN, NAN], rel=1e-12, nan_ok=True)
+    assert found.members["loss"] == [1e-12, 2.0, 3.0]
+    assert found.population == pytest.approx({"member_distance": 0.25, "optimizer_distance": NAN}, nan_ok=True)
+    with pytest.raises(StoreError, match="UNIQUE constraint failed"):
+        database.record_metrics(4, members, {})
+
+
+def test_what_is_read_together_is_of_one_moment(path, database):
+    database.record_generation(0, SCORES, BEFORE, 10, GRAFT, FATE)
+    with RunDatabase(path, read_only=True) as reader:
+        with reader.unchanging():
+            assert reader.generations() == 1
+            database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
+            assert {graft.generation for graft in reader.lineage()} == {0}
+        assert reader.generations() == 2
+
+
 def test_the_aftermath_of_a_graft_is_written_over_what_was_known_before(database):
     database.record_generation(4, SCORES, BEFORE, 640, GRAFT, FATE)
     early = Aftermath(value_loss_ratio=1.5, return_before=20.0)
@@ -201,6 +224,8 @@ def test_going_back_forgets_what_came_after(database):
     mark, before = database.events_written(), (str(database.scores()), str(database.lineage()))
     database.record_aftermath(0, 2, Aftermath(return_1=5.0))
     database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
+    for generation in (0, 1):
+        database.record_metrics(generation, {"loss": torch.ones(3)}, {})
     for kind, text in [("rescue", "late"), ("stopped", "kept")]:
         database.record_event(kind, text, 1)
     for _ in range(2):  # twice is once
@@ -208,6 +233,7 @@ def test_going_back_forgets_what_came_after(database):
         assert (str(database.scores()), str(database.lineage())) == before
         assert told(database) == ["early", "kept"]
         assert database.generations() == 1
+        assert [record.generation for record in database.metrics()] == [0]
     database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
     database.rewind(0, 0, {}, [])
     assert (database.scores(), database.lineage(), told(database), database.events_written()) == ([], [], [], 0)

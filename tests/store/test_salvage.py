@@ -21,6 +21,7 @@ def folder(tmp_path):
     with RunDatabase(folder.database) as database:
         for generation in range(GENERATIONS):
             database.record_generation(generation, SCORES, RATES, 10 * generation, GRAFT, {1: "copy"})
+            database.record_metrics(generation, {"loss": SCORES.mean}, {"member_distance": 0.5})
             database.record_event("rescue", f"member 1 in {generation}; größer", generation)
         database.record_aftermath(7, 1, Aftermath(return_1=3.0))
     return folder
@@ -28,7 +29,8 @@ def folder(tmp_path):
 
 def everything(folder):
     with RunDatabase(folder.database) as database:
-        return [str(rows) for rows in (database.scores(), database.lineage(), database.events(), database.sessions())]
+        tables = database.scores(), database.metrics(), database.lineage(), database.events(), database.sessions()
+        return [str(rows) for rows in tables]
 
 
 def test_a_sound_database_is_left_alone(folder):
@@ -46,26 +48,31 @@ def test_rows_before_and_after_a_damaged_page_are_saved(folder):
         text = salvage(folder)
         with RunDatabase(folder.database) as database:
             database.check()
-            found = [database.scores(), database.lineage(), database.events(), database.sessions()]
-        assert found[2].pop().text == text
+            found = [
+                database.scores(), database.metrics(), database.lineage(), database.events(), database.sessions()
+            ]  # fmt: skip
+        assert found[3].pop().text == text
         for rows, expected in zip(found, before, strict=True):
             assert all(str(row) in expected for row in rows)
         counts.append(sum(len(rows) for rows in found))
         assert f"A new one holds the {counts[-1]} rows that could be read; the old one is kept as run.sqlite." in text
     assert len(list(folder.path.glob("run.sqlite.damaged-[0-9]"))) == len(pages)
-    assert max(counts) == 4 * GENERATIONS + 1
-    assert sorted(counts)[len(counts) // 2] > 3 * GENERATIONS
+    assert max(counts) == 5 * GENERATIONS + 1
+    assert sorted(counts)[len(counts) // 2] > 4 * GENERATIONS
 
 
 def test_what_a_row_holds_is_checked(folder):
     with sqlite3.connect(folder.database) as connection:
         connection.execute("UPDATE members SET hyperparams = '[]' WHERE generation = 3")
         connection.execute("UPDATE members SET steps = 'many' WHERE generation = 4")
+        connection.execute("UPDATE metrics SET members = '{\"loss\": 1}' WHERE generation = 6")
+        connection.execute("UPDATE metrics SET population = '{\"member_distance\": []}' WHERE generation = 7")
         connection.execute("UPDATE events SET text = CAST(x'ff' AS TEXT) WHERE rowid = 5")
     connection.close()
     assert "rows that mean nothing" in salvage(folder)
     with RunDatabase(folder.database) as database:
         assert {row.generation for row in database.scores()} == set(range(GENERATIONS)) - {3, 4}
+        assert {row.generation for row in database.metrics()} == set(range(GENERATIONS)) - {6, 7}
         assert {row.generation for row in database.lineage()} == set(range(GENERATIONS))
         assert len(database.events()) == GENERATIONS  # one less, and the one that says so
 

@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from popgraft.state import Decision
 from popgraft.store import Aftermath
-from popgraft.train.aftermath import Follower, spread, summary
+from popgraft.train.aftermath import Follower, relative_spread, spread, summary
 
 NAN = math.nan
 
@@ -68,3 +69,15 @@ def test_the_spread_is_the_root_mean_square_distance_of_two_members():
     assert spread(params) == pytest.approx(math.sqrt(sum(pairs) / len(pairs)))
     assert spread(params[:1]) == 0
     assert spread(params[:1].expand(3, -1)) == pytest.approx(0, abs=1e-7)
+
+
+def test_the_relative_spread_compares_pairs_with_what_unrelated_ones_would_have():
+    momenta = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    rows = momenta.double().numpy()
+    pairs = [np.square(a - b).sum() for a, b in itertools.combinations(rows, 2)]
+    assert relative_spread(momenta) == pytest.approx(math.sqrt(np.mean(pairs) / (2 * np.square(rows).sum(1).mean())))
+    assert relative_spread(1e-6 * momenta) == pytest.approx(relative_spread(momenta))
+    assert relative_spread(torch.eye(4)) == pytest.approx(1)
+    assert relative_spread(momenta[:1].expand(3, -1)) == pytest.approx(0, abs=1e-7)
+    assert relative_spread(momenta[:1]) == 0
+    assert math.isnan(relative_spread(torch.zeros(3, 7)))

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete, Text
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import ConfigError, EnvironmentFault, Generation, Observer, Plan, PopulationLost, Run, RunExists, train
-from popgraft.store import snapshot
+from popgraft.store import RunDatabase, snapshot
 
 Tiny = Callable[..., dict[str, Any]]
 NOT_A_NUMBER = "it gave a reward or an observation that is not a finite number"
@@ -123,6 +123,14 @@ def test_a_run_tells_its_observer_and_fills_its_folder(tiny: Tiny) -> None:
     ]  # fmt: skip
     scores = [score for generation in diary.generations for score in generation.scores.mean.tolist()]
     assert [record.score for record in run.scores] == scores
+    with RunDatabase(run.folder.database) as database:
+        recorded = database.metrics()
+    for told, kept in zip(diary.generations, recorded, strict=True):
+        assert kept.members.keys() == told.metrics.keys()
+        means = np.mean(told.metrics["entropy_loss"].double().numpy(), axis=1)
+        assert kept.members["entropy_loss"] == pytest.approx(means, rel=1e-5)
+        assert kept.population == pytest.approx(told.statistics, rel=1e-5)
+        assert 0 <= kept.population["optimizer_distance"] < 2
     assert snapshot.names(run.folder) == ["best", "generation_000003", "last"]
     assert tensors(run, "last")["age"].tolist() == [6, 6]
     assert kinds(run) == ["final"]

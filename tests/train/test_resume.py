@@ -24,7 +24,7 @@ from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train import resume
-from popgraft.train.resume import LASTING
+from popgraft.train.recover import LASTING
 from popgraft.train.tensorboard import TensorBoard
 
 Make = Callable[..., dict[str, Any]]
@@ -82,6 +82,15 @@ def straight(make: Make, kept: dict[str, Run], tmp_path_factory: pytest.TempPath
     return kept["straight"]
 
 
+@pytest.fixture
+def broken(make: Make, kept: dict[str, Run], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was stopped in its eighth generation; a copy for every test."""
+    if "broken" not in kept:
+        settings = make("") | {"run_dir": str(tmp_path_factory.mktemp("runs") / "broken")}
+        kept["broken"] = interrupted(settings, updates=15)
+    return Run(shutil.copytree(kept["broken"].path, tmp_path / "broken"))
+
+
 class Interrupter(Observer):
     """Sends Ctrl-C after a number of updates; twice, to stop in the middle of one."""
 
@@ -125,6 +134,8 @@ def check_same(found: Run, expected: Run) -> None:
     assert found.state == expected.state == "finished"
     for table in ("members", "grafts"):
         assert rows(found, f"SELECT * FROM {table}") == rows(expected, f"SELECT * FROM {table}")
+    metrics = "SELECT generation, members, population FROM metrics"
+    assert rows(found, metrics) == rows(expected, metrics)
     kept = ", ".join(f"'{kind}'" for kind in LASTING)
     events = f"SELECT generation, kind, text FROM events WHERE kind NOT IN ({kept}) ORDER BY rowid"
     assert rows(found, events) == rows(expected, events)
@@ -289,13 +300,12 @@ def damage(folder: RunFolder, name: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "without tensors", "[]"])
 def test_a_damaged_snapshot_costs_one_interval(
-    make: Make, straight: Run, how: str, caplog: pytest.LogCaptureFixture
+    broken: Run, straight: Run, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = interrupted(make("broken"), updates=15)
-    assert snapshot.names(run.folder) == ["best", "generation_000003", "generation_000006", "last"]
-    damage(run.folder, "generation_000006", how)
-    check_same(resume(run.path), straight)
-    told = {event.kind: event.text for event in run.events if event.kind in ("damaged", "resumed")}
+    assert snapshot.names(broken.folder) == ["best", "generation_000003", "generation_000006", "last"]
+    damage(broken.folder, "generation_000006", how)
+    check_same(resume(broken.path), straight)
+    told = {event.kind: event.text for event in broken.events if event.kind in ("damaged", "resumed")}
     assert "generation_000006" in told["damaged"]
     assert told["resumed"] == "going on with generation 4 of 11"
     assert told["damaged"] in caplog.messages
@@ -311,28 +321,26 @@ def test_a_snapshot_that_was_being_written_is_not_missed(make: Make, straight: R
     assert "damaged" not in {event.kind for event in run.events}
 
 
-def test_a_run_whose_snapshots_are_all_damaged_is_left_as_it_is(make: Make) -> None:
-    run = interrupted(make("broken"), updates=15)
+def test_a_run_whose_snapshots_are_all_damaged_is_left_as_it_is(broken: Run) -> None:
     for name in ("generation_000003", "generation_000006"):
-        damage(run.folder, name, "altered")
-    before = {path: path.read_bytes() for path in run.folder.snapshots.rglob("*") if path.is_file()}, run.events
+        damage(broken.folder, name, "altered")
+    before = {path: path.read_bytes() for path in broken.folder.snapshots.rglob("*") if path.is_file()}, broken.events
     with pytest.raises(
         StoreError, match=r"no snapshot from which it can go on: .* does not match its checksum.*delete"
     ):
-        resume(run.path)
-    assert before == ({path: path.read_bytes() for path in before[0]}, run.events)
+        resume(broken.path)
+    assert before == ({path: path.read_bytes() for path in before[0]}, broken.events)
 
 
-def test_a_database_that_lacks_generations_says_so_and_the_run_goes_on(make: Make, straight: Run) -> None:
-    run = interrupted(make("broken"), updates=15)
-    with contextlib.closing(sqlite3.connect(run.folder.database)) as connection, connection:
+def test_a_database_that_lacks_generations_says_so_and_the_run_goes_on(broken: Run, straight: Run) -> None:
+    with contextlib.closing(sqlite3.connect(broken.folder.database)) as connection, connection:
         connection.execute("DELETE FROM grafts WHERE generation = 2")
         connection.execute("DELETE FROM members WHERE generation = 2")
-    resume(run.path)
-    (text,) = (event.text for event in run.events if event.kind == "damaged")
+    resume(broken.path)
+    (text,) = (event.text for event in broken.events if event.kind == "damaged")
     assert "has lost the scores of generations 2" in text
-    assert [row for row in straight.scores if row.generation != 2] == run.scores
-    assert contents(run, "last") == contents(straight, "last")
+    assert [row for row in straight.scores if row.generation != 2] == broken.scores
+    assert contents(broken, "last") == contents(straight, "last")
 
 
 def ruined(run: Run, how: str) -> None:
@@ -351,51 +359,50 @@ def ruined(run: Run, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "empty", "half", "nonsense", "zeros in the middle"])
 def test_a_damaged_database_is_kept_and_the_run_goes_on_without_it(
-    make: Make, straight: Run, how: str, caplog: pytest.LogCaptureFixture
+    broken: Run, straight: Run, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Listening(Observer):
         def on_event(self, kind: str, text: str) -> None:
             told.append((kind, text))
 
     told: list[tuple[str, str]] = []
-    run = interrupted(make("broken"), updates=15)
-    ruined(run, how)
-    old = None if how == "missing" else run.folder.database.read_bytes()
-    resume(run.path, observer=Listening())
-    assert contents(run, "last") == contents(straight, "last")
-    assert [row for row in run.scores if row.generation >= 6] == [row for row in straight.scores if row.generation >= 6]
-    assert [row for row in straight.scores if row in run.scores] == run.scores
-    damages = [(event.kind, event.text) for event in run.events if event.kind == "damaged"]
+    ruined(broken, how)
+    old = None if how == "missing" else broken.folder.database.read_bytes()
+    resume(broken.path, observer=Listening())
+    assert contents(broken, "last") == contents(straight, "last")
+    assert [row for row in broken.scores if row.generation >= 6] == [
+        row for row in straight.scores if row.generation >= 6
+    ]
+    assert [row for row in straight.scores if row in broken.scores] == broken.scores
+    damages = [(event.kind, event.text) for event in broken.events if event.kind == "damaged"]
     assert set(damages) <= set(told)
     assert {text for _, text in damages} <= set(caplog.messages)
     assert "A new one holds the" in damages[0][1]
-    kept = run.path / "run.sqlite.damaged-1"
+    kept = broken.path / "run.sqlite.damaged-1"
     assert (kept.read_bytes() if kept.exists() else None) == old
     assert (kept.name in damages[0][1]) == (old is not None)
-    assert run.state == "finished"
-    with RunDatabase(run.folder.database) as database:
+    assert broken.state == "finished"
+    with RunDatabase(broken.folder.database) as database:
         database.check()
 
 
-def test_an_interrupted_run_without_its_database_can_be_interrupted_again(make: Make, straight: Run) -> None:
-    run = interrupted(make("broken"), updates=15)
-    ruined(run, "missing")
+def test_an_interrupted_run_without_its_database_can_be_interrupted_again(broken: Run, straight: Run) -> None:
+    ruined(broken, "missing")
     with contextlib.suppress(KeyboardInterrupt):
-        resume(run.path, observer=Interrupter(3))
-    resume(run.path)
-    kept = [(event.kind, event.generation) for event in run.events if event.kind not in LASTING]
+        resume(broken.path, observer=Interrupter(3))
+    resume(broken.path)
+    kept = [(event.kind, event.generation) for event in broken.events if event.kind not in LASTING]
     assert kept == [(event.kind, event.generation) for event in straight.events if event.kind == "final"]
-    assert contents(run, "last") == contents(straight, "last")
+    assert contents(broken, "last") == contents(straight, "last")
 
 
 @pytest.mark.parametrize(
     "place", [(RunDatabase, "rewind"), (TensorBoard, "cut"), (snapshot, "save"), (snapshot, "remove")]
 )
 def test_going_back_can_be_cut_short(
-    make: Make, straight: Run, place: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+    broken: Run, straight: Run, place: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = interrupted(make("broken"), updates=15)
-    damage(run.folder, "generation_000006", "altered")  # so that there is a snapshot to be removed
+    damage(broken.folder, "generation_000006", "altered")  # so that there is a snapshot to be removed
 
     def fail(*_: Any) -> None:
         raise StoreError("no space left on device")
@@ -403,8 +410,8 @@ def test_going_back_can_be_cut_short(
     with monkeypatch.context() as patch:
         patch.setattr(*place, fail)
         with pytest.raises(StoreError, match="no space left"):
-            resume(run.path)
-    check_same(resume(run.path), straight)
+            resume(broken.path)
+    check_same(resume(broken.path), straight)
 
 
 def test_a_full_disk_ends_the_run_with_its_reason(make: Make, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,35 +440,33 @@ def test_one_process_at_a_time(make: Make) -> None:
     assert run.state == "stopped"
 
 
-def test_a_changed_configuration_is_refused_unless_it_is_named(make: Make) -> None:
-    run = interrupted(make("broken"), updates=15)
-    settings = yaml.safe_load(run.folder.config.read_text())
+def test_a_changed_configuration_is_refused_unless_it_is_named(broken: Run) -> None:
+    settings = yaml.safe_load(broken.folder.config.read_text())
     settings["model"]["gamma"] = 0.5
-    run.folder.config.write_text(yaml.safe_dump(settings))
+    broken.folder.config.write_text(yaml.safe_dump(settings))
     with pytest.raises(ConfigError, match=r"has been changed since .*name what changes: --set 'model.gamma=0.5'$"):
-        resume(run.path)
+        resume(broken.path)
     with pytest.raises(ConfigError, match="has been changed"):
-        resume(run.path, ["model.gamma=0.6"])
-    assert not any(event.kind == "changed" for event in run.events)
-    resumed = resume(run.path, ["model.gamma=0.5"])
+        resume(broken.path, ["model.gamma=0.6"])
+    assert not any(event.kind == "changed" for event in broken.events)
+    resumed = resume(broken.path, ["model.gamma=0.5"])
     assert resumed.config.model.gamma == 0.5
-    gammas = {record.generation: record.hyperparams["gamma"] for record in run.scores}
+    gammas = {record.generation: record.hyperparams["gamma"] for record in broken.scores}
     assert {gammas[generation] for generation in range(6)} == {0.9900000095367432}
-    texts = [event.text for event in run.events if event.kind == "changed"]
+    texts = [event.text for event in broken.events if event.kind == "changed"]
     assert texts == ["model.gamma: 0.99 → 0.5"]
-    with RunDatabase(run.folder.database) as database:
+    with RunDatabase(broken.folder.database) as database:
         assert [yaml.safe_load(session.config)["model"]["gamma"] for session in database.sessions()] == [0.99, 0.5]
 
 
-def test_a_setting_that_changes_shapes_is_refused_and_changes_nothing(make: Make) -> None:
-    run = interrupted(make("broken"), updates=15)
-    before = run.folder.config.read_text(), run.events, snapshot.names(run.folder)
+def test_a_setting_that_changes_shapes_is_refused_and_changes_nothing(broken: Run) -> None:
+    before = broken.folder.config.read_text(), broken.events, snapshot.names(broken.folder)
     for change in ("pbt.population_size=4", "model.network.hidden_size=9"):
         with pytest.raises(StoreError, match="does not fit this configuration"):
-            resume(run.path, [change])
+            resume(broken.path, [change])
     with pytest.raises(ConfigError, match="run_dir cannot be changed"):
-        resume(run.path, {"run_dir": "elsewhere"})
-    assert before == (run.folder.config.read_text(), run.events, snapshot.names(run.folder))
+        resume(broken.path, {"run_dir": "elsewhere"})
+    assert before == (broken.folder.config.read_text(), broken.events, snapshot.names(broken.folder))
 
 
 def test_a_finished_run_goes_on_only_with_more_to_do(make: Make) -> None:
@@ -483,9 +488,8 @@ def test_a_run_that_has_reached_its_score_goes_on_without_it(make: Make) -> None
     assert resume(run.path, ["stop_at_score=null"]).generations == GENERATIONS
 
 
-def test_a_run_can_be_moved(make: Make, straight: Run, tmp_path: Path) -> None:
-    run = interrupted(make("broken"), updates=15)
-    moved = run.path.rename(tmp_path / "moved")
+def test_a_run_can_be_moved(broken: Run, straight: Run, tmp_path: Path) -> None:
+    moved = broken.path.rename(tmp_path / "moved")
     check_same(resume(moved), straight)
 
 

@@ -27,6 +27,7 @@ POPULATION_TAGS = {
     "pbt/exploration_count",
     "pbt/failed_ready_checks",
     "pbt/member_distance",
+    "pbt/optimizer_distance",
     "pbt/post_exploit_value_loss_ratio",
     "pbt/max_performance",
     "pbt/mean_performance",

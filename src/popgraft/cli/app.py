@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from popgraft import __version__
-from popgraft.cli.evaluate import Row, attacks, draw, open_agent, require_matplotlib, said
-from popgraft.cli.progress import Progress, counted, progress
+from popgraft.cli import compare as comparison
+from popgraft.cli import replay as replaying
+from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
+from popgraft.cli.picture import require_matplotlib
+from popgraft.cli.progress import Progress, progress
+from popgraft.dashboard.data import read
+from popgraft.dashboard.report import report as write_report
 from popgraft.errors import PopgraftError, PopulationLost, StoreError
 from popgraft.store import RunFolder
-from popgraft.train import Run, readable
+from popgraft.train import Run, counted, readable
+from popgraft.train import replay as replay_run
 from popgraft.train import resume as resume_population
 from popgraft.train import train as train_population
+from popgraft.train.replay import replay_config
 
 POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -192,6 +200,147 @@ def export(
     typer.echo(f"wrote {file}")
 
 
+@app.command(
+    epilog=_examples(
+        "report runs/quickstart",
+        "report runs/quickstart --text",
+        "report runs/quickstart --compare runs/random --out comparison.html",
+    )
+)
+def report(
+    folder: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write [default: RUN/report.html].", show_default=False)
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run to compare with, such as a random search.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the facts instead of writing a file.")] = False,
+) -> None:
+    """Write what a run has done as a page for a browser, or print it.
+
+    The page is one file that needs no network. Training writes it by itself when it ends.
+    """
+    with _in_words():
+        if text:
+            from popgraft.dashboard.text import text as written
+
+            Console(highlight=False).print(written(read(folder), read(compare) if compare else None))
+        else:
+            typer.echo(f"wrote {write_report(folder, out, compare)}")
+
+
+@app.command(epilog=_examples("watch runs/quickstart", "watch runs --port 8000"))
+def watch(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|FOLDER", help="Folder of a run, or one above several.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Interface to listen on; other machines then need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")] = 8642,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+) -> None:
+    """Show runs in a browser while they train.
+
+    The page follows the runs within seconds. Ctrl-C ends it; the runs go on.
+    """
+    from popgraft.cli.watch import watch as watch_runs  # here, because plotly is slow to import
+
+    with _in_words():
+        watch_runs(path, host, port, show)
+
+
+@app.command(
+    epilog=_examples(
+        "replay runs/quickstart",
+        "replay runs/quickstart --seeds 10 --no-grafts --out runs/replayed --picture replay.png",
+        "replay runs/quickstart --export schedule.yaml",
+    )
+)
+def replay(
+    folder: RunArgument,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh agents of either kind.")] = 5,
+    grafts: Annotated[
+        bool, typer.Option("--grafts/--no-grafts", help="Also replay the grafts, or only the values.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the replay [default: RUN/replay].", show_default=False)
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for a picture of both kinds' curves.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Train nothing; write a configuration that follows the schedule.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting that wins over the run's; repeat for more."),
+    ] = None,
+) -> None:
+    """Train fresh agents with the winner's hyperparameters as they changed, and with those it began with.
+
+    It shows whether the schedule is worth something without the population that found it.
+    """
+    display = progress()
+    with _in_words(display):
+        if export is not None:
+            replaying.export(replay_config(Run(folder), seeds, grafts, settings or []), export)
+            typer.echo(f"wrote {export}; run: popgraft train {shlex.quote(str(export))}")
+            return
+        if picture is not None:
+            require_matplotlib()
+        with display:
+            result = replay_run(folder, seeds, grafts, out, settings or [], observer=display)
+        typer.echo(replaying.said(result))
+        if picture is not None:
+            replaying.draw(result, picture)
+
+
+@app.command(
+    epilog=_examples(
+        "compare runs/quickstart runs/seed1",
+        "compare runs/pbt-* runs/random-* --threshold 450 --picture comparison.png",
+    )
+)
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+    threshold: Annotated[float | None, typer.Option(help="Score of which it is told how soon it is reached.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for a picture of curves and final scores.")] = None,
+) -> None:
+    """Compare runs; those that differ in their seeds alone make up a group.
+
+    Interquartile means over the runs of a group, with 95 % intervals by the bootstrap.
+    """
+    with _in_words():
+        if picture is not None:
+            require_matplotlib()
+        groups = comparison.groups_of(folders)
+        typer.echo(comparison.said(groups, threshold))
+        if picture is not None:
+            comparison.draw(groups, threshold, picture)
+
+
+@app.command(epilog=_examples("video runs/quickstart", "video runs/quickstart --member 3 --episodes 2 --out agent.gif"))
+def video(
+    folder: RunArgument,
+    member: Annotated[
+        str, typer.Option(metavar="best|NUMBER", help="The best agent, or a member of the last population.")
+    ] = "best",
+    episodes: Annotated[int, typer.Option(min=1, help="How many, one after the other.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="A .mp4 or .gif file [default: RUN/video.mp4].", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Names the episodes [default: the run's seed].")] = None,
+    fps: Annotated[int | None, typer.Option(min=1, help="Frames per second [default: the environment's].")] = None,
+) -> None:
+    """Film an agent of a run."""
+    from popgraft.cli.video import film  # here, because its libraries are an extra
+
+    with _in_words():
+        run = Run(folder)
+        file = out or run.path / "video.mp4"
+        returns = film(run.agent(member), file, episodes, run.config.seed if seed is None else seed, fps)
+    scores = ", ".join(readable(score) for score in returns)
+    typer.echo(f"wrote {file}: {counted(episodes, 'episode')} with the return {scores}")
+
+
 def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) -> None:
     """Trains with a display, and says how it ended."""
     display = progress()
@@ -263,6 +412,10 @@ def _conclude(run: Run, err: bool = False) -> None:
             "evaluate": f"popgraft evaluate {folder}",
             "curves": f"tensorboard --logdir {shlex.quote(str(run.folder.tensorboard))}",
         }
+    try:
+        lines["report"] = shlex.quote(str(write_report(run.path)))
+    except Exception as error:  # the run itself is whole
+        typer.echo(f"warning: the run has no report: {error}", err=True)
     if not run.is_finished:
         lines["resume"] = f"popgraft resume {folder}"
     for name, text in lines.items():

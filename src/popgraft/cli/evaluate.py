@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from popgraft.cli.progress import counted
+from popgraft.cli.picture import save
+from popgraft.cli.table import table
 from popgraft.config import AttackConfig, load_config
-from popgraft.errors import ConfigError, MissingExtra
-from popgraft.pbt.welch import incomplete_beta
+from popgraft.errors import ConfigError
+from popgraft.pbt.welch import t_quantile
 from popgraft.state import Scores
-from popgraft.train import Agent, Run, readable
+from popgraft.train import Agent, Run, counted, readable
 
-CONFIDENCE = 0.95
 HEADER = ("attack", "epsilon", "return", "95 % interval", "change")
 
 
@@ -105,17 +105,10 @@ def said(rows: Sequence[Row], how: str) -> str:
     """
     clean, count = rows[0], counted(rows[0].episodes, "episode")
     if len(rows) > 1:
-        return f"{count} ({how}), the same ones in every line\n\n{_table(rows)}"
+        return f"{count} ({how}), the same ones in every line\n\n" + table(HEADER, [_cells(row, clean) for row in rows])
     if clean.episodes == 1:
         return f"{readable(clean.mean)} over {count} ({how})"
     return f"{readable(clean.mean, clean.stderr)} over {count} (mean ± standard error, {how})"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = [HEADER, *(_cells(row, rows[0]) for row in rows)]
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-    form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
-    return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
 def _cells(row: Row, clean: Row) -> tuple[str, ...]:
@@ -123,18 +116,6 @@ def _cells(row: Row, clean: Row) -> tuple[str, ...]:
     if row.attack is None:
         return "none", "", readable(row.mean), interval, ""
     return _name(row.attack), f"{row.attack.epsilon:g}", readable(row.mean), interval, readable(row.mean - clean.mean)
-
-
-def require_matplotlib() -> None:
-    """Finds out, before anything is played, whether pictures can be drawn.
-
-    Raises:
-        MissingExtra: they cannot.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtra("matplotlib", "plot", "--picture") from None
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -161,20 +142,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("radius epsilon of the attack, in units of normalised observations")
     axes.set_ylabel("return (band: 95 % confidence)")
     axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--picture {path} cannot be written: {error}") from None
-
-
-def t_quantile(freedom: int) -> float:
-    """t with P(|T| ≤ t) = 95 % for Student's law, by halving: P(|T| > t) = I_{ν/(ν + t²)}(ν/2, ½)."""
-    low, high = 0.0, 20.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        outside = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + middle**2))
-        low, high = (middle, high) if outside > 1 - CONFIDENCE else (low, middle)
-    return high
+    save(figure, path)
 
 
 def _name(attack: AttackConfig) -> str:

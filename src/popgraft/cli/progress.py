@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from popgraft.train import Generation, Observer, Plan, readable
+from popgraft.train import Generation, Observer, Plan, counted, readable
 
 CLOSING = ("final", "stopped")
 """Kinds of events that the command itself speaks of when the run is over."""
@@ -201,11 +201,6 @@ def exploits(generation: Generation) -> int:
 def clock(seconds: float) -> str:
     """A duration as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def counted(number: int, noun: str) -> str:
-    """The number, and the noun in singular or plural."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def facts(*pairs: tuple[str, str]) -> Text:

@@ -1,7 +1,7 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
 from popgraft.config.adversary import AdversaryConfig, AttackConfig, PerturbationConfig
-from popgraft.config.load import dump_config, load_as, load_config, read_yaml
+from popgraft.config.load import dump_config, flat_config, load_as, load_config, read_yaml
 from popgraft.config.model import HYPERPARAMS, ModelConfig
 from popgraft.config.network import NetworkConfig
 from popgraft.config.optimizer import OptimizerKwargs, VGSConfig
@@ -15,6 +15,7 @@ from popgraft.config.schema import (
     SnapshotConfig,
     WrapperConfig,
 )
+from popgraft.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 
 __all__ = [
     "HYPERPARAMS",
@@ -25,15 +26,19 @@ __all__ = [
     "EnvConfig",
     "EvaluationConfig",
     "ExecuteConfig",
+    "MlflowConfig",
     "ModelConfig",
     "NetworkConfig",
     "OptimizerKwargs",
     "PerturbationConfig",
     "PopulationConfig",
     "SnapshotConfig",
+    "TrackingConfig",
     "VGSConfig",
+    "WandbConfig",
     "WrapperConfig",
     "dump_config",
+    "flat_config",
     "load_as",
     "load_config",
     "read_yaml",

@@ -3,7 +3,7 @@
 import functools
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +138,19 @@ def dump_config(config: Config) -> str:
             *sections, name = path_of(space.name)
             del functools.reduce(operator.getitem, sections, values["model"])[name]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """What `dump_config` writes, by dotted keys."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(read_yaml(dump_config(config), "the configuration"), ""))
 
 
 def _check_extent(value: Any, source: str) -> None:

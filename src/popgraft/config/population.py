@@ -66,6 +66,18 @@ class EvolutionConfig(Section):
         return self
 
 
+class ScheduledConfig(Section):
+    """Values that hold from some step on."""
+
+    steps: Annotated[Integer, Field(ge=0)]
+    """Environment steps of one member after which they set in, rounded up to a full generation."""
+    hyperparams: dict[str, Number]
+    """Value of every number that the schedule moves."""
+    graft: StrictBool = False
+    """Whether everybody is grafted there: each member moves one place on and takes a fresh seat, with its optimizer
+    state as `optimizer_exploit_strategy` says."""
+
+
 class PopulationConfig(EvolutionConfig):
     """The population and its evolution."""
 
@@ -91,6 +103,9 @@ class PopulationConfig(EvolutionConfig):
     or (a fault, for ablations) its predecessor's."""
     graft_faults: list[GraftFault] = []
     """Faults to commit in every graft, for ablations only."""
+    schedule: list[ScheduledConfig] = []
+    """Hyperparameters over time that everybody follows, in place of exploit and explore: entries with `steps`,
+    `hyperparams` and `graft`, as `popgraft replay RUN --export` writes them."""
 
     @model_validator(mode="after")
     def _a_state_to_recompute(self) -> "PopulationConfig":
@@ -106,6 +121,45 @@ class PopulationConfig(EvolutionConfig):
         """Everything that is done wrong on purpose."""
         return [*self.graft_faults, *(["keep_recurrent_state"] if self.lstm_reset_mode == "keep" else [])]
 
+    @property
+    def varied(self) -> dict[str, str]:
+        """Numbers that the population tunes or that its schedule moves, each with the setting that says so."""
+        scheduled = dict.fromkeys(self.schedule[0].hyperparams, "pbt.schedule") if self.schedule else {}
+        return scheduled | {space.name: "pbt.hyperparams" for space in self.hyperparams}
+
+    @model_validator(mode="after")
+    def _a_schedule_that_can_be_followed(self) -> "PopulationConfig":
+        if not self.schedule:
+            return self
+        names, steps = list(self.schedule[0].hyperparams), [entry.steps for entry in self.schedule]
+        if self.exploit_method != "none" or self.explore_always:
+            raise ValueError(
+                f"schedule takes the place of exploit and explore, but exploit_method is {self.exploit_method!r} and "
+                f"explore_always {self.explore_always}; set exploit_method: none and explore_always: false"
+            )
+        if steps[0] != 0 or steps != sorted(set(steps)):
+            raise ValueError(f"schedule: its steps must begin at 0 and rise, but they are {steps}")
+        for entry in self.schedule:
+            if set(entry.hyperparams) != set(names):
+                raise ValueError(
+                    f"schedule: every entry must set {', '.join(names) or 'nothing'}, as the first one does, but the "
+                    f"one at step {entry.steps} sets {', '.join(entry.hyperparams) or 'nothing'}"
+                )
+            for name, value in entry.hyperparams.items():
+                _check(name, value, "schedule")
+        if missing := [space.name for space in self.hyperparams if space.name not in names]:
+            raise ValueError(
+                f"schedule does not set {', '.join(missing)}, which hyperparams lists; add it to every entry"
+            )
+        if self.schedule[0].graft:
+            raise ValueError("schedule: there is nobody to graft at step 0; set graft: false in the first entry")
+        if self.population_size == 1 and any(entry.graft for entry in self.schedule):
+            raise ValueError(
+                "schedule has grafts, which move agents from place to place, but population_size is 1; raise it to 2, "
+                "or set graft: false in every entry"
+            )
+        return self
+
     @field_validator("hyperparams", mode="after")
     @classmethod
     def _known(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
@@ -118,15 +172,19 @@ class PopulationConfig(EvolutionConfig):
             for space in spaces
         ]
         for space in spaces:
-            if space.name not in HYPERPARAMS:
-                raise ValueError(
-                    f"unknown hyperparameter {space.name!r}; a population may tune {', '.join(HYPERPARAMS)}"
-                )
-            low, high = HYPERPARAMS[space.name]
             for value in space.values if space.values is not None else space.bounds:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                    raise ValueError(f"{space.name}: {value!r} must be a number in [{low:g}, {high:g}]")
+                _check(space.name, value)
         return _listed_once(spaces)
+
+
+def _check(name: str, value: object, place: str = "") -> None:
+    """Refuses a hyperparameter that there is not, and a value without a meaning."""
+    where = f"{place}: " if place else ""
+    if name not in HYPERPARAMS:
+        raise ValueError(f"{where}unknown hyperparameter {name!r}; a population may tune {', '.join(HYPERPARAMS)}")
+    low, high = HYPERPARAMS[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{where}{name}: {value!r} must be a number in [{low:g}, {high:g}]")
 
 
 def _listed_once(spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:

@@ -10,6 +10,7 @@ from popgraft.config.adversary import AttackConfig
 from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
 from popgraft.config.model import ModelConfig, path_of
 from popgraft.config.population import PopulationConfig
+from popgraft.config.tracking import TrackingConfig
 
 
 class WrapperConfig(Section):
@@ -24,8 +25,11 @@ class WrapperConfig(Section):
 class EnvConfig(Section):
     """The environments of every member."""
 
+    source: Literal["gymnasium", "tensor"] = "gymnasium"
+    """What `id` names: an environment of Gymnasium or EnvPool, or a tensor environment."""
     id: str | None = None
-    """A registered Gymnasium id, or `module:Id`, which imports the module first."""
+    """A registered Gymnasium id, or `module:Id`, which imports the module first; of a tensor environment its name, or
+    `module:Class`."""
     factory: Reference | None = None
     """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv or a
     Stable-Baselines3 VecEnv."""
@@ -48,6 +52,18 @@ class EnvConfig(Section):
     def _one_source(self) -> "EnvConfig":
         if bool(self.id) == bool(self.factory):
             raise ValueError(f"give either env.id or env.factory, not id={self.id!r} and factory={self.factory!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _tensors_alone(self) -> "EnvConfig":
+        if self.source == "tensor":
+            for name in ("factory", "vectorization", "autoreset", "wrappers"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"env.{name}={value!r} has no effect on a tensor environment; remove it, or set "
+                        "env.source: gymnasium"
+                    )
         return self
 
 
@@ -83,11 +99,30 @@ class EvaluationConfig(Section):
 class ExecuteConfig(Section):
     """Where the population runs."""
 
-    kind: Literal["local"] = "local"
-    """`local`: on this machine."""
+    kind: Literal["local", "ray"] = "local"
+    """`local`: on this machine; `ray`: an actor for every shard, on a Ray cluster."""
     shards: Positive | None = None
     """Stacked sub-populations that the members are divided into, on CPUs with a process each; null: one per core on
-    CPUs, one on a GPU."""
+    CPUs, one on a GPU, and with Ray as many as the cluster has room for."""
+    sizes: list[Positive] | None = None
+    """Members of every shard, where machines differ; null: nearly the same number in each."""
+    address: str | None = None
+    """Address of a Ray cluster, or `auto` on one of its machines; null: a cluster of this machine alone, for the time
+    of the run."""
+    cpus_per_shard: Annotated[Number, Field(ge=0)] = 1
+    """Cores that Ray reserves for a shard; asynchronous environments need some of their own."""
+    gpus_per_shard: Annotated[Number, Field(ge=0)] = 0
+    """GPUs, or a share of one, that Ray reserves for a shard; 0: it computes on CPUs."""
+    timeout: Annotated[Number, Field(gt=0)] | None = 1800.0
+    """Seconds after which an actor that has neither finished an update, an evaluation nor anything else is replaced as
+    if it had died; null: never."""
+
+    @model_validator(mode="after")
+    def _settings_of_ray(self) -> "ExecuteConfig":
+        for name in ("address", "cpus_per_shard", "gpus_per_shard", "timeout"):
+            if self.kind == "local" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"execute.{name} is for Ray's actors; set execute.kind: ray, or remove it")
+        return self
 
 
 class SnapshotConfig(Section):
@@ -117,6 +152,8 @@ class Config(Section):
     """The executor."""
     snapshots: SnapshotConfig = SnapshotConfig()
     """Points from which it can be resumed."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Experiment trackers."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """The root of all randomness."""
     total_timesteps: Positive = 1_000_000
@@ -160,10 +197,23 @@ class Config(Section):
                 f"rollout (env.num_envs={self.env.num_envs} x n_steps/sequence_length={steps // length}); "
                 f"nearest: {_nearest_divisors(self.sequences, self.model.n_minibatches)}"
             )
-        if self.execute.shards is not None and self.execute.shards > self.pbt.population_size:
+        execute, members = self.execute, self.pbt.population_size
+        if execute.shards is not None and execute.shards > members:
             raise ValueError(
-                f"execute.shards={self.execute.shards} exceeds pbt.population_size={self.pbt.population_size}; "
+                f"execute.shards={execute.shards} exceeds pbt.population_size={members}; "
                 "a shard holds at least one member"
+            )
+        if execute.sizes is not None and (
+            sum(execute.sizes) != members or execute.shards not in (None, len(execute.sizes))
+        ):
+            raise ValueError(
+                f"execute.sizes={execute.sizes} must add up to pbt.population_size={members}, "
+                f"in execute.shards={execute.shards} numbers; leave execute.shards out"
+            )
+        if execute.kind == "ray" and not execute.gpus_per_shard and self.engine.device.startswith("cuda"):
+            raise ValueError(
+                f"engine.device={self.engine.device!r} needs GPUs, but execute.gpus_per_shard is 0; "
+                "raise it, or set engine.device: auto"
             )
         return self
 
@@ -187,9 +237,9 @@ class Config(Section):
                 f"model.cvar_weight needs the quantiles of the return, but model.network.critic is {critic!r}; "
                 "set model.network.critic: quantile"
             )
-        for space in self.pbt.hyperparams:
-            if reason := self._unread(space.name):
-                raise ValueError(f"pbt.hyperparams lists {space.name!r}, which nothing reads: {reason}")
+        for name, place in self.pbt.varied.items():
+            if reason := self._unread(name):
+                raise ValueError(f"{place} lists {name!r}, which nothing reads: {reason}")
         if self.uses("clip_range_vf") and critic == "categorical":
             raise ValueError(
                 "model.clip_range_vf bounds predicted returns, but a categorical critic predicts logits; remove it, "
@@ -205,10 +255,10 @@ class Config(Section):
                 f"evaluation.attack_weight={self.evaluation.attack_weight} needs separate evaluation, but pbt.fitness "
                 "is 'training', whose episodes are not attacked; set pbt.fitness: evaluation, or attack_weight: 0"
             )
-        for space in self.pbt.hyperparams:
-            if path_of(space.name)[0] == "adversary" and not adversary.enabled:
+        for name, place in self.pbt.varied.items():
+            if path_of(name)[0] == "adversary" and not adversary.enabled:
                 raise ValueError(
-                    f"pbt.hyperparams lists {space.name}, which only state-adversarial training reads; "
+                    f"{place} lists {name}, which only state-adversarial training reads; "
                     "set model.adversary.enabled: true or remove it"
                 )
         if adversary.enabled and adversary.attack_objective == "value" and network.critic_recurrent == "detached":
@@ -233,7 +283,7 @@ class Config(Section):
 
     def uses(self, name: str) -> bool:
         """Whether a tunable number has any effect: some member may have another value than 0 or null."""
-        return any(space.name == name for space in self.pbt.hyperparams) or bool(self.model.hyperparam(name))
+        return name in self.pbt.varied or bool(self.model.hyperparam(name))
 
     @property
     def cautions(self) -> list[str]:

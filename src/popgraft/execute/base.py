@@ -2,12 +2,16 @@
 
 import abc
 import dataclasses
+import os
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from popgraft import tree
+from popgraft.config import Config
 from popgraft.state import Decision, Member, Record, Scores
 
 
@@ -56,8 +60,44 @@ def join_scores(parts: list[Scores]) -> Scores:
     )
 
 
+def divided(config: Config, shards: int) -> list[list[int]]:
+    """The members of every shard: as `execute.sizes` says, else `shards` parts of nearly the same size."""
+    everyone = torch.arange(config.pbt.population_size)
+    parts = everyone.split(config.execute.sizes) if config.execute.sizes else everyone.tensor_split(shards)
+    return [part.tolist() for part in parts]
+
+
+def assembled(parts: list[Member], order: list[int], wanted: list[int]) -> Member:
+    """Members of several shards in the wanted order.
+
+    Args:
+        parts: rows of each shard.
+        order: the member in every row.
+        wanted: members, some perhaps more than once.
+    """
+    rows = {member: row for row, member in enumerate(order)}
+    return tree.gather(tree.concatenate(parts), torch.tensor([rows[member] for member in wanted]).long())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def named(members: list[int]) -> str:
+    """The members of a shard, in words."""
+    first, last = members[0], members[-1]
+    return f"members {first}-{last}" if first < last else f"member {first}"
+
+
 class Executor(abc.ABC):
-    """A whole population, as the loop sees it. Members are counted from 0 over all shards."""
+    """A whole population, as the loop sees it. Members are counted from 0 over all shards.
+
+    Attributes:
+        recovers: whether a shard that is lost can be made anew, so that the run goes on.
+    """
+
+    recovers: ClassVar[bool] = False
 
     @abc.abstractmethod
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
@@ -92,6 +132,18 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def weights(self) -> Float[Tensor, "pop n"]:
         """A copy of everybody's flat parameters on the CPU."""
+
+    @abc.abstractmethod
+    def momenta(self) -> Float[Tensor, "pop n"] | None:
+        """A copy of everybody's running average of gradients on the CPU; None for an optimizer that has none."""
+
+    def recover(self) -> list[int]:
+        """Makes shards that are lost anew; everybody must be restored afterwards.
+
+        Returns:
+            The members whose state was lost.
+        """
+        return []
 
     @abc.abstractmethod
     def close(self) -> None:

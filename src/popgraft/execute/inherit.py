@@ -26,7 +26,7 @@ def overwrite_(
     donors: dict[int, int],
     incoming: Member,
     config: PopulationConfig,
-) -> tuple[list[int], Units]:
+) -> tuple[list[int], Units | None]:
     """Carries out a decision on some rows of the population, in place.
 
     Args:
@@ -38,7 +38,7 @@ def overwrite_(
         config: what is inherited.
 
     Returns:
-        Rows that are somebody else now, and the units of the donor of each.
+        Rows that are somebody else now, and the units of the donor of each where a fault may have lost them.
     """
     parents = decision.parents.tolist()
     places = [place for place, own in enumerate(members) if parents[own] != own]
@@ -48,9 +48,9 @@ def overwrite_(
     rows = torch.tensor(places, dtype=torch.long)
     sources = torch.tensor([donors[parents[members[place]]] for place in places], dtype=torch.long)
     donor = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
-    own = tree.gather(member, rows)
+    own = tree.gather(member, rows) if config.graft_faults else donor  # nothing else keeps anything of its own
     tree.put_(member, rows, inherit(own, donor, {name: column[rows] for name, column in values.items()}, config))
-    return places, (donor.normalizer, donor.returns)
+    return places, (donor.normalizer, donor.returns) if config.graft_faults else None
 
 
 def inherit(own: Member, donor: Member, values: Values, config: PopulationConfig) -> Member:
@@ -136,17 +136,17 @@ def strategies(
 
 
 def _optimizer(donor: Member, values: Values, config: PopulationConfig) -> OptimizerState:
-    fresh: OptimizerState = tree.map(torch.zeros_like, donor.optimizer)
-    copied = copies_optimizer(donor.hyperparams, values, config).to(donor.params.device)
-    state = tree.map(lambda a, b: torch.where(tree.wide(copied, a), a, b), donor.optimizer, fresh)
+    state = donor.optimizer
+    dropped = copies_optimizer(donor.hyperparams, values, config).logical_not().nonzero().flatten()
+    tree.map(lambda leaf: leaf.index_fill_(0, dropped.to(leaf.device), 0), state)
     if config.optimizer_exploit_strategy == "partial":
         if config.optimizer_partial == "momentum":
-            dropped = [name for name in state.averages if name != MOMENTUM]
+            forgotten = [name for name in state.averages if name != MOMENTUM]
             state.square_step.zero_()
         else:
-            dropped = [name for name in state.averages if name == MOMENTUM]
+            forgotten = [name for name in state.averages if name == MOMENTUM]
             state.step.zero_()  # its bias is corrected as at a first step
-        for name in dropped:
+        for name in forgotten:
             state.averages[name].zero_()
     if config.optimizer_rescale and MOMENTUM in state.averages:
         old, new = donor.hyperparams["learning_rate"], values["learning_rate"].to(donor.params.device)

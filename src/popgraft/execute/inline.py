@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config
-from popgraft.execute.base import Advance, join_scores
+from popgraft.execute.base import Advance, divided, join_scores
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.shard import Shard
 from popgraft.state import Scores
@@ -33,8 +32,8 @@ class InlineExecutor(LocalExecutor):
     ) -> None:
         self.shards: list[Shard] = []
         try:
-            for part in torch.arange(config.pbt.population_size).tensor_split(shards):
-                self.shards.append(Shard(config, part.tolist(), hyperparams, factory))
+            for members in divided(config, shards):
+                self.shards.append(Shard(config, members, hyperparams, factory))
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.execute.base import Executor
+from popgraft.execute.base import Executor, assembled
+from popgraft.execute.inherit import MOMENTUM
 from popgraft.state import Decision, Member, Record
 
 
@@ -63,11 +64,16 @@ class LocalExecutor(Executor):
             places = torch.tensor([shard.members.index(member) for member in own], dtype=torch.long)
             parts.append(tree.map(lambda leaf: leaf.cpu(), tree.gather(shard.member, places)))
             order += own
-        return tree.gather(tree.concatenate(parts), torch.tensor([order.index(member) for member in wanted]).long())
+        return assembled(parts, order, wanted)
 
     def weights(self) -> Float[Tensor, "pop n"]:
         """Copies everybody's parameters."""
         return torch.cat([shard.member.params.cpu() for shard in self.shards])
+
+    def momenta(self) -> Float[Tensor, "pop n"] | None:
+        """Copies everybody's running averages of gradients."""
+        rows = [shard.member.optimizer.averages.get(MOMENTUM) for shard in self.shards]
+        return torch.cat([row.cpu() for row in rows if row is not None]) if rows[0] is not None else None
 
     def close(self) -> None:
         """Closes every shard."""

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config
-from popgraft.execute.base import Executor
+from popgraft.errors import MissingExtra
+from popgraft.execute.base import Executor, cores
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import resolve_device
@@ -21,13 +22,22 @@ logger = logging.getLogger(__name__)
 def make_executor(
     config: Config, hyperparams: dict[str, Float[Tensor, "pop"]], factory: Callable[..., Any] | None = None
 ) -> Executor:
-    """Several shards on CPUs run in a process each; one shard, or shards of a GPU, in the caller's process.
+    """With Ray, a shard is an actor. Here, several shards on CPUs run in a process each; one shard, or shards of a GPU,
+    in the caller's process.
 
     Args:
         config: the run; `execute.shards` says into how many parts the population is divided.
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source.
     """
+    if config.execute.kind == "ray":
+        try:
+            from popgraft.execute.ray import RayExecutor
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise MissingExtra("ray", "ray", "execute.kind: ray") from None
+        return RayExecutor(config, hyperparams, factory)
     on_cpu = resolve_device(config.engine.device).type == "cpu"
     parallel = on_cpu and os.name == "posix"
     if on_cpu and config.model.network.recurrent == "lstm" and native().library is None:
@@ -35,8 +45,3 @@ def make_executor(
     shards = config.execute.shards or (min(cores(), config.pbt.population_size) if parallel else 1)
     kind = ProcessExecutor if parallel and shards > 1 else InlineExecutor
     return kind(config, hyperparams, factory, shards)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,21 +13,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import IO, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config
 from popgraft.errors import ShardLost
-from popgraft.execute.base import Advance, join_scores
+from popgraft.execute.base import divided, named
 from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
+from popgraft.execute.parallel import ParallelExecutor
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import Message, Pipe
-from popgraft.state import Decision, Member, Record, Scores
+from popgraft.state import Decision, Member, Record
 
 PATIENCE = 5.0
 """Seconds that a process has to close its environments before it is killed."""
@@ -110,15 +110,13 @@ class ShardProcess:
     def _lost(self) -> ShardLost:
         code = self._process.wait()
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        first, last = self.members[0], self.members[-1]
-        names = f"members {first}-{last}" if first < last else f"member {first}"
         return ShardLost(
-            f"the process of {names} {cause}; if the machine ran out of memory, lower execute.shards, "
+            f"the process of {named(self.members)} {cause}; if the machine ran out of memory, lower execute.shards, "
             "pbt.population_size or env.num_envs"
         )
 
 
-class ProcessExecutor(LocalExecutor):
+class ProcessExecutor(ParallelExecutor, LocalExecutor):
     """Runs all shards at once, each in its process.
 
     Args:
@@ -137,50 +135,17 @@ class ProcessExecutor(LocalExecutor):
     ) -> None:
         self.shards: list[ShardProcess] = []
         try:
-            for part in torch.arange(config.pbt.population_size).tensor_split(shards):
-                self.shards.append(ShardProcess(config, part.tolist(), hyperparams, factory))
+            for members in divided(config, shards):
+                self.shards.append(ShardProcess(config, members, hyperparams, factory))
             for shard, like in zip(self.shards, self._answers(), strict=True):
                 shard.map_member(like)
         except BaseException:
             self.close()
             raise
 
-    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
-        """Advances all shards; `stop` is asked after every update of the first.
-
-        To stop, all shards are halted between two updates, and then told to go on to where the furthest one is.
-        """
-        self._begin("advance", updates)
-        halted: dict[int, int] = {}
-        stopping = ended = False
-
-        def on_message(place: int, kind: str, content: Any, busy: set[int]) -> None:
-            nonlocal stopping, ended
-            ended |= kind == "answer"
-            if kind == "halted":
-                halted[place] = content
-            elif kind == "update" and place == 0 and not stopping and stop():
-                stopping = True
-                self._begin("halt", places=busy)
-            if halted and busy == set(halted):
-                self._begin("until", updates if ended else max(halted.values()), places=busy)
-                halted.clear()
-
-        return Advance.join(self._answers(on_message))
-
-    def evaluate(self, seed: int) -> Scores:
-        """Scores every member."""
-        self._begin("evaluate", seed)
-        return join_scores(self._answers())
-
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Overwrites all recipients; their seats are made fresh in all shards at once."""
         super().graft(decision, generation, record)
-        self._answers()
-
-    def restart(self, generation: int) -> None:
-        """Gives every place a fresh seat."""
-        self._begin("restart", generation)
         self._answers()
 
     def close(self) -> None:
@@ -189,37 +154,7 @@ class ProcessExecutor(LocalExecutor):
             shard.pipe.connection.close()  # all at once, before waiting for any
         super().close()
 
-    def _begin(self, kind: str, *arguments: Any, places: Iterable[int] | None = None) -> None:
-        for place in range(len(self.shards)) if places is None else places:
-            self.shards[place].begin(kind, *arguments)
-
-    def _answers(self, on_message: Callable[[int, str, Any, set[int]], None] | None = None) -> list[Any]:
-        """One answer of every shard, in order; other messages go to `on_message` with the places still at work.
-
-        A shard that fails raises here once all others have answered, so that their members are whole.
-        """
-        answers: dict[int, Any] = {}
-        errors: list[Exception] = []
-        busy = set(range(len(self.shards)))
-        while busy:
-            for place in self._ready(busy):
-                try:
-                    kind, content = self.shards[place].receive()
-                except Exception as error:
-                    kind, content = "error", error
-                    errors.append(error)
-                if kind == "answer":
-                    answers[place] = content
-                if kind in ("answer", "error"):
-                    busy.remove(place)
-                if on_message is not None:
-                    on_message(place, kind, content, busy)
-        if errors:
-            raise errors[0]
-        return [answers[place] for place in sorted(answers)]
-
     def _ready(self, places: set[int]) -> list[int]:
-        """Places whose process has something to say; waits for one."""
         ready = multiprocessing.connection.wait([self.shards[place].pipe.connection for place in places])
         return [place for place in sorted(places) if self.shards[place].pipe.connection in ready]
 

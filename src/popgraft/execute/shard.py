@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft import tree
@@ -22,10 +22,11 @@ from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
 from popgraft.ppo import Learner, initial_member
 from popgraft.rng import derive, torch_generator
+from popgraft.rollout.base import SeededGrid
 from popgraft.rollout.batch import Rollout
 from popgraft.rollout.collector import Collector
 from popgraft.rollout.evaluation import evaluate
-from popgraft.rollout.grid import EnvGrid
+from popgraft.rollout.make import make_grid
 from popgraft.state import Decision, Member, Scores, Seat
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ODD_NUMBER = "it gave a reward or an observation that is not a finite number"
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """What one rollout and the update from it brought, on the shard's device.
+
+    Attributes:
+        metrics: to log.
+        returns: sum of rewards of every episode so far, at every step.
+        ended: whether the episode ended with this step, so that `returns` holds its return.
+        given: whether all rewards and observations were finite.
+        value_loss_ratios: of places whose member is somebody else since the iteration before.
+    """
+
+    metrics: dict[str, Float[Tensor, "pop"]]
+    returns: Float[Tensor, "pop time env"]
+    ended: Bool[Tensor, "pop time env"]
+    given: Bool[Tensor, "pop"]
+    value_loss_ratios: dict[int, float]
 
 
 class Shard:
@@ -59,8 +79,8 @@ class Shard:
         self.device = resolve_device(config.engine.device)
         keep_freed_memory()
         pop, envs = len(self.members), config.env.num_envs
-        self.grid = EnvGrid(config.env, pop, factory=factory)
-        self._evaluation_grid: EnvGrid | None = None
+        self.grid = make_grid(config.env, pop, factory=factory, device=self.device)
+        self._evaluation_grid: SeededGrid | None = None
         try:
             self.policy = Policy(self.grid.spaces, config.model.network)
             self.learner = Learner(self.policy, config)
@@ -85,7 +105,7 @@ class Shard:
         self.restart(generation=0)
 
     @property
-    def grids(self) -> list[EnvGrid]:
+    def grids(self) -> list[SeededGrid]:
         """The environments: those of training, and those of evaluation once there are some."""
         return [self.grid, *([self._evaluation_grid] if self._evaluation_grid else [])]
 
@@ -108,41 +128,45 @@ class Shard:
 
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
         """Collects and learns `updates` times, or until `stop()`."""
-        pop = len(self.members)
-        metrics: list[dict[str, Tensor]] = []
-        returns: list[list[float]] = [[] for _ in range(pop)]
-        steps, given = 0, torch.ones(pop, dtype=torch.bool)
-        ratios: dict[int, float] = {}
+        done: list[Iteration] = []
         with self._threads():
             for _ in range(updates):
-                rollout = self.collector.collect(self.member, self.seat, self.generators)
-                given &= tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
-                episodes = self._finished_episodes(rollout)
-                heirs, self._heirs = self._heirs, None
-                expected = heirs.donor_values(self.collector) if heirs else None
-                learned, target = self.learner.learn_(self.member, self.seat, rollout, self.generators)
-                if heirs and expected is not None:
-                    ratios = heirs.value_loss_ratios(rollout, expected, target)
-                metrics.append({**learned, **_episode_metrics(episodes)})
-                for own, (ended, _) in zip(returns, episodes, strict=True):
-                    own += ended.tolist()
-                steps += rollout.reward.numel()
+                done.append(self.iterate())
                 if stop():
                     break
+        given = torch.stack([iteration.given for iteration in done]).all(0)
         odd = dict.fromkeys(given.logical_not().nonzero().flatten().tolist(), ODD_NUMBER)
         failed = odd | self.grid.failures
         inherited = ("params", "optimizer", "vgs", "normalizer", "returns", "kl")
-        sound = tree.finite({name: getattr(self.member, name) for name in inherited})
+        sound = tree.finite({name: getattr(self.member, name) for name in inherited}).cpu()
         sound[list(failed)] = False
         self._warn_of_skipped_steps()
+        metrics = tree.stack([iteration.metrics for iteration in done])
+        returns, ended = (
+            torch.cat([getattr(iteration, name) for iteration in done], dim=1) for name in ("returns", "ended")
+        )
         return Advance(
-            metrics={name: torch.stack([update[name].cpu() for update in metrics], 1) for name in metrics[0]},
-            scores=_training_scores(returns),
-            steps=steps,
+            metrics={name: values.mT.cpu() for name, values in metrics.items()},
+            scores=_training_scores(returns.cpu(), ended.cpu()),
+            steps=ended.numel(),
             healthy=sound,
             faults=self._by_member(failed),
-            value_loss_ratios=self._by_member(ratios),
+            value_loss_ratios=self._by_member(done[0].value_loss_ratios),
         )
+
+    def iterate(self) -> Iteration:
+        """Collects and learns once; waits for the device only where there are heirs."""
+        rollout = self.collector.collect(self.member, self.seat, self.generators)
+        returns, lengths = self._finished_episodes(rollout)
+        heirs, self._heirs = self._heirs, None
+        expected = heirs.donor_values(self.collector) if heirs else None
+        metrics, target = self.learner.learn_(self.member, self.seat, rollout, self.generators)
+        ratios = {}
+        if heirs and expected is not None:
+            ratios = heirs.value_loss_ratios(rollout, expected, target)
+        episodes = {"ep_rew_mean": _mean(returns, rollout.end), "ep_len_mean": _mean(lengths, rollout.end)}
+        given = tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
+        return Iteration({**metrics, **episodes}, returns, rollout.end, given, ratios)
 
     def evaluate(self, seed: int) -> Scores:
         """Plays one episode in each of `evaluation.episodes` environments per member, the same for all members; with
@@ -150,7 +174,7 @@ class Shard:
         """
         settings, pop = self.config.evaluation, len(self.members)
         if self._evaluation_grid is None:
-            self._evaluation_grid = EnvGrid(self.config.env, pop, settings.episodes, self._factory)
+            self._evaluation_grid = make_grid(self.config.env, pop, settings.episodes, self._factory, self.device)
         seeds, attack = [seed] * pop, None
         if settings.attack_weight:
             attack = OnlineAttack(self.policy, settings.attack, seeds)
@@ -180,20 +204,20 @@ class Shard:
         self.reseat(heirs, units, generation)
 
     @torch.no_grad()
-    def reseat(self, places: list[int], units: Units, generation: int) -> None:
+    def reseat(self, places: list[int], units: Units | None, generation: int) -> None:
         """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false` the
         same episodes and a recurrent state as `lstm_reset_mode` says.
 
         Args:
             places: whose member is somebody else now.
-            units: of the donor of each.
+            units: of the donor of each, where they are not the member's own.
             generation: names the fresh seats.
         """
         if not places:
             return
         settings, rows = self.config.pbt, torch.tensor(places)
         heirs = tree.gather(self.member, rows)
-        donors = dataclasses.replace(heirs, normalizer=units[0], returns=units[1])
+        donors = dataclasses.replace(heirs, normalizer=units[0], returns=units[1]) if units else heirs
         nothing = torch.zeros_like(self.seat.carry[rows])
         if settings.reset_envs_on_exploit:
             self.reset_seats(places, generation)
@@ -226,13 +250,15 @@ class Shard:
     def _by_member(self, found: dict[int, T]) -> dict[int, T]:
         return {self.members[place]: value for place, value in found.items()}
 
-    def _finished_episodes(self, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
-        """Return and length of every episode that ended, by member; the seat keeps what is still running."""
+    def _finished_episodes(
+        self, rollout: Rollout
+    ) -> tuple[Float[Tensor, "pop time env"], Float[Tensor, "pop time env"]]:
+        """Return and length of every episode so far, at every step; the seat keeps what is still running."""
         one = torch.ones(len(self.members), device=self.device)
         sums, self.seat.episode_return = discounted_sums(rollout.reward, rollout.end, one, self.seat.episode_return)
         lengths, running = discounted_sums(rollout.valid, rollout.end, one, self.seat.episode_length.to(one.dtype))
         self.seat.episode_length = running.long()
-        return [(sums[place][end], lengths[place][end]) for place, end in enumerate(rollout.end)]
+        return sums, lengths
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
@@ -260,19 +286,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _episode_metrics(episodes: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Mean return and length of an update's finished episodes; NaN for a member without any."""
-    return {
-        "ep_rew_mean": torch.stack([ended.mean() for ended, _ in episodes]),
-        "ep_len_mean": torch.stack([lengths.mean() for _, lengths in episodes]),
-    }
+def _mean(x: Float[Tensor, "pop time env"], ended: Bool[Tensor, "pop time env"]) -> Float[Tensor, "pop"]:
+    """Mean over the episodes that ended; NaN for a member without any."""
+    return x.masked_fill(ended.logical_not(), 0).sum((1, 2)) / ended.sum((1, 2))
 
 
-def _training_scores(returns: list[list[float]]) -> Scores:
+def _training_scores(returns: Float[Tensor, "pop time env"], ended: Bool[Tensor, "pop time env"]) -> Scores:
     """Mean and standard error over the episodes that ended in training."""
-    samples = [torch.tensor(own, dtype=torch.float32) for own in returns]
-    return Scores(
-        mean=torch.stack([own.mean() for own in samples]),
-        stderr=torch.stack([own.std() / len(own) ** 0.5 if len(own) > 1 else own.new_zeros(()) for own in samples]),
-        episodes=torch.tensor([len(own) for own in returns]),
-    )
+    mean, count = _mean(returns, ended), ended.sum((1, 2))
+    variance = _mean((returns - mean.view(-1, 1, 1)).square(), ended) * count / (count - 1)
+    return Scores(mean=mean, stderr=(variance / count).sqrt().masked_fill(count < 2, 0), episodes=count)

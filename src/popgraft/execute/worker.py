@@ -4,6 +4,7 @@ Every message is a pair (kind, content). Down the pipe: a method of `Shard` with
 `halt` and then `until`. Up the pipe: `answer`, `error`, `log`, and during `advance` `update` and `halted`.
 """
 
+import abc
 import contextlib
 import logging
 import logging.handlers
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,55 +25,99 @@ from popgraft.errors import EnvironmentFault, PopgraftError
 from popgraft.execute.base import Advance
 from popgraft.execute.shard import Shard
 from popgraft.execute.shared import shared
+from popgraft.state import Member
 
 Message = tuple[str, Any]
 
 
-class Pipe:
-    """One end of the connection between an executor and a shard's process."""
+class Channel(abc.ABC):
+    """One end of the connection between an executor and a shard."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
+    @abc.abstractmethod
     def send(self, kind: str, content: Any = None) -> None:
         """Sends one message."""
-        self.connection.send_bytes(cloudpickle.dumps((kind, content)))
 
+    @abc.abstractmethod
     def receive(self) -> Message:
         """Waits for one message; EOFError once the other end is gone."""
-        message: Message = pickle.loads(self.connection.recv_bytes())
-        return message
+
+    @abc.abstractmethod
+    def waiting(self) -> bool:
+        """Whether a message is there to be received."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Ends this process, in which a shard hangs, unless the other end sees to it."""
 
     def put_nowait(self, record: logging.LogRecord) -> None:
         """Sends a log record, as a queue of `logging.handlers.QueueHandler`."""
         self.send("log", record)
 
 
+class Pipe(Channel):
+    """One end of a pipe between two processes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def send(self, kind: str, content: Any = None) -> None:
+        """Writes one message."""
+        self.connection.send_bytes(cloudpickle.dumps((kind, content)))
+
+    def receive(self) -> Message:
+        """Reads one message."""
+        message: Message = pickle.loads(self.connection.recv_bytes())
+        return message
+
+    def waiting(self) -> bool:
+        """Whether there is something to read."""
+        return self.connection.poll()
+
+    def abort(self) -> None:
+        """Ends this process at once."""
+        os._exit(1)
+
+
 def main(connection: int, memory: int) -> None:
     """Makes a shard and serves it until the executor closes the pipe, or is gone."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    pipe = Pipe(Connection(connection))
-    logging.getLogger().addHandler(logging.handlers.QueueHandler(pipe))  # type: ignore[arg-type]
+
+    def make(*arguments: Any) -> tuple[Shard, Member]:
+        shard = Shard(*arguments)
+        shard.member = shared(shard.member, memory)
+        return shard, shard.member
+
+    serve(Pipe(Connection(connection)), make)
+
+
+def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:
+    """Makes a shard as the first two messages say, and carries out the others until the executor is gone.
+
+    Args:
+        channel: the executor's messages.
+        make: from the arguments of `Shard` to a shard, and what the executor is to know of it.
+    """
+    logging.getLogger().addHandler(logging.handlers.QueueHandler(channel))  # type: ignore[arg-type]
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        sys.path[:], level = pipe.receive()[1]  # modules of the user are found where the executor finds them
+        paths, level = channel.receive()[1]  # modules of the user are found where the executor finds them
+        sys.path[:] = dict.fromkeys([*paths, *sys.path])
         logging.getLogger().setLevel(level)
         try:
-            shard = Shard(*pipe.receive()[1])
-            shard.member = shared(shard.member, memory)
+            shard, answer = make(*channel.receive()[1])
         except Exception as error:
-            pipe.send("error", _portable(error))
+            channel.send("error", _portable(error))
             return
-        pipe.send("answer", shard.member)
+        channel.send("answer", answer)
         limit = shard.config.env.step_timeout
         if limit is not None and shard.grid.in_process:
-            threading.Thread(target=_watch, args=(shard, pipe, limit), daemon=True).start()
+            threading.Thread(target=_watch, args=(shard, channel, limit), daemon=True).start()
         with contextlib.closing(shard):
-            _serve(shard, pipe)
+            _carry_out(shard, channel)
 
 
-def _watch(shard: Shard, pipe: Pipe, limit: float) -> None:
-    """Ends the process once an environment in it has been at work for longer than a limit, which only that can end."""
+def _watch(shard: Shard, channel: Channel, limit: float) -> None:
+    """Ends all once an environment in this process has been at work for longer than a limit."""
     while True:
         time.sleep(min(1.0, limit))
         for grid in shard.grids:
@@ -82,24 +128,24 @@ def _watch(shard: Shard, pipe: Pipe, limit: float) -> None:
                     f"{limit:g} seconds; set env.vectorization: async to lose that member alone, or raise "
                     "env.step_timeout"
                 )
-                pipe.send("error", fault)
-                os._exit(1)
+                channel.send("error", fault)
+                return channel.abort()
 
 
-def _serve(shard: Shard, pipe: Pipe) -> None:
+def _carry_out(shard: Shard, channel: Channel) -> None:
     while True:
-        kind, arguments = pipe.receive()
+        kind, arguments = channel.receive()
         if kind == "halt":  # it crossed the answer of an update that had ended
             continue
         try:
-            answer = _advance(shard, pipe, *arguments) if kind == "advance" else getattr(shard, kind)(*arguments)
+            answer = _advance(shard, channel, *arguments) if kind == "advance" else getattr(shard, kind)(*arguments)
         except Exception as error:
-            pipe.send("error", _portable(error))
+            channel.send("error", _portable(error))
         else:
-            pipe.send("answer", answer)
+            channel.send("answer", answer)
 
 
-def _advance(shard: Shard, pipe: Pipe, updates: int) -> Advance:
+def _advance(shard: Shard, channel: Channel, updates: int) -> Advance:
     """Advances, and tells of every update.
 
     Shards stop at the same update: one that reads `halt` says how many it has taken, and is told when to stop.
@@ -109,11 +155,11 @@ def _advance(shard: Shard, pipe: Pipe, updates: int) -> Advance:
     def stop() -> bool:
         nonlocal taken, last
         taken += 1
-        pipe.send("update")
-        if pipe.connection.poll():
-            pipe.receive()  # halt: nothing else is said during an advance
-            pipe.send("halted", taken)
-            (last,) = pipe.receive()[1]
+        channel.send("update")
+        if channel.waiting():
+            channel.receive()  # halt: nothing else is said during an advance
+            channel.send("halted", taken)
+            (last,) = channel.receive()[1]
         return taken == last
 
     return shard.advance(updates, stop)

@@ -282,7 +282,7 @@ def _noise_std(
     if rule.noise_beta is not None:
         averages["grad_norm"].lerp_(norm, columns.take_norm)
         norm = averages["grad_norm"] / columns.norm_correction
-    counts = norm.new_tensor(sizes)
+    counts = _counts(tuple(sizes), norm.dtype, norm.device)
     std = columns.sigma * norm
     if rule.noise_scaling == "rms":
         std = std / counts.sqrt()
@@ -290,6 +290,12 @@ def _noise_std(
         sums = torch.stack([part.sum(1) for part in averages["exp_avg_sq"].split(sizes, dim=1)], dim=1)
         std = std / ((sums / counts).sqrt() / columns.root_correction + rule.eps)
     return std.clamp(min=rule.min_noise_std)
+
+
+@functools.cache
+def _counts(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Elements of every tensor, copied to the device once."""
+    return torch.tensor(sizes, dtype=dtype, device=device)
 
 
 def _scale_(noise: Tensor, std: Tensor, sizes: Sequence[int]) -> None:
@@ -305,7 +311,7 @@ def _root_mean_square(std: Tensor, sizes: Sequence[int]) -> Tensor:
     """Root mean square over elements of the tensors' standard deviations."""
     if std.shape[1] == 1:
         return std.squeeze(1).clone()
-    return (std.square() @ std.new_tensor(sizes)).div_(sum(sizes)).sqrt_()
+    return (std.square() @ _counts(tuple(sizes), std.dtype, std.device)).div_(sum(sizes)).sqrt_()
 
 
 def _blocks(

@@ -7,6 +7,7 @@ from popgraft.pbt.adversarial_config import PBTAdversarialConfig, load_pbt_adver
 from popgraft.pbt.config import PBTConfig
 from popgraft.pbt.coordinator import PBTTrainingCoordinator
 from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.prescribed import Prescribed, make_schedule
 from popgraft.pbt.schedule import Schedule
 from popgraft.pbt.scheduler import PBTScheduler
 
@@ -16,6 +17,8 @@ __all__ = [
     "PBTScheduler",
     "PBTTrainingCoordinator",
     "PopulationMember",
+    "Prescribed",
     "Schedule",
     "load_pbt_adversarial_config",
+    "make_schedule",
 ]

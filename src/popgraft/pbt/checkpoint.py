@@ -38,11 +38,13 @@ class Checkpoint:
         format: its format; a Stable-Baselines3 model counts as the newer one.
         data: parts of a model by name, or its bare state dict in the older format.
         blob: the file as it is.
+        member_id: whose it is; None where the file does not say.
     """
 
     format: Format
     data: dict[Any, Any]
     blob: bytes
+    member_id: Any = None
 
 
 def encode(format: Format, data: Any, **about: Any) -> bytes:
@@ -160,7 +162,7 @@ def read(path: Path) -> Checkpoint:
         )
     if not isinstance(data, dict) or not data:
         raise StoreError(f"{path} is damaged: its data are {_in_short(data)}, not a dict of parameters")
-    return Checkpoint(version, data, blob)
+    return Checkpoint(version, data, blob, found.get("member_id"))
 
 
 def _stable_baselines3(path: Path, files: dict[str, bytes]) -> dict[str, Any]:

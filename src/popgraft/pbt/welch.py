@@ -2,6 +2,7 @@
 
 import math
 
+CONFIDENCE = 0.95
 SMALLEST = 1e-300
 """Stands for 0 in the denominators of the continued fraction."""
 
@@ -33,6 +34,16 @@ def p_value(mean_a: float, stderr_a: float, n_a: int, mean_b: float, stderr_b: f
     a, b, t = (stderr_a / largest) ** 2, (stderr_b / largest) ** 2, gap / largest
     freedom = (a + b) ** 2 / (a**2 / (n_a - 1) + b**2 / (n_b - 1))
     return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t / (a + b)))
+
+
+def t_quantile(freedom: int) -> float:
+    """t with P(|T| ≤ t) = 95 % for Student's law, by halving: P(|T| > t) = I_{ν/(ν + t²)}(ν/2, ½)."""
+    low, high = 0.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        outside = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + middle**2))
+        low, high = (middle, high) if outside > 1 - CONFIDENCE else (low, middle)
+    return high
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:

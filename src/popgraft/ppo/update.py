@@ -17,6 +17,7 @@ from popgraft.ops.returns import discounted_sums, gae
 from popgraft.ops.risk import cvar_advantage
 from popgraft.optim import clip_gradient_, make_rule, make_scaler
 from popgraft.ppo.loss import LossForm, Metrics, advantages, ppo_loss
+from popgraft.rng import to_device
 from popgraft.rollout.batch import Minibatch, Rollout, Samples, minibatches
 from popgraft.state import Member, Seat
 
@@ -159,7 +160,8 @@ class Learner:
         first: Metrics = {}
         attacked = float(values["adversarial_ratio"].max()) if self.adversary else 0.0
         for _ in range(config.n_epochs):
-            order = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators]).to(device)
+            drawn = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators])
+            order = to_device(drawn, device)
             for batch in minibatches(samples, state, order, config.n_minibatches):
                 flat = member.params.detach().requires_grad_()
                 params = self.policy.views(flat)

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import moments, return_scale
+from popgraft.rng import to_device
 from popgraft.state import Member, Normalizer, ReturnScale
 
 
@@ -27,10 +27,6 @@ class Actor:
     def of(cls, policy: Policy, member: Member) -> "Actor":
         """The members as they are now."""
         return cls(policy, policy.views(member.params), member.normalizer, member.returns, member.params.device)
-
-    def tensors(self, observations: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """The environments' arrays on the device (on a CPU: sharing their memory)."""
-        return {key: torch.from_numpy(array).to(self.device) for key, array in observations.items()}
 
     def normalized(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Standardises the keys that have statistics; [pop, env, *shape] each."""
@@ -60,5 +56,5 @@ def action_noise(
     draw = torch.rand if policy.head.noise == "uniform" else torch.randn
     hold = min(policy.head.hold or time, time)
     shape = (math.ceil(time / hold), envs, policy.head.noise_dims)
-    noise = torch.stack([draw(shape, generator=generator) for generator in generators]).to(device)
+    noise = to_device(torch.stack([draw(shape, generator=generator) for generator in generators]), device)
     return noise if hold == 1 else noise.repeat_interleave(hold, dim=1)[:, :time]

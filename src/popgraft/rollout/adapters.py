@@ -30,12 +30,14 @@ class MemberEnv(abc.ABC):
         next_step: whether a finished environment shows its terminal observation and spends the next step on its reset;
             otherwise it shows the new episode's first observation at once.
         in_process: whether the environments run in this process, where nothing can interrupt them.
+        metadata: what the environments say of themselves, `render_fps` for one.
     """
 
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     next_step: bool
     in_process: bool
+    metadata: Mapping[str, Any] = {}
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Any:
@@ -48,6 +50,10 @@ class MemberEnv(abc.ABC):
     @abc.abstractmethod
     def receive(self) -> Outcome:
         """Completes the step."""
+
+    def render(self) -> Any:
+        """The first environment's image, if it was made to have one; None: it cannot have one."""
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -73,7 +79,7 @@ class GymnasiumEnv(MemberEnv):
                 f"metadata['autoreset_mode'] is {mode!r}; set it to a gymnasium.vector.AutoresetMode"
             )
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self.next_step = mode is AutoresetMode.NEXT_STEP
+        self.next_step, self.metadata = mode is AutoresetMode.NEXT_STEP, env.metadata
         self._resets_here = mode is AutoresetMode.DISABLED
         self._env = env
         self._stepper: Any = env if isinstance(env, AsyncVectorEnv) else _Deferred(env)
@@ -102,6 +108,11 @@ class GymnasiumEnv(MemberEnv):
             finals = _copied(obs)
             obs = self._env.reset(options={"reset_mask": done})[0]
         return obs, reward, terminated, truncated, finals
+
+    def render(self) -> Any:
+        """The first environment's image."""
+        images = self._env.render()
+        return images[0] if images else None
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
@@ -142,6 +153,10 @@ class StableBaselinesEnv(MemberEnv):
         """Completes the step."""
         obs, reward, done, infos = self._env.step_wait()
         return obs, reward, *vec_env_ends(done, infos)
+
+    def render(self) -> Any:
+        """The first environment's image."""
+        return next(iter(self._env.get_images()), None)
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""

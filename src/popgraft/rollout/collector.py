@@ -1,14 +1,13 @@
 """Steps all environments of all members together, and remembers what learning needs."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.nn import Policy
 from popgraft.rollout.acting import Actor, action_noise
+from popgraft.rollout.base import Grid, Step
 from popgraft.rollout.batch import Rollout
-from popgraft.rollout.grid import Grid
 from popgraft.state import Member, Seat
 
 
@@ -25,14 +24,11 @@ class Collector:
 
     def __init__(self, policy: Policy, grid: Grid, time: int, sequence_length: int, device: torch.device) -> None:
         self.policy, self.grid, self.time, self.sequence_length = policy, grid, time, sequence_length
-        pop, env = next(iter(grid.observations.values())).shape[:2]
+        pop, env = grid.pop, grid.num_envs
         self.shape = (pop, time, env)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(pop, time, env, *shape, dtype=dtype, device=device)
-
-        def record(dtype: type) -> np.ndarray:
-            return np.zeros((pop, time, env), dtype)
 
         images = {key: spec.image for key, spec in grid.spaces.obs.items()}
         self._obs = {
@@ -42,8 +38,6 @@ class Collector:
         self._raw = {key: buffer(*spec.shape) for key, spec in grid.spaces.obs.items() if not images[key]}
         self._start = buffer(dtype=torch.bool)
         self._state = torch.zeros(pop, time // sequence_length, env, policy.state_size, device=device)
-        self._reward, self._bootstrap = record(np.float32), buffer()
-        self._terminated, self._truncated, self._valid, self._final = (record(np.bool_) for _ in range(4))
 
     @torch.no_grad()
     def collect(self, member: Member, seat: Seat, generators: list[torch.Generator]) -> Rollout:
@@ -57,9 +51,10 @@ class Collector:
         actor = Actor.of(self.policy, member)
         head, device = self.policy.head, actor.device
         noise = action_noise(self.policy, generators, self.time, self.shape[2], device)
-        outputs, critic, actions = [], [], []
+        outputs, critic, actions, steps = [], [], [], []
+        replaced: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(self.time):
-            raw = actor.tensors(self.grid.observations)
+            raw = self.grid.observe()
             obs = actor.normalized(raw)
             for key, buffer in self._raw.items():
                 buffer[:, t] = raw[key]
@@ -68,25 +63,21 @@ class Collector:
             if t % self.sequence_length == 0:
                 self._state[:, t // self.sequence_length] = seat.carry
             self._start[:, t] = seat.episode_start
-            step = actor.step(obs, seat.carry, seat.episode_start)
-            action = head.sample(actor.params["head"], step.outputs[:, 0], noise[:, t])
-            transition = self.grid.step(action.cpu().numpy())
-            outputs.append(step.outputs)
-            critic.append(step.critic)
+            unrolled = actor.step(obs, seat.carry, seat.episode_start)
+            action = head.sample(actor.params["head"], unrolled.outputs[:, 0], noise[:, t])
+            step = self.grid.act(action)
+            outputs.append(unrolled.outputs)
+            critic.append(unrolled.critic)
             actions.append(action)
-            seat.carry = step.state
-            seat.episode_start = torch.from_numpy(transition.started.copy()).to(device)
-            self._reward[:, t] = transition.reward
-            self._terminated[:, t] = transition.terminated
-            self._truncated[:, t] = transition.truncated
-            self._valid[:, t] = transition.valid
-            self._final[:, t] = transition.final
-            if transition.final.any():
+            steps.append(step)
+            seat.carry, seat.episode_start = unrolled.state, step.started
+            if step.final is not None:
                 # The step's own episode went on to an observation that the environment has already replaced.
-                last = actor.normalized(actor.tensors(transition.final_observations))
+                last = actor.normalized(step.final.observations)
                 after = actor.step(last, seat.carry, torch.zeros_like(seat.episode_start))
-                self._bootstrap[:, t] = actor.values(actor.predict(after.critic[:, 0]))
-        return self._finish(actor, seat, torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1))
+                replaced[t] = step.final.where, actor.values(actor.predict(after.critic[:, 0]))
+        whole = torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1)
+        return self._finish(actor, seat, *whole, steps, replaced)
 
     @torch.no_grad()
     def replay(
@@ -105,19 +96,32 @@ class Collector:
         seen = self.policy.unroll(actor.params, obs, state, self._start[rows])
         return actor.values(actor.predict(seen.critic)), seen.state
 
-    def _finish(self, actor: Actor, seat: Seat, outputs: Tensor, critic: Tensor, action: Tensor) -> Rollout:
-        """Everything that can be computed for all steps at once: log-probabilities, values, bootstraps."""
-        device = actor.device
+    def _finish(
+        self,
+        actor: Actor,
+        seat: Seat,
+        outputs: Tensor,
+        critic: Tensor,
+        action: Tensor,
+        steps: list[Step],
+        replaced: dict[int, tuple[Tensor, Tensor]],
+    ) -> Rollout:
+        """Everything that can be computed for all steps at once: log-probabilities, values, bootstraps.
 
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
+        `replaced` holds, by step, which observations were replaced already, and their values.
+        """
 
-        upcoming = actor.normalized(actor.tensors(self.grid.observations))
+        def column(name: str) -> Tensor:
+            return torch.stack([getattr(step, name) for step in steps], dim=1)
+
+        upcoming = actor.normalized(self.grid.observe())
         last = actor.step(upcoming, seat.carry, seat.episode_start)
         predictions = actor.predict(torch.cat([critic, last.critic], dim=1))
         values = actor.values(predictions)
-        terminated, final, valid = tensor(self._terminated), tensor(self._final), tensor(self._valid)
-        next_value = torch.where(final, self._bootstrap, values[:, 1:]).masked_fill_(terminated, 0)
+        terminated, valid = column("terminated"), column("valid")
+        next_value = values[:, 1:].clone()
+        for t, (where, value) in replaced.items():
+            next_value[:, t] = torch.where(where, value, next_value[:, t])
         return Rollout(
             obs=self._obs,
             raw_obs=self._raw,
@@ -125,9 +129,9 @@ class Collector:
             log_prob=self.policy.head.log_prob(actor.params["head"], outputs, action),
             prediction=predictions[:, :-1],
             value=values[:, :-1],
-            next_value=next_value,
-            reward=tensor(self._reward).masked_fill_(valid.logical_not(), 0),
-            end=terminated | tensor(self._truncated),
+            next_value=next_value.masked_fill_(terminated, 0),
+            reward=column("reward").masked_fill_(valid.logical_not(), 0),
+            end=terminated | column("truncated"),
             start=self._start,
             valid=valid.to(torch.float32),
             state=self._state,

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from popgraft.nn import Params, Policy
 from popgraft.rollout.acting import Actor, action_noise
-from popgraft.rollout.grid import EnvGrid
+from popgraft.rollout.base import SeededGrid
 from popgraft.state import Member, Scores, Seat
 
 NOISE_BLOCK = 64
@@ -23,7 +22,7 @@ Disturb = Callable[[Params, dict[str, Tensor], Tensor, Tensor], dict[str, Tensor
 def evaluate(
     policy: Policy,
     member: Member,
-    grid: EnvGrid,
+    grid: SeededGrid,
     seeds: list[int],
     deterministic: bool,
     max_steps: int,
@@ -62,38 +61,39 @@ def evaluate(
 def _play(
     policy: Policy,
     member: Member,
-    grid: EnvGrid,
+    grid: SeededGrid,
     seeds: list[int],
     deterministic: bool,
     max_steps: int,
     disturb: Disturb | None,
 ) -> tuple[Float64[Tensor, "pop env"], dict[int, str]]:
     """Return of every episode, and what failed environments said."""
-    pop, envs = next(iter(grid.observations.values())).shape[:2]
+    pop, envs = grid.pop, grid.num_envs
     grid.reset(range(pop), seeds)
     actor = Actor.of(policy, member)
     head, params = policy.head, actor.params["head"]
     seat = Seat.empty(pop, envs, policy.state_size, actor.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    total, playing = np.zeros((pop, envs)), np.ones((pop, envs), bool)
+    total = torch.zeros(pop, envs, dtype=torch.float64, device=actor.device)
+    playing = torch.ones_like(total, dtype=torch.bool)
     for t in range(max_steps):
-        obs = actor.normalized(actor.tensors(grid.observations))
+        obs = actor.normalized(grid.observe())
         if disturb is not None:
             obs = disturb(actor.params, obs, seat.carry, seat.episode_start)
-        step = actor.step(obs, seat.carry, seat.episode_start)
+        unrolled = actor.step(obs, seat.carry, seat.episode_start)
         if deterministic:
-            action = head.mode(params, step.outputs[:, 0])
+            action = head.mode(params, unrolled.outputs[:, 0])
         else:
             if t % NOISE_BLOCK == 0:
                 noise = action_noise(policy, generators, NOISE_BLOCK, envs, actor.device)
-            action = head.sample(params, step.outputs[:, 0], noise[:, t % NOISE_BLOCK])
-        transition = grid.step(action.cpu().numpy())
-        seat.carry = step.state
-        seat.episode_start = torch.from_numpy(transition.started.copy()).to(actor.device)
-        total += np.where(playing, transition.reward, 0)  # a failed member's reward is NaN
-        playing &= ~(transition.terminated | transition.truncated)
-        playing[list(grid.failures)] = False
+            action = head.sample(params, unrolled.outputs[:, 0], noise[:, t % NOISE_BLOCK])
+        step = grid.act(action)
+        seat.carry, seat.episode_start = unrolled.state, step.started
+        total += step.reward.masked_fill(playing.logical_not(), 0)  # a failed member's reward is NaN
+        playing &= (step.terminated | step.truncated).logical_not()
+        for place in grid.failures:
+            playing[place] = False
         if not playing.any():
             break
-    faults = {place: text for place, text in grid.failures.items() if np.isnan(total[place]).any()}
-    return torch.from_numpy(total), faults
+    faults = {place: text for place, text in grid.failures.items() if total[place].isnan().any()}
+    return total.cpu(), faults

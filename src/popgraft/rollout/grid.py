@@ -1,65 +1,25 @@
 """The environments of a whole population: members × environments, one vector environment for every member."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+import torch
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError
 from popgraft.rollout.adapters import MemberEnv, final_observation
+from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import Field, action_encoder, fields_of, spaces_of
 from popgraft.rollout.wrappers import built_in_wrappers
-from popgraft.spaces import ObsSpec, Spaces
+from popgraft.spaces import ObsSpec
 
 
-@dataclasses.dataclass
-class Transition:
-    """What one step of all environments brought. Its arrays are used again by the next step.
-
-    Attributes:
-        reward: as the environment gave it.
-        terminated: whether the task ended the episode.
-        truncated: whether the episode was cut off, and the task did not end it in the same step.
-        valid: false where the environment ignored the action because it only reset itself (next-step autoreset).
-        started: whether the current observation is the first of a new episode.
-        final: whether the episode was truncated and its terminal observation has already been replaced.
-        final_observations: terminal observations where `final`, anything elsewhere.
-    """
-
-    reward: Float32[np.ndarray, "pop env"]
-    terminated: Bool[np.ndarray, "pop env"]
-    truncated: Bool[np.ndarray, "pop env"]
-    valid: Bool[np.ndarray, "pop env"]
-    started: Bool[np.ndarray, "pop env"]
-    final: Bool[np.ndarray, "pop env"]
-    final_observations: dict[str, np.ndarray]
-
-
-@runtime_checkable
-class Grid(Protocol):
-    """Members × environments, as a rollout needs them.
-
-    Attributes:
-        spaces: what an agent sees and does.
-        observations: the observations to act on, [pop, env, *shape]; updated in place.
-    """
-
-    spaces: Spaces
-    observations: dict[str, np.ndarray]
-
-    def step(self, actions: np.ndarray) -> Transition:
-        """Takes one action [pop, env, dims] in every environment."""
-        ...
-
-
-class EnvGrid:
-    """Members × environments, stepped together.
+class EnvGrid(ArrayGrid, SeededGrid):
+    """A vector environment for every member.
 
     Every member has a vector environment of its own, so its episodes depend on its own seed and actions alone. A member
     whose environment raises gets NaN rewards and observations (zeros for images) until it is reset, and the others
@@ -70,13 +30,7 @@ class EnvGrid:
         pop: members.
         num_envs: environments per member; None takes the configuration's.
         factory: takes the place of the configured source; called as factory(num_envs=..., **config.kwargs).
-
-    Attributes:
-        spaces: what an agent sees and does.
-        observations: the observations to act on, [pop, env, *shape]; updated in place.
-        failures: for every member whose environment has raised since its last reset, what it said.
-        in_process: whether the environments run in this process.
-        playing: the member whose environments are at work in this process, and since when (`time.monotonic`).
+        device: where the agents are.
 
     Raises:
         ConfigError: a source, space or wrapper that cannot work.
@@ -85,11 +39,15 @@ class EnvGrid:
     """
 
     def __init__(
-        self, config: EnvConfig, pop: int, num_envs: int | None = None, factory: Callable[..., Any] | None = None
+        self,
+        config: EnvConfig,
+        pop: int,
+        num_envs: int | None = None,
+        factory: Callable[..., Any] | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.pop, self.num_envs = pop, num_envs or config.num_envs
-        self.failures: dict[int, str] = {}
-        self.playing: tuple[int, float] | None = None
+        self.pop, self.num_envs, self.device = pop, num_envs or config.num_envs, device
+        self.failures = {}
         self._make = maker_of(config, self.num_envs, factory)
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space

@@ -92,6 +92,21 @@ def action_spec_of(space: gym.Space[Any]) -> ActionSpec:
     raise ConfigError(f"the action space {space} is not supported; supported are {ACTIONS}: wrap the environment")
 
 
+def gym_action_space(spec: ActionSpec) -> gym.Space[Any]:
+    """The Gymnasium space of an action, so that `action_spec_of` gives the action back."""
+    sizes, start = np.array(spec.sizes, dtype=np.int64), np.array(spec.start or [0] * len(spec.sizes), dtype=np.int64)
+    match spec.kind:
+        case "discrete":
+            return spaces.Discrete(int(sizes[0]), start=int(start[0]))
+        case "multi_discrete":
+            return spaces.MultiDiscrete(sizes, start=start)
+        case "multi_binary":
+            return spaces.MultiBinary(spec.shape)
+        case "box":
+            low, high = (np.array(bound, dtype=np.float32).reshape(spec.shape) for bound in (spec.low, spec.high))
+            return spaces.Box(low, high)
+
+
 def action_encoder(space: gym.Space[Any]) -> Encode:
     """How stored actions become the environment's own: shifted, shaped, clipped to the bounds, NaN as 0.
 

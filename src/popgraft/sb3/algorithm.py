@@ -31,7 +31,7 @@ from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.parts import KLPart, StatePart, VGSPart, collect, take_over
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.state import Seat
-from popgraft.train.tensorboard import tag_of
+from popgraft.train.scalars import tag_of
 
 LIVE = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "clip_range", "clip_range_vf")
 """Attributes that the next update reads anew; None is infinite, a schedule is called."""
@@ -166,7 +166,7 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
         values = {name: getattr(self, name) for name in ("n_steps", "n_epochs", "normalize_advantage")}
         values |= {name: self._current(name, 1.0) for name in LIVE} | {"learning_rate": self.lr_schedule(1.0)}
         config = run_config(values, self.policy, self.n_envs, self.batch_size, self.settings, scaled)
-        grid = VecEnvGrid(*spaces, self.n_envs)
+        grid = VecEnvGrid(*spaces, self.n_envs, self.device)
         self.generators = [torch_generator(root, "action", 0, 0)]
         self.member = initial_member(
             self.policy.network,

@@ -5,28 +5,33 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from popgraft.rollout.adapters import final_observation, vec_env_ends
-from popgraft.rollout.grid import Transition
+from popgraft.rollout.base import ArrayGrid, Transition
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 
 Listener = Callable[[dict[str, Any]], None]
 """Is told of every step, under the names that Stable-Baselines3's callbacks know."""
 
 
-class VecEnvGrid:
+class VecEnvGrid(ArrayGrid):
     """A grid with one member, whose environments belong to the user.
 
     Args:
         observation_space: of one environment.
         action_space: of one environment.
         num_envs: number of environments.
+        device: where the agent is.
 
     Raises:
         ConfigError: a space of a kind that is not supported.
     """
 
-    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], num_envs: int) -> None:
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], num_envs: int, device: torch.device
+    ) -> None:
+        self.pop, self.num_envs, self.device = 1, num_envs, device
         self.spaces = spaces_of(observation_space, action_space)
         self._fields = fields_of(observation_space)
         self._encode_actions = action_encoder(action_space)

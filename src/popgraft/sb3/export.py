@@ -16,7 +16,7 @@ from popgraft.config import Config
 from popgraft.config.model import path_of
 from popgraft.errors import ConfigError
 from popgraft.rollout.sources import maker_of
-from popgraft.rollout.spaces_of import spaces_of
+from popgraft.rollout.spaces_of import gym_action_space, spaces_of
 from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.sb3.algorithm import DistributionalPPO
 from popgraft.sb3.arguments import network_arguments
@@ -92,6 +92,8 @@ def arguments_of(config: Config, member: Member) -> dict[str, Any]:
 
 def _gym_spaces(run: Run, known: Spaces) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """What the agent sees and does, behind all wrappers, as Stable-Baselines3 shows it."""
+    if run.config.env.source == "tensor" and run.factory is None:
+        return known.observation_space, gym_action_space(known.action)
     env = maker_of(run.config.env, 1, run.factory)()
     observation_space, action_space = env.observation_space, env.action_space
     env.close()

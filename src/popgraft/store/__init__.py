@@ -2,6 +2,22 @@
 
 from popgraft.store.database import RunDatabase
 from popgraft.store.folder import RunFolder
-from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, SessionRecord
+from popgraft.store.records import (
+    Aftermath,
+    EventRecord,
+    GraftRecord,
+    MemberRecord,
+    MetricsRecord,
+    SessionRecord,
+)
 
-__all__ = ["Aftermath", "EventRecord", "GraftRecord", "MemberRecord", "RunDatabase", "RunFolder", "SessionRecord"]
+__all__ = [
+    "Aftermath",
+    "EventRecord",
+    "GraftRecord",
+    "MemberRecord",
+    "MetricsRecord",
+    "RunDatabase",
+    "RunFolder",
+    "SessionRecord",
+]

@@ -1,7 +1,7 @@
 """The database of one run: what every member scored, who inherited from whom, and what happened.
 
-SQLite in write-ahead mode: one process writes while others read. A number that JSON cannot hold, an infinite
-hyperparameter such as an absent target KL, is stored as null.
+SQLite in write-ahead mode: one process writes while others read. A number that JSON cannot hold is stored as null: an
+infinite hyperparameter such as an absent target KL, or a metric that is not finite.
 """
 
 import contextlib
@@ -21,63 +21,18 @@ from torch import Tensor
 from popgraft.disk import room
 from popgraft.errors import StoreError
 from popgraft.state import Decision, Record, Scores
-from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, SessionRecord
+from popgraft.store.records import (
+    Aftermath,
+    EventRecord,
+    GraftRecord,
+    MemberRecord,
+    MetricsRecord,
+    SessionRecord,
+)
+from popgraft.store.schema import APPLICATION, SCHEMA, VERSION
 
-APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
-VERSION = 3
 LONGEST = 2**24
 """Bytes of a row: what claims to be longer is damaged, and takes no memory."""
-
-SCHEMA = f"""
-BEGIN;
-CREATE TABLE members (
-    generation INTEGER NOT NULL,
-    member INTEGER NOT NULL,
-    score REAL,
-    stderr REAL,
-    episodes INTEGER NOT NULL,
-    steps INTEGER NOT NULL,
-    hyperparams TEXT NOT NULL,
-    PRIMARY KEY (generation, member)
-);
-CREATE TABLE grafts (
-    generation INTEGER NOT NULL,
-    member INTEGER NOT NULL,
-    parent INTEGER NOT NULL CHECK (parent != member OR parent_generation < generation),
-    parent_generation INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    score_before REAL,
-    parent_score REAL,
-    hyperparams_before TEXT NOT NULL,
-    hyperparams_after TEXT NOT NULL,
-    strategy TEXT NOT NULL,
-    value_loss_ratio REAL,
-    momentum_cosine REAL,
-    return_before REAL,
-    return_1 REAL,
-    return_5 REAL,
-    return_10 REAL,
-    PRIMARY KEY (generation, member),
-    FOREIGN KEY (generation, member) REFERENCES members,
-    FOREIGN KEY (generation, parent) REFERENCES members
-);
-CREATE TABLE events (
-    time REAL NOT NULL,
-    generation INTEGER,
-    kind TEXT NOT NULL,
-    text TEXT NOT NULL
-);
-CREATE TABLE sessions (
-    time REAL NOT NULL,
-    process INTEGER NOT NULL,
-    host TEXT NOT NULL,
-    config TEXT NOT NULL,
-    versions TEXT NOT NULL
-);
-PRAGMA application_id = {APPLICATION};
-PRAGMA user_version = {VERSION};
-COMMIT;
-"""
 
 
 def connected(path: Path, read_only: bool = False) -> sqlite3.Connection:
@@ -186,6 +141,22 @@ class RunDatabase:
                 raise StoreError(f"generation {generation} is already recorded in {self.path}") from None
             self._connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
 
+    def record_metrics(
+        self, generation: int, members: Mapping[str, Float[Tensor, "pop"]], population: Mapping[str, float]
+    ) -> None:
+        """Writes what else is known of a generation, with the time of now.
+
+        Args:
+            generation: its number, which must be new.
+            members: of every member, by name; six significant digits are kept.
+            population: of all members together.
+        """
+        own = {name: [_rounded(value) for value in values.tolist()] for name, values in members.items()}
+        whole = {name: _rounded(value) for name, value in population.items()}
+        row = (generation, time.time(), *(json.dumps(each, separators=(",", ":")) for each in (own, whole)))
+        with self._speaking(), self._connection:
+            self._connection.execute("INSERT INTO metrics VALUES (?, ?, ?, ?)", row)
+
     def record_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         """Writes what a graft did to its recipient, over what was written of it before."""
         with self._speaking(), self._connection:
@@ -221,6 +192,7 @@ class RunDatabase:
             lost = self._note_loss(generation, events)
             connection.execute("DELETE FROM grafts WHERE generation >= ?", (generation,))
             connection.execute("DELETE FROM members WHERE generation >= ?", (generation,))
+            connection.execute("DELETE FROM metrics WHERE generation >= ?", (generation,))
             connection.execute(
                 f"DELETE FROM events WHERE rowid > ? AND kind NOT IN ({', '.join('?' * len(kinds))})", (events, *kinds)
             )
@@ -258,6 +230,20 @@ class RunDatabase:
                 for generation, member, score, stderr, episodes, steps, hyperparams in rows
             ]
 
+    def metrics(self) -> list[MetricsRecord]:
+        """What else is known of every generation, in order."""
+        with self._speaking():
+            rows = self._connection.execute("SELECT * FROM metrics ORDER BY generation")
+            return [
+                MetricsRecord(
+                    generation,
+                    ended,
+                    {name: [_number(value) for value in values] for name, values in json.loads(members).items()},
+                    {name: _number(value) for name, value in json.loads(population).items()},
+                )
+                for generation, ended, members, population in rows
+            ]
+
     def lineage(self) -> list[GraftRecord]:
         """Every graft, by generation and recipient."""
         with self._speaking():
@@ -283,6 +269,16 @@ class RunDatabase:
         """Every event, in the order of writing."""
         with self._speaking():
             return [EventRecord(*row) for row in self._connection.execute("SELECT * FROM events ORDER BY rowid")]
+
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Whatever is read inside is of one moment, though another process may be writing."""
+        with self._speaking():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.rollback()
 
     def close(self) -> None:
         """Closes the file."""
@@ -345,6 +341,11 @@ def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
 def _values(text: str) -> dict[str, float]:
     """Inverse of `_texts` for one member."""
     return {name: math.inf if value is None else value for name, value in json.loads(text).items()}
+
+
+def _rounded(value: float) -> float | None:
+    """Six significant digits, as SQLite and JSON can hold them."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _advice(error: Exception, path: Path) -> str:

@@ -2,13 +2,15 @@
 
 RUN/
 ├── config.yaml     every setting of the run; written last, so a folder that has it is complete
+├── report.html     what the run has done, as a page; any time anew
 ├── lock            held by the process that trains the run (`popgraft.store.lock`)
-├── run.sqlite      scores, grafts and events (`RunDatabase`)
+├── run.sqlite      scores, grafts, metrics and events (`RunDatabase`)
 ├── snapshots/      one folder per snapshot (`popgraft.store.snapshot`)
 └── tensorboard/    event files
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,10 +90,15 @@ class RunFolder:
     @classmethod
     def find(cls, path: Path) -> "list[RunFolder]":
         """All runs below a folder, sorted, those that lack their database or their configuration included."""
-        here = cls(path)
-        places = {file.parent for file in path.rglob(here.database.name)}
-        places |= {file.parent for file in path.rglob(here.config.name) if cls(file.parent).snapshots.is_dir()}
-        return [cls(place) for place in sorted(places)]
+        names, found = cls(path), []
+        for place, folders, files in os.walk(path):
+            folder = cls(Path(place))
+            has_database, has_config = (file.name in files for file in (names.database, names.config))
+            if has_database or (has_config and folder.snapshots.name in folders):
+                found.append(folder)
+                # What the run writes and removes meanwhile holds no runs.
+                folders[:] = set(folders) - {names.snapshots.name, names.tensorboard.name}
+        return sorted(found, key=lambda folder: folder.path)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":

@@ -28,6 +28,24 @@ class MemberRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class MetricsRecord:
+    """What else is known of one generation.
+
+    Attributes:
+        generation: its number.
+        time: when it ended; seconds since 1970.
+        members: by name, of every member: the mean over the generation's updates of what each of them reported; NaN
+            where there is none.
+        population: by name, of all members together, see `Generation.statistics`.
+    """
+
+    generation: int
+    time: float
+    members: dict[str, list[float]]
+    population: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class GraftRecord:
     """One member that was overwritten with another after a generation.
 

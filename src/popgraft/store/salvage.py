@@ -154,6 +154,23 @@ def _mapping(value: Any) -> str:
     return text
 
 
+def _numbers(value: Any) -> str:
+    text = _mapping(value)
+    for each in json.loads(text).values():
+        _number(each)
+    return text
+
+
+def _lists(value: Any) -> str:
+    text = _mapping(value)
+    for each in json.loads(text).values():
+        if not isinstance(each, list):
+            raise ValueError("not a list")
+        for number in each:
+            _number(number)
+    return text
+
+
 COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "members": {
         **dict.fromkeys(("generation", "member"), _count),
@@ -161,6 +178,7 @@ COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
         **dict.fromkeys(("episodes", "steps"), _count),
         "hyperparams": _mapping,
     },
+    "metrics": {"generation": _count, "time": _number, "members": _lists, "population": _numbers},
     "grafts": {
         **dict.fromkeys(("generation", "member", "parent", "parent_generation"), _count),
         "reason": _text,

@@ -2,8 +2,21 @@
 
 from popgraft.train.agent import Agent
 from popgraft.train.loop import train
-from popgraft.train.observer import Generation, Observer, Plan, readable
+from popgraft.train.observer import Generation, Observer, Plan, counted, readable
+from popgraft.train.replay import Replay, replay
 from popgraft.train.resume import resume
 from popgraft.train.run import Run
 
-__all__ = ["Agent", "Generation", "Observer", "Plan", "Run", "readable", "resume", "train"]
+__all__ = [
+    "Agent",
+    "Generation",
+    "Observer",
+    "Plan",
+    "Replay",
+    "Run",
+    "counted",
+    "readable",
+    "replay",
+    "resume",
+    "train",
+]

@@ -124,4 +124,23 @@ def spread(params: Float[Tensor, "pop n"]) -> float:
     pop, n = params.shape
     if pop == 1:
         return 0.0
-    return float((2 * torch.var(params.double(), 0).sum() / n).sqrt())
+    return math.sqrt(2 / ((pop - 1) * n)) * float(_size(params - params.mean(0)))
+
+
+def relative_spread(momenta: Float[Tensor, "pop n"]) -> float:
+    """How far apart the optimizers of two members are, whatever the size of their gradients.
+
+    √(Σᵢⱼ ‖mᵢ − mⱼ‖²/(2P(P − 1)) / (Σᵢ ‖mᵢ‖²/P)) = √((Σᵢ ‖mᵢ − m̄‖²/(P − 1)) / (Σᵢ ‖mᵢ‖²/P))
+
+    0 for equal momenta, 1 for those that point in unrelated directions; NaN where all are zero.
+    """
+    pop = len(momenta)
+    if pop == 1:
+        return 0.0
+    return math.sqrt(pop / (pop - 1)) * float(_size(momenta - momenta.mean(0)) / _size(momenta))
+
+
+def _size(rows: Float[Tensor, "pop n"]) -> Float[Tensor, ""]:
+    """Root of the sum of all squares."""
+    size: Tensor = torch.linalg.vector_norm(rows, dtype=torch.float64)
+    return size

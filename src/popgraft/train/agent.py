@@ -17,7 +17,8 @@ from popgraft.ppo import initial_member
 from popgraft.rng import derive
 from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.evaluation import evaluate
-from popgraft.rollout.grid import EnvGrid
+from popgraft.rollout.film import FilmedGrid
+from popgraft.rollout.make import make_grid
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Scores
 
@@ -108,7 +109,7 @@ class Agent:
             EnvironmentFault: the environment cannot be made, or fails.
             ConfigError: it is of another kind than the agent knows, or shows nothing that can be attacked.
         """
-        grid = EnvGrid(self.config.env, 1, episodes, self._factory)
+        grid = make_grid(self.config.env, 1, episodes, self._factory, self._actor.device)
         try:
             shown, known = _words(grid.spaces), _words(self.spaces)
             if shown != known:
@@ -125,6 +126,38 @@ class Agent:
         for fault in scores.faults.values():
             raise EnvironmentFault(f"the environment failed during evaluation: {fault}")
         return scores
+
+    def film(
+        self, show: Callable[[np.ndarray, int], None], episodes: int, seed: int, deterministic: bool = True
+    ) -> list[float]:
+        """Plays whole episodes in an environment that is rendered, one after the other.
+
+        Args:
+            show: gets every frame, [height, width, 3] in 0…255, and how many of them the environment has in a second.
+            episodes: how many.
+            seed: names the episodes.
+            deterministic: whether the most likely action is taken.
+
+        Returns:
+            The return of every episode.
+
+        Raises:
+            EnvironmentFault: the environment cannot be rendered, or fails.
+        """
+        if self.config.env.source == "tensor" and self._factory is None:
+            raise EnvironmentFault(f"the tensor environment {self.config.env.id} cannot be rendered: it has no image")
+        grid = FilmedGrid(self.config.env, self._factory, self._actor.device, lambda frame: show(frame, grid.fps))
+        try:
+            return [
+                float(
+                    evaluate(
+                        self.policy, self.member, grid, [one], deterministic, self.config.evaluation.max_steps
+                    ).mean
+                )
+                for one in (derive(seed, "film", episode) for episode in range(episodes))
+            ]
+        finally:
+            grid.close()
 
     def _as_environment_takes_it(self, action: np.ndarray) -> np.ndarray:
         spec = self.spaces.action

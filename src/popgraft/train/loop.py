@@ -6,7 +6,8 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ import torch
 from torch import Tensor
 
 from popgraft.config import Config, dump_config, load_config
-from popgraft.errors import EnvironmentFault, PopulationLost, StoreError
+from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost, StoreError
 from popgraft.execute import Advance, Executor, inherited_values, make_executor, strategies
-from popgraft.pbt import Schedule
+from popgraft.pbt import Prescribed, Schedule, make_schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
-from popgraft.train.aftermath import spread
+from popgraft.train.aftermath import relative_spread, spread
 from popgraft.train.background import Background
 from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Generation, Observer, Plan, readable
 from popgraft.train.points import save_point, save_population
+from popgraft.train.recover import recover
 from popgraft.train.run import BEST, Run
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
+from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ def train(
     """
     settings = load_config(config, overrides)
     observer = observer or Observer()
-    schedule = Schedule(settings.pbt, settings.seed)
+    schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
     state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
     with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
@@ -76,7 +79,7 @@ def train(
         stack.enter_context(locked(folder))
         database = stack.enter_context(RunDatabase(folder.database))
         run, board = Run(folder.path, factory), TensorBoard(folder.tensorboard)
-        Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state).train()
+        Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers).train()
     return run
 
 
@@ -85,7 +88,7 @@ class Training:
     """One run while it goes on."""
 
     config: Config
-    schedule: Schedule
+    schedule: Schedule | Prescribed
     executor: Executor
     run: Run
     database: RunDatabase
@@ -93,7 +96,10 @@ class Training:
     observer: Observer
     stop: Callable[[], bool]
     state: RunState
+    trackers: Sequence[Observer]
     background: Background = dataclasses.field(default_factory=Background)
+    losses: Counter[int] = dataclasses.field(default_factory=Counter)
+    """How many shards have been lost, by generation."""
 
     def train(self) -> None:
         """The whole run, or what is left of it; whatever ends it, the best agent and the population are on disk."""
@@ -108,7 +114,7 @@ class Training:
         except Exception as error:
             with contextlib.suppress(StoreError, MemoryError):  # the error itself is what the user must hear of
                 self.tell_event("stopped", str(error), state.generation)
-            with contextlib.suppress(StoreError, MemoryError):
+            with contextlib.suppress(StoreError, MemoryError, ShardLost):
                 save_population(self, finished=False)
             raise
         else:
@@ -122,11 +128,16 @@ class Training:
         state = self.state
         self._start()
         began = time.monotonic()
+        if self.executor.recovers and state.generation == 0:
+            save_point(self)
         while not (self.stop() or self.is_over):
-            whole = self._generation(state.generation, began)
-            if whole and (self.is_over or state.generation % self.config.snapshots.interval == 0):
-                self.executor.restart(state.generation)  # as a resumed run does: both go on from the members alone
-                save_point(self)
+            try:
+                whole = self._generation(state.generation, began)
+                if whole and (self.is_over or state.generation % self.config.snapshots.interval == 0):
+                    self.executor.restart(state.generation)  # as a resumed run does: both go on from the members alone
+                    save_point(self)
+            except ShardLost as error:
+                recover(self, error)
         self.background.wait()
         if self.stop():
             self.tell_event("stopped", "interrupted by the user; the population is kept as it is", state.generation)
@@ -149,13 +160,17 @@ class Training:
         return threshold is not None and self._at_least(self.state.best, threshold)
 
     def _start(self) -> None:
-        parameters = self.executor.export(torch.arange(1)).params.shape[1]
-        self._tell("on_start", Plan(self.config, self.run.path, parameters, self.state.steps))
+        self._tell("on_start", self.plan())
         known = {event.text for event in self.database.events() if event.kind == "caution"}
         for caution in self.config.cautions:
             logger.warning("%s", caution)
             if caution not in known:
                 self.database.record_event("caution", caution)
+
+    def plan(self) -> Plan:
+        """What is left to do."""
+        parameters = self.executor.export(torch.arange(1)).params.shape[1]
+        return Plan(self.config, self.run.path, parameters, self.state.steps)
 
     def _generation(self, number: int, began: float) -> bool:
         """Advance, score, decide, record, graft; false if a stop came in between."""
@@ -199,6 +214,8 @@ class Training:
             best_score=state.best,
             statistics=self._statistics(hyperparams, decision) | ratio,
         )
+        means = {name: values.nanmean(1) for name, values in advance.metrics.items()}
+        self.database.record_metrics(number, means, told.statistics)
         state.generation = number + 1
         self._tell("on_generation", told)
         if self._has_reached_score:
@@ -220,11 +237,13 @@ class Training:
             moved |= decision.hyperparams[name] != inherited
         self.state.explorations += int(moved.sum())
         self.state.exploits += len(decision.recipients)
+        momenta = self.executor.momenta()
         return {
             "exploitation_count": float(self.state.exploits),
             "exploration_count": float(self.state.explorations),
             "failed_ready_checks": float(self.schedule.failed_ready_checks),
             "member_distance": spread(self.executor.weights()),
+            **({} if momenta is None else {"optimizer_distance": relative_spread(momenta)}),
         }
 
     def _needed_record(self, decision: Decision) -> Record | None:
@@ -316,5 +335,5 @@ class Training:
         return score >= threshold if self.config.pbt.metric_mode == "max" else score <= threshold
 
     def _tell(self, what: str, *arguments: Any) -> None:
-        for observer in (self.tensorboard, self.observer):
+        for observer in (self.tensorboard, *self.trackers, self.observer):
             getattr(observer, what)(*arguments)

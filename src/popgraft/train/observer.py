@@ -46,7 +46,8 @@ class Generation:
         metrics: what every update of every member reported.
         best_score: highest score so far (lowest with metric_mode "min").
         statistics: what else is known of the population: `exploitation_count`, `exploration_count` and
-            `failed_ready_checks` so far, `member_distance` between two members per parameter, and
+            `failed_ready_checks` so far, `member_distance` between two members per parameter, `optimizer_distance`
+            between their momenta relative to these (for an optimizer that has them), and
             `post_exploit_value_loss_ratio` of the members that were overwritten a generation ago (where there are any).
     """
 
@@ -96,3 +97,8 @@ def readable(score: float, stderr: float | None = None) -> str:
     size = max(abs(score), abs(stderr or 0))
     digits = 1 if size >= 100 else 2 if size >= 10 else 3
     return f"{score:,.{digits}f}" + ("" if stderr is None else f" ± {stderr:,.{digits}f}")
+
+
+def counted(number: int, noun: str) -> str:
+    """The number, and the noun in singular or plural."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

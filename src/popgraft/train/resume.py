@@ -7,28 +7,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from popgraft.config import Config, dump_config, load_config, read_yaml
+from popgraft.config import Config, dump_config, flat_config, load_config, read_yaml
 from popgraft.disk import write_atomic
 from popgraft.errors import ConfigError
 from popgraft.execute import make_executor
-from popgraft.pbt import Schedule
-from popgraft.store import RunDatabase, RunFolder, SessionRecord, snapshot
+from popgraft.pbt import make_schedule
+from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
 from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.loop import Training
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
-from popgraft.train.points import load_point, newest_point, points, remove_old_points
-from popgraft.train.run import BEST, LAST, Run
+from popgraft.train.points import load_point, newest_point
+from popgraft.train.recover import rewind
+from popgraft.train.run import Run
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
+from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
 
 logger = logging.getLogger(__name__)
-
-LASTING = ("stopped", "resumed", "damaged", "changed")
-"""Events of processes rather than of training: they stay in the record when training is repeated."""
 
 
 def resume(
@@ -66,12 +65,12 @@ def resume(
         database = stack.enter_context(RunDatabase(folder.database))
         run, latest = Run(folder.path, factory), _latest_session(folder, database)
         settings = _settings(folder, latest, overrides)
-        schedule = Schedule(settings.pbt, settings.seed)
+        schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
         state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
         with in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
-        training = Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state)
+        training = Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers)
         damages: list[str] = []
         point = newest_point(folder, damages.append)
         if point is not None:
@@ -84,7 +83,7 @@ def resume(
         database.record_session(dump_config(settings), versions())
         for kind, text in _news(training, latest, damages):
             training.tell_event(kind, text, state.generation)
-        lost = _rewind(training, point[1] if point else None)
+        lost = rewind(training, point[1] if point else None)
         for text in [*([replaced] if replaced else []), *lost]:  # which the database says already
             logger.warning("%s", text)
             observer.on_event("damaged", text)
@@ -111,7 +110,7 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
         overrides = list(overrides)
     before = read_yaml(latest.config, f"the configuration in {folder.database}")
     settings = load_config(before, overrides)
-    old, wanted, found = (_flat(config) for config in (load_config(before), settings, load_config(folder.config)))
+    old, wanted, found = (flat_config(config) for config in (load_config(before), settings, load_config(folder.config)))
     if wanted["run_dir"] != old["run_dir"]:
         raise ConfigError("run_dir cannot be changed: the run is where its folder is; move the folder instead")
     silent = {key for key in _changed(old, found) if found.get(key) != wanted.get(key)} - {"run_dir"}
@@ -123,35 +122,13 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
     return settings
 
 
-def _rewind(training: Training, metadata: dict[str, Any] | None) -> list[str]:
-    """Makes the folder what it was at the point; whenever this is cut short, doing it again completes it.
-
-    Returns:
-        What the database has lost of the time before.
-    """
-    state, folder = training.state, training.run.folder
-    for generation, name in sorted(points(folder).items(), reverse=True):
-        if generation > state.generation:
-            snapshot.remove(folder, name)
-    remove_old_points(folder, training.config.snapshots.keep)  # where it was killed before it had
-    known = state.follower.known()
-    lost = training.database.rewind(state.generation, metadata["events"] if metadata else 0, known, LASTING)
-    training.tensorboard.cut(metadata["tensorboard"] if metadata else {})
-    if state.record is not None and state.found is not None:
-        snapshot.save(folder, BEST, state.record.state, state.found)
-    else:
-        snapshot.remove(folder, BEST)
-    snapshot.remove(folder, LAST)
-    return lost
-
-
 def _news(training: Training, latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
     """What is to be recorded of a run that goes on: kind and text of events."""
     for damage in damages:
         logger.warning("%s", damage)
         yield "damaged", damage
     pairs = [
-        (_flat(load_config(read_yaml(latest.config, "the configuration"))), _flat(training.config)),
+        (flat_config(load_config(read_yaml(latest.config, "the configuration"))), flat_config(training.config)),
         (latest.versions, versions()),
     ]
     for old, new in pairs:
@@ -173,16 +150,3 @@ def _more(training: Training) -> str:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ."""
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted key."""
-
-    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(walk(read_yaml(dump_config(config), "the configuration"), ""))

@@ -10,7 +10,7 @@ import torch
 from popgraft import tree
 from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
-from popgraft.rollout.grid import EnvGrid
+from popgraft.rollout.make import make_grid
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
@@ -131,7 +131,7 @@ class Run:
                 f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
                 f"run: popgraft resume {self.path}"
             )
-        grid = EnvGrid(self.config.env, 1, 1, self.factory)
+        grid = make_grid(self.config.env, 1, 1, self.factory)
         spaces = grid.spaces
         grid.close()
         one = empty_member(self.config, spaces)

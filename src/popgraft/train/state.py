@@ -67,7 +67,8 @@ class RunState:
         for name in COUNTERS:
             setattr(self, name, metadata[name])
         self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
-        self.known_scores = tensors["known_scores"]
+        self.known_scores = tensors["known_scores"] if self.generation else None
         self.follower.load_state_dict(metadata["follower"])
+        self.record = self.found = None
         if metadata["found"] is not None:
             self.set_record(tensors["record"], metadata["found"])

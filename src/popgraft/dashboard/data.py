@@ -1,0 +1,207 @@
+"""What a run has left in its folder, as arrays over generations and members."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from popgraft.config import Config
+from popgraft.errors import StoreError
+from popgraft.hyperparams import HyperparamConfig
+from popgraft.store import EventRecord, GraftRecord, RunDatabase, SessionRecord
+from popgraft.train.run import Run, State
+
+Array = np.ndarray
+LEARNING = {
+    "vgs/scaling_factor": "factor of the variance gradient scaler",
+    "entropy_loss": "entropy of the policy, nats",
+    "approx_kl": "KL divergence of an update, nats",
+    "explained_variance": "explained variance of the critic",
+    "value_loss": "loss of the critic",
+}
+"""What is shown of learning, where it was recorded."""
+
+DISTANCES = {
+    "member_distance": "between two members' parameters, root mean square",
+    "optimizer_distance": "between two members' momenta, relative to their size",
+}
+
+Ancestors = list[tuple[int, int]]
+"""Row and member of every state in a line of descent, oldest first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """A run as it was at one moment. Rows are generations in order; what was not recorded is NaN.
+
+    Attributes:
+        path: the run folder.
+        state: `running`, `finished` or `stopped`.
+        config: every setting.
+        generations: number of every row.
+        steps: environment steps of all members together at the end of every generation.
+        scores: fitness.
+        stderr: its standard error.
+        hyperparams: values that every generation was trained with.
+        metrics: means over a generation's updates of what each of them reported.
+        population: what is known of all members together.
+        grafts: every graft, by generation and recipient.
+        events: what happened besides, in order.
+        sessions: processes that have trained the run.
+        ended: when every generation ended; seconds since 1970.
+        found: the best agent: where and when it was found, its score, and its final evaluation if there was one; empty
+            before the first score.
+    """
+
+    path: Path
+    state: State
+    config: Config
+    generations: Int[Array, "row"]
+    steps: Int[Array, "row"]
+    scores: Float[Array, "row pop"]
+    stderr: Float[Array, "row pop"]
+    hyperparams: dict[str, Float[Array, "row pop"]]
+    metrics: dict[str, Float[Array, "row pop"]]
+    population: dict[str, Float[Array, "row"]]
+    grafts: list[GraftRecord]
+    events: list[EventRecord]
+    sessions: list[SessionRecord]
+    ended: Float[Array, "row"]
+    found: dict[str, Any]
+
+    @property
+    def pop(self) -> int:
+        """Members of the population."""
+        return int(self.scores.shape[1])
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether high scores are good."""
+        return self.config.pbt.metric_mode == "max"
+
+    @property
+    def spaces(self) -> list[HyperparamConfig]:
+        """The hyperparameters that the population explores."""
+        return list(self.config.pbt.hyperparams)
+
+    @cached_property
+    def best(self) -> Float[Array, "row"]:
+        """The best score of every generation; NaN where nobody has one."""
+        return np.take_along_axis(self.scores, self.leaders[:, None], axis=1)[:, 0]
+
+    @cached_property
+    def leaders(self) -> Int[Array, "row"]:
+        """The member with the best score of every generation; 0 where nobody has one."""
+        ranked = np.where(np.isfinite(self.scores), self.scores if self.maximizes else -self.scores, -math.inf)
+        return np.asarray(ranked.argmax(1))
+
+    @cached_property
+    def quartiles(self) -> Float[Array, "3 row"]:
+        """Lower quartile, median and upper quartile of every generation's scores."""
+        return quartiles(self.scores)
+
+    @cached_property
+    def donors(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """For every graft, by row and recipient after which it happened: row and member that it copied."""
+        row = {generation: i for i, generation in enumerate(self.generations.tolist())}
+        return {
+            (row[graft.generation], graft.member): (row[graft.parent_generation], graft.parent)
+            for graft in self.grafts
+            if graft.generation in row and graft.parent_generation in row
+        }
+
+    @cached_property
+    def ancestors(self) -> Ancestors:
+        """The line of descent of the best agent."""
+        rows = np.flatnonzero(self.generations == self.found.get("generation", -1))
+        if not len(rows):
+            return []
+        row, member = int(rows[0]), int(self.found["member"])
+        line = [(row, member)]
+        while row > 0:
+            row, member = self.donors.get((row - 1, member), (row - 1, member))
+            line.append((row, member))
+        return line[::-1]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training, over all processes that took part; NaN where it is not known."""
+        limits = [session.time for session in self.sessions] + [math.inf]
+        spent = []
+        for began, over in itertools.pairwise(limits):
+            times = [*self.ended, *(event.time for event in self.events)]
+            spent.append(max((time for time in times if began <= time < over), default=began) - began)
+        return sum(spent) if self.sessions else math.nan
+
+
+def read(path: str | Path) -> RunData:
+    """Reads a run folder, which may be in use; nothing in it is changed.
+
+    Raises:
+        StoreError: there is no run, or its database is damaged.
+        ConfigError: its configuration is damaged.
+    """
+    run = Run(path)
+    with RunDatabase(run.folder.database, read_only=True) as database, database.unchanging():
+        members, recorded = database.scores(), database.metrics()
+        grafts, events, sessions = database.lineage(), database.events(), database.sessions()
+    try:
+        found = run.summary
+    except StoreError:  # no generation has been scored, or the snapshot is damaged
+        found = {}
+    generations = sorted({record.generation for record in members})
+    rows = {generation: row for row, generation in enumerate(generations)}
+    pop = run.config.pbt.population_size
+    steps, ended = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), math.nan)
+    scores, stderr = np.full((len(rows), pop), math.nan), np.full((len(rows), pop), math.nan)
+    hyperparams: dict[str, Array] = {}
+    for record in members:
+        place = rows[record.generation], record.member
+        steps[place[0]] = record.steps * pop
+        scores[place], stderr[place] = record.score, record.stderr
+        _enter(hyperparams, place, record.hyperparams, scores.shape)
+    metrics: dict[str, Array] = {}
+    population: dict[str, Array] = {}
+    for row, each in ((rows[each.generation], each) for each in recorded if each.generation in rows):
+        ended[row] = each.time
+        _enter(metrics, row, each.members, scores.shape)
+        _enter(population, row, each.population, ended.shape)
+    return RunData(
+        path=run.path,
+        state=run.state,
+        config=run.config,
+        generations=np.array(generations, dtype=np.int64),
+        steps=steps,
+        scores=scores,
+        stderr=stderr,
+        hyperparams=hyperparams,
+        metrics=metrics,
+        population=population,
+        grafts=grafts,
+        events=events,
+        sessions=sessions,
+        ended=ended,
+        found=found,
+    )
+
+
+def quartiles(values: Float[Array, "row pop"]) -> Float[Array, "3 row"]:
+    """Lower quartile, median and upper quartile over the members."""
+    unknown = np.full(3, math.nan)
+    finite = (row[np.isfinite(row)] for row in values)
+    found = [np.quantile(row, (0.25, 0.5, 0.75)) if len(row) else unknown for row in finite]
+    return np.array(found, dtype=np.float64).reshape(-1, 3).T
+
+
+def _enter(table: dict[str, Array], place: Any, values: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Writes what one record says, by name, at its place in the tables."""
+    for name, value in values.items():
+        if name not in table:
+            table[name] = np.full(shape, math.nan)
+        table[name][place] = value

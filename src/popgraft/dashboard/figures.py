@@ -1,0 +1,149 @@
+"""Everything that a page shows of a run below its summary, in the order of reading."""
+
+import plotly.graph_objects as go
+
+from popgraft.dashboard import curves, tables
+from popgraft.dashboard.data import DISTANCES, LEARNING, RunData
+from popgraft.dashboard.exploits import exploits
+from popgraft.dashboard.importance import LEAST, Importance, Z, importance
+from popgraft.dashboard.page import Section
+from popgraft.dashboard.style import EDGE, MEDIAN, OTHER, WINNER, panels
+from popgraft.dashboard.tree import tree
+
+COLOURS = (MEDIAN, WINNER, OTHER)
+SYMBOLS = ("circle", "square", "diamond")
+"""Of the parts of a run."""
+
+IMPORTANCE = (
+    "The share of the members' progress from one generation to the next that goes with a hyperparameter's value, with "
+    "95 % intervals. Where progress does not depend on it, the share is 0 on average."
+)
+TOO_LITTLE = (
+    f"There is too little to say: it takes {LEAST} scores that members have reached in a generation, from known scores "
+    "at its beginning."
+)
+
+
+def figures(data: RunData, other: RunData | None = None) -> list[Section]:
+    """The sections of a run; those for which nothing was recorded are left out.
+
+    Args:
+        data: the run.
+        other: another run, whose best score is drawn too.
+    """
+    sections = []
+    explored = any(space.name in data.hyperparams for space in data.spaces)
+    if len(data.steps):
+        sections += _of_scores(data, other)
+    if explored:
+        sections += _of_hyperparams(data)
+    if data.grafts:
+        sections.append(
+            Section(
+                "exploits",
+                "Inheritance",
+                "Top: how much worse a recipient predicts returns than its donor, on the same steps; 1 means that "
+                "nothing was lost. Below: its return ten updates later against that before, and how often it was no "
+                "worse, with 95 % intervals.",
+                exploits(data),
+            )
+        )
+    if any(name in data.metrics for name in LEARNING):
+        sections.append(
+            Section(
+                "learning",
+                "Learning",
+                "What updates report, averaged over a generation: the median member, the middle half, and the best "
+                "agent with its ancestors.",
+                curves.learning(data),
+            )
+        )
+    if data.pop > 1 and any(name in data.population for name in DISTANCES):
+        sections.append(
+            Section(
+                "divergence",
+                "Diversity",
+                "How far apart members are. Momenta have distance 0 where optimizers remember the same gradients, and "
+                "1 where these have nothing in common.",
+                curves.divergence(data),
+            )
+        )
+    if len(data.steps):
+        caption = f"Everybody after generation {data.generations[-1] + 1}, the best first."
+        sections.append(Section("members", "Members", caption, tables.as_html(*tables.members(data))))
+    sections.append(
+        Section("settings", "Settings", "What the run can be repeated with.", tables.settings(data)),
+    )
+    return sections
+
+
+def _of_scores(data: RunData, other: RunData | None) -> list[Section]:
+    final = data.found.get("final_score")
+    compared = f" The dotted line is the best of {other.path}." if other else ""
+    fresh = " The diamond is the best agent's mean over fresh episodes." if final is not None else ""
+    sections = [
+        Section(
+            "scores",
+            "Score",
+            f"Every member (thin), the median and the middle half of them, and the best of every generation (bold)."
+            f"{fresh}{compared}",
+            curves.scores(data, other),
+        )
+    ]
+    if data.pop > 1:
+        sections.append(
+            Section(
+                "tree",
+                "Family tree",
+                "Every band is a place in the population, coloured by score. A band is cut where its member was "
+                "overwritten, and a line leads there from the member that was copied. The bold line is the descent of "
+                "the best agent.",
+                tree(data),
+            )
+        )
+    return sections
+
+
+def _of_hyperparams(data: RunData) -> list[Section]:
+    found = importance(data)
+    return [
+        Section(
+            "schedules",
+            "Hyperparameters",
+            "The values that every member was trained with (thin), and those of the best agent and its ancestors "
+            "(bold): the schedule that led to it.",
+            curves.schedules(data),
+        ),
+        Section(
+            "importance",
+            "Importance",
+            IMPORTANCE if found else TOO_LITTLE,
+            _shares(found) if found else "",
+        ),
+    ]
+
+
+def _shares(found: list[Importance]) -> go.Figure:
+    """A dot with its interval for every hyperparameter and part of the run."""
+    names = list(dict.fromkeys(each.name for each in found))
+    parts = list(dict.fromkeys((each.first, each.last) for each in found))
+    figure = panels([""], height=70 + 18 * len(names) * (len(parts) + 1))
+    for number, part in enumerate(parts):
+        dots = [each for each in found if (each.first, each.last) == part]
+        figure.add_scatter(
+            mode="markers",
+            name=f"generations {part[0] + 1} to {part[1] + 1}",
+            showlegend=True,
+            x=[each.share for each in dots],
+            y=[names.index(each.name) + (number - (len(parts) - 1) / 2) / (len(parts) + 1) for each in dots],
+            error_x={"array": [Z * each.stderr for each in dots], "color": EDGE, "thickness": 1.5},
+            customdata=[[each.name, "higher" if each.favours > 0 else "lower"] for each in dots],
+            marker={"color": COLOURS[number], "symbol": SYMBOLS[number], "size": 11},
+            hovertemplate="%{customdata[0]}: %{x:.1%} of progress; %{customdata[1]} values did better<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": EDGE, "width": 1})
+    figure.update_xaxes(title="share of progress", tickformat=".0%")
+    figure.update_yaxes(
+        range=[len(names) - 0.5, -0.5], tickvals=list(range(len(names))), ticktext=names, showgrid=False
+    )
+    return figure

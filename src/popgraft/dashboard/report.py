@@ -1,0 +1,38 @@
+"""The report of a run: one HTML file that needs nothing else."""
+
+from pathlib import Path
+
+from popgraft.dashboard.data import read
+from popgraft.dashboard.summary import summary
+from popgraft.disk import reason, write_atomic
+from popgraft.errors import StoreError
+
+NAME = "report.html"
+
+
+def report(path: str | Path, out: str | Path | None = None, compare: str | Path | None = None) -> Path:
+    """Writes the report of a run, which may still be going on.
+
+    Args:
+        path: the run folder.
+        out: the file to write; `report.html` in the run folder where none is given.
+        compare: folder of another run, such as a random search, whose best score is shown beside.
+
+    Returns:
+        The file.
+
+    Raises:
+        StoreError: there is no run, its database is damaged, or the file cannot be written.
+        ConfigError: its configuration is damaged.
+    """
+    from popgraft.dashboard.figures import figures  # here, because plotly is slow to import
+    from popgraft.dashboard.page import Account, page
+
+    data, other = read(path), read(compare) if compare is not None else None
+    file = Path(out).expanduser() if out is not None else data.path / NAME
+    account = Account(data.path.name, summary(data, other), figures(data, other))
+    try:
+        write_atomic(file, page(data.path.resolve().name, [account]).encode())
+    except OSError as error:
+        raise StoreError(f"cannot write the report {file}: {reason(error, file)}") from None
+    return file

@@ -1,0 +1,74 @@
+"""What has become of the runs below a folder, in a line each."""
+
+import dataclasses
+import html
+import math
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+from popgraft.errors import PopgraftError, StoreError
+from popgraft.store import RunDatabase
+from popgraft.train import Run, readable
+from popgraft.train.run import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How far a run has come.
+
+    Attributes:
+        state: `running`, `finished`, `stopped` or `damaged`.
+        done: generations that have been scored.
+        planned: generations of the whole run.
+        score: the best so far; NaN if there is none.
+        fault: what is damaged and what to do; empty if nothing is.
+    """
+
+    state: State | Literal["damaged"]
+    done: int = 0
+    planned: int = 0
+    score: float = math.nan
+    fault: str = ""
+
+
+def standing(path: Path) -> Standing:
+    """Reads how far the run in a folder has come; nothing in it is changed."""
+    try:
+        run = Run(path)
+        planned, state = run.config.generations, run.state
+    except PopgraftError as error:
+        return Standing("damaged", fault=str(error))
+    try:
+        with RunDatabase(run.folder.database, read_only=True) as database:
+            done = database.generations()
+    except StoreError as error:
+        advice = f"popgraft resume {shlex.quote(str(path))} goes on with what can be read"
+        return Standing("damaged", fault=f"{error}; {advice}")
+    try:
+        score = float(run.summary["score"])
+    except StoreError:  # no generation has been scored yet, or the snapshot is being replaced
+        score = math.nan
+    return Standing(state, done, planned, score)
+
+
+def listing(root: Path, standings: Mapping[str, Standing], chosen: Collection[str]) -> str:
+    """HTML of the runs below a folder, by name, with those ticked that are shown."""
+    if not standings:
+        return f'<nav id="runs" aria-label="Runs"><p>There are no runs in {html.escape(str(root))} yet.</p></nav>'
+    rows = "".join(_row(name, found, name in chosen) for name, found in standings.items())
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Run", "State", "Generations", "Best score"))
+    return f"""<nav id="runs" aria-label="Runs">
+<form><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></form>
+</nav>"""
+
+
+def _row(name: str, found: Standing, shown: bool) -> str:
+    box = f'<input type="checkbox" name="runs" value="{html.escape(name)}"{" checked" if shown else ""}>'
+    label = f'<th scope="row"><label>{box} {html.escape(name)}</label></th>'
+    state = f'<td class="state {found.state}">{found.state}</td>'
+    if found.fault:
+        return f'<tr>{label}{state}<td colspan="2">{html.escape(found.fault)}</td></tr>'
+    score = "none yet" if math.isnan(found.score) else readable(found.score)
+    return f"<tr>{label}{state}<td>{found.done:,} of {found.planned:,}</td><td>{score}</td></tr>"

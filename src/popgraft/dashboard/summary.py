@@ -1,0 +1,113 @@
+"""A run in plain sentences."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+
+from popgraft.dashboard.data import RunData
+from popgraft.train import counted, readable
+
+STATES = {"running": "is still running", "finished": "is finished", "stopped": "was stopped and can be resumed"}
+
+
+def summary(data: RunData, other: RunData | None = None) -> list[str]:
+    """What was trained on what, for how long, how well, and what the population's evolution changed.
+
+    Args:
+        data: the run.
+        other: another run that it is compared with.
+    """
+    return [
+        " ".join(part) for part in (_work(data), _success(data), _evolution(data), _comparison(data, other)) if part
+    ]
+
+
+def _work(data: RunData) -> list[str]:
+    config = data.config
+    task = config.env.id or config.env.factory or "environments of a factory"
+    steps = int(data.steps[-1]) if len(data.steps) else 0
+    whole = "" if data.state == "finished" else f" of {planned(data):,}"
+    spent = "" if math.isnan(data.seconds) else f", which took {timedelta(seconds=round(data.seconds))}"
+    return [
+        f"{counted(data.pop, 'agent')} trained on {task} for {steps:,}{whole} environment steps, in "
+        f"{counted(len(data.steps), 'generation')}{spent}.",
+        f"The run {STATES[data.state]}.",
+    ]
+
+
+def _success(data: RunData) -> list[str]:
+    found = data.found
+    if not found:
+        return ["No generation has been scored yet."]
+    sentences = []
+    score = readable(found["score"], found["stderr"])
+    origin = f"member {found['member']} of generation {found['generation'] + 1}, after {found['steps']:,} steps"
+    if "final_score" in found:
+        final = readable(found["final_score"], found["final_stderr"])
+        sentences.append(
+            f"The best agent scores {final} over {counted(found['final_episodes'], 'fresh episode')}. It was {origin}, "
+            f"and scored {score} then."
+        )
+        if "final_attacked_score" in found:
+            attacked = readable(found["final_attacked_score"], found["final_attacked_stderr"])
+            sentences.append(f"Under attack it scores {attacked}.")
+    else:
+        sentences.append(f"The best agent so far scored {score}: {origin}.")
+    if data.pop > 1:
+        low, median, high = (readable(float(value)) for value in data.quartiles[:, -1])
+        sentences.append(f"In the last generation the median member scores {median}, the middle half {low} to {high}.")
+    return sentences
+
+
+def _evolution(data: RunData) -> list[str]:
+    if data.pop == 1:
+        return []
+    if data.config.pbt.exploit_method == "none" and not data.grafts:
+        return ["Nobody was replaced: this is random search over the hyperparameters."]
+    reasons = Counter(graft.reason for graft in data.grafts)
+    rescues = reasons.pop("rescue", 0)
+    copies = sum(reasons.values())
+    sentences = [f"Members were overwritten with better ones {counted(copies, 'time')}."]
+    if rescues:
+        sentences.append(f"{counted(rescues, 'time')} a member without a finite score was rescued.")
+    moves = list(_moves(data))
+    if moves:
+        sentences.append(f"From the best agent's first ancestor to itself, {', '.join(moves)}.")
+    return sentences
+
+
+def _moves(data: RunData) -> Iterator[str]:
+    """How every explored hyperparameter went on the best agent's line of descent."""
+    if not data.ancestors:
+        return
+    first, last = data.ancestors[0], data.ancestors[-1]
+    for space in data.spaces:
+        values = data.hyperparams[space.name]
+        before, after = values[first], values[last]
+        yield (
+            f"{space.name} stayed at {before:.3g}"
+            if before == after
+            else f"{space.name} went {before:.3g} → {after:.3g}"
+        )
+
+
+def _comparison(data: RunData, other: RunData | None) -> list[str]:
+    if other is None:
+        return []
+    kind = "random search" if other.config.pbt.exploit_method == "none" else "its population"
+    own, theirs = (_best(each) for each in (data, other))
+    steps = int(other.steps[-1]) if len(other.steps) else 0
+    return [f"In {other.path}, {kind} reached {theirs} in {steps:,} steps, against {own} here."]
+
+
+def _best(data: RunData) -> str:
+    found = data.found
+    if "final_score" in found:
+        return readable(found["final_score"], found["final_stderr"]) + " on fresh episodes"
+    return readable(found["score"], found["stderr"]) if found else "no score"
+
+
+def planned(data: RunData) -> int:
+    """Environment steps of the whole run: full generations."""
+    return data.config.generations * data.config.steps_per_generation

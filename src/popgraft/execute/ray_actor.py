@@ -1,0 +1,161 @@
+"""The actor that hosts one shard on a Ray cluster: carries out what `RayExecutor` asks of it.
+
+What is said is what a shard's process hears and says (`worker`). Here the messages pass through two queues: the
+executor's calls of `tell` fill the one, and its calls of `hear` wait at the other. Members travel as arrays, which Ray
+copies as they are. Those that cross from shard to shard go from actor to actor; the executor sees references only.
+"""
+
+import queue
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.config import Config
+from popgraft.errors import ShardLost
+from popgraft.execute.inherit import MOMENTUM
+from popgraft.execute.shard import Shard
+from popgraft.execute.worker import Channel, Message, serve
+from popgraft.state import Decision, Member
+
+Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
+"""Some members, leaf by leaf, on their way."""
+Reference = Any
+"""A `ray.ObjectRef` of such rows."""
+CLOSE = "close"
+"""The last message to an actor."""
+
+
+def pack(member: Member) -> Rows:
+    """Members as arrays."""
+    return {name: leaf.cpu().numpy() for name, leaf in tree.items(member)}
+
+
+def unpack(rows: Rows, like: Member) -> Member:
+    """Members as tensors on the CPU, with the structure of `like`."""
+    return tree.restore(like, {name: torch.from_numpy(np.array(leaf)) for name, leaf in rows.items()})
+
+
+class Mailbox(Channel):
+    """The actor's end of its connection to the executor."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def send(self, kind: str, content: Any = None) -> None:
+        """Leaves a message for the executor."""
+        self.outbox.put((kind, content))
+
+    def receive(self) -> Message:
+        """Waits for a message of the executor."""
+        message = self.inbox.get()
+        if message[0] == CLOSE:
+            raise EOFError
+        return message
+
+    def waiting(self) -> bool:
+        """Whether there is a message of the executor."""
+        return not self.inbox.empty()
+
+    def abort(self) -> None:
+        """Nothing: the executor kills the actor."""
+
+
+class HostedShard(Shard):
+    """A shard whose members are not to be read from elsewhere: it hands them out, and takes others in."""
+
+    def __init__(self, config: Config, *arguments: Any) -> None:
+        if not config.execute.gpus_per_shard:
+            config = config.model_copy(update={"engine": config.engine.model_copy(update={"device": "cpu"})})
+        torch.set_num_threads(config.engine.threads)
+        super().__init__(config, *arguments)
+
+    def export(self, members: Sequence[int]) -> Rows:
+        """Some of the shard's members."""
+        return pack(self._rows(members))
+
+    def weights(self) -> Float[np.ndarray, "pop n"]:
+        """Everybody's flat parameters, [pop, n]."""
+        return self.member.params.cpu().numpy()
+
+    def momenta(self) -> Float[np.ndarray, "pop n"] | None:
+        """Everybody's running average of gradients, [pop, n]; None for an optimizer that has none."""
+        average = self.member.optimizer.averages.get(MOMENTUM)
+        return None if average is None else average.cpu().numpy()
+
+    def restore(self, rows: Rows) -> None:
+        """Overwrites everybody."""
+        member = tree.map(lambda leaf, there: leaf.to(there.device), unpack(rows, self.member), self.member)
+        tree.put_(self.member, torch.arange(len(self.members)), member)
+
+    def give(self, wanted: dict[int, list[int]]) -> dict[int, Reference]:
+        """Lays members ready for other shards: from the place of a shard to the members that it inherits from."""
+        return {place: ray.put(self.export(members)) for place, members in wanted.items()}
+
+    def take(
+        self,
+        told: list[Reference],
+        own: Sequence[int],
+        given: Sequence[tuple[list[int], Reference]],
+        generation: int,
+    ) -> None:
+        """Carries out a decision.
+
+        Args:
+            told: the decision over the whole population, laid ready.
+            own: donors of this shard.
+            given: donors of others, and where they are laid ready.
+            generation: names the fresh seats of the recipients.
+
+        Raises:
+            ShardLost: a donor's shard is gone.
+        """
+        try:
+            decision: Decision = ray.get(told[0])
+            others = [unpack(ray.get(reference), self.member) for _, reference in given]
+        except ray.exceptions.RayError as error:
+            raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
+        incoming = tree.concatenate([tree.map(Tensor.cpu, self._rows(own)), *others])
+        donors = [*own, *(member for members, _ in given for member in members)]
+        self.graft(decision, {member: row for row, member in enumerate(donors)}, incoming, generation)
+
+    def _rows(self, members: Sequence[int]) -> Member:
+        return tree.gather(self.member, torch.tensor([self.members.index(member) for member in members]).long())
+
+
+class ShardActor:
+    """A shard in an actor; `work` runs until it is told to close. `tell` and `hear` have a thread of their own each."""
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox()
+
+    def tell(self, message: Message) -> None:
+        """Takes in a message of the executor."""
+        self._mailbox.inbox.put(message)
+
+    def hear(self) -> Message:
+        """Waits for the next message to the executor."""
+        return self._mailbox.outbox.get()
+
+    def work(self) -> None:
+        """Makes a shard and serves it."""
+
+        def make(*arguments: Any) -> tuple[HostedShard, Member]:
+            shard = HostedShard(*arguments)
+            return shard, tree.map(Tensor.cpu, tree.gather(shard.member, torch.arange(0)))
+
+        serve(self._mailbox, make)
+
+
+def in_short(error: Exception) -> str:
+    """What an error of Ray says, without traceback and identifiers."""
+    lines = str(error).strip().splitlines()
+    if "creation task" in lines[0]:
+        return f"it cannot be made, {lines[-1]}; install the same packages on every machine of the cluster"
+    return lines[0].rstrip(".")

@@ -1,0 +1,153 @@
+"""What a rollout asks of environments, tensors in and tensors out, and how arrays of NumPy answer it."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Real
+from torch import Tensor
+
+from popgraft.spaces import Spaces
+
+CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass
+class Final:
+    """Terminal observations of truncated episodes that have been replaced already.
+
+    Attributes:
+        where: whether there is one.
+        observations: what it is, [pop, env, *shape]; anything elsewhere.
+    """
+
+    where: Bool[Tensor, "pop env"]
+    observations: dict[str, Tensor]
+
+
+@dataclasses.dataclass
+class Step:
+    """What one step of all environments brought, on the grid's device.
+
+    Attributes:
+        reward: as the environment gave it.
+        terminated: whether the task ended the episode.
+        truncated: whether the episode was cut off, and the task did not end it in the same step.
+        valid: false where the environment ignored the action because it only reset itself (next-step autoreset).
+        started: whether the current observation is the first of a new episode.
+        final: terminal observations that are no longer shown; None where there are none, as with next-step autoreset.
+    """
+
+    reward: Float[Tensor, "pop env"]
+    terminated: Bool[Tensor, "pop env"]
+    truncated: Bool[Tensor, "pop env"]
+    valid: Bool[Tensor, "pop env"]
+    started: Bool[Tensor, "pop env"]
+    final: Final | None
+
+
+class Grid(abc.ABC):
+    """Members × environments, stepped together.
+
+    Attributes:
+        spaces: what an agent sees and does.
+        pop: members.
+        num_envs: environments per member.
+    """
+
+    spaces: Spaces
+    pop: int
+    num_envs: int
+
+    @abc.abstractmethod
+    def observe(self) -> dict[str, Tensor]:
+        """The observations to act on, [pop, env, *shape]; the next step may overwrite them."""
+
+    @abc.abstractmethod
+    def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
+        """Takes one action in every environment: choices counted from 0, or the numbers of a box, not yet clipped."""
+
+
+class SeededGrid(Grid):
+    """A grid that begins episodes when it is told to.
+
+    Attributes:
+        failures: for every member whose environment has raised since its last reset, what it said.
+        in_process: whether the environments run in this process.
+        playing: the member whose environments are at work in this process, and since when (`time.monotonic`).
+    """
+
+    failures: dict[int, str]
+    in_process: bool
+    playing: tuple[int, float] | None = None
+
+    @abc.abstractmethod
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Starts fresh episodes in all environments of some members.
+
+        Args:
+            rows: the members.
+            seeds: a seed for each of them.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases the processes and memory of all environments."""
+
+
+@dataclasses.dataclass
+class Transition:
+    """What one step of all environments brought, as arrays that are used again by the next step.
+
+    Attributes:
+        reward: as `Step`, and so on.
+        final: whether the episode was truncated and its terminal observation has already been replaced.
+        final_observations: terminal observations where `final`, anything elsewhere.
+    """
+
+    reward: Float32[np.ndarray, "pop env"]
+    terminated: Bool[np.ndarray, "pop env"]
+    truncated: Bool[np.ndarray, "pop env"]
+    valid: Bool[np.ndarray, "pop env"]
+    started: Bool[np.ndarray, "pop env"]
+    final: Bool[np.ndarray, "pop env"]
+    final_observations: dict[str, np.ndarray]
+
+
+class ArrayGrid(Grid):
+    """A grid whose environments speak in arrays.
+
+    Attributes:
+        device: where the agents are.
+        observations: the observations to act on, [pop, env, *shape]; updated in place.
+    """
+
+    device: torch.device
+    observations: dict[str, np.ndarray]
+
+    @abc.abstractmethod
+    def step(self, actions: np.ndarray) -> Transition:
+        """Takes one action [pop, env, dims] in every environment."""
+
+    def observe(self) -> dict[str, Tensor]:
+        """The observations to act on; on a CPU they share the memory of the arrays."""
+        return self._tensors(self.observations)
+
+    def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
+        """Takes one action in every environment."""
+        result = self.step(actions.cpu().numpy())
+        final = None
+        if result.final.any():
+            final = Final(self._copied(result.final), self._tensors(result.final_observations))
+        reward, terminated, truncated, valid, started = (
+            self._copied(x) for x in (result.reward, result.terminated, result.truncated, result.valid, result.started)
+        )
+        return Step(reward, terminated, truncated, valid, started, final)
+
+    def _copied(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array.copy()).to(self.device)
+
+    def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}

@@ -1,0 +1,180 @@
+"""The pages of a real run in a real browser."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import FloatRect, Locator, Page, expect
+
+from popgraft import Run
+from popgraft.dashboard.report import report
+
+from .conftest import record
+
+Serve, Visit = Callable[..., str], Callable[..., Page]
+
+DRAWN = """section => document.querySelector(`#${section} .plot`).calcdata.map(points => ({
+    name: points[0].trace.name,
+    x: points.map(point => point.x ?? NaN),
+    y: points.map(point => point.y ?? NaN),
+    z: [...(points[0].z ?? [])].map(row => [...row]),
+}))"""
+"""The numbers of the first figure of a section as plotly.js has decoded them."""
+
+PIXELS = """([section, x, y]) => {
+    const { xaxis, yaxis } = document.querySelector(`#${section} .plot`)._fullLayout;
+    return [xaxis.l2p(x), yaxis.l2p(y)];
+}"""
+RANGE = "document.querySelector('#scores .plot')._fullLayout.xaxis.range"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+CONTROLS = """[...document.querySelectorAll('a[href], button, input, summary, [tabindex="0"]')]
+    .filter(control => control.checkVisibility())"""
+
+
+def drawn(page: Page, section: str) -> dict[str | None, dict[str, Any]]:
+    return {trace.get("name"): trace for trace in page.evaluate(DRAWN, section)}
+
+
+def best(page: Page) -> list[float]:
+    values: list[float] = drawn(page, "scores")["best of the generation"]["y"]
+    return values
+
+
+def centred(element: Locator) -> FloatRect:
+    """Where an element is after the page has been scrolled to it."""
+    element.evaluate("element => element.scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = element.bounding_box()
+    assert box is not None
+    return box
+
+
+def check_numbers(page: Page, run: Run) -> None:
+    scores = np.array([member.score for member in run.scores]).reshape(6, 4)
+    curve = drawn(page, "scores")["best of the generation"]
+    assert curve["x"] == [64 * (i + 1) for i in range(6)]
+    assert curve["y"] == pytest.approx(scores.max(1), rel=1e-6)
+    everyone = drawn(page, "scores")["every member"]["y"]
+    assert sorted(y for y in everyone if y == y) == pytest.approx(sorted(scores.flat), rel=1e-6)
+    tree = drawn(page, "tree")
+    cells = next(np.array(trace["z"]) for trace in tree.values() if trace["z"])
+    assert cells[:, ::2] == pytest.approx(scores.T, rel=1e-6)
+    links = np.array(tree["inheritance"]["y"]).reshape(-1, 3)[:, :2]
+    assert len(links) >= 3
+    grafts = [(graft.parent, graft.member) for graft in run.lineage if graft.generation < 5]
+    assert sorted(map(tuple, links.tolist())) == sorted(grafts)
+
+
+def test_curves_and_tree_show_what_the_database_holds(live: Page, trained: Path) -> None:
+    check_numbers(live, Run(trained))
+
+
+def test_so_does_a_report(trained: Path, visit: Visit) -> None:
+    check_numbers(visit(report(trained).as_uri()), Run(trained))
+
+
+@pytest.mark.parametrize(
+    ("section", "place", "words"), [("scores", (192, 0), "best"), ("tree", (3, 2), "member 2 in generation 3")]
+)
+def test_hovering_shows_the_numbers(live: Page, section: str, place: tuple[int, int], words: str) -> None:
+    box = centred(live.locator(f"#{section} .plot .nsewdrag").first)
+    left, top = live.evaluate(PIXELS, [section, *place])
+    live.mouse.move(box["x"] + left, box["y"] + top, steps=3)
+    expect(live.locator(f"#{section} .hoverlayer")).to_contain_text(words)
+
+
+def test_no_button_sends_data_away(live: Page) -> None:
+    buttons = live.locator("#scores .modebar-btn").evaluate_all(
+        "buttons => buttons.map(button => button.dataset.title)"
+    )
+    assert buttons == ["Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes", "Download plot as a PNG"]
+
+
+def test_tab_reaches_every_control_in_order(live: Page) -> None:
+    count = live.evaluate(f"{CONTROLS}.length")
+    assert count > 20
+    live.evaluate("document.activeElement.blur()")
+    order = []
+    for _ in range(count):
+        live.keyboard.press("Tab")
+        order.append(live.evaluate(f"{CONTROLS}.indexOf(document.activeElement)"))
+    assert order == list(range(count))
+
+
+def test_the_button_turns_the_theme(live: Page) -> None:
+    light = live.evaluate(PAPER)
+    text = live.locator("#scores .ytitle").first
+    ink = text.evaluate("title => getComputedStyle(title).fill")
+    live.locator("#theme").press("Enter")
+    assert live.evaluate(PAPER) != light
+    assert text.evaluate("title => getComputedStyle(title).fill") != ink
+    assert live.evaluate("localStorage.getItem('theme')") == "dark"
+    live.locator("#theme").press("Enter")
+    assert live.evaluate(PAPER) == light
+
+
+def test_a_phone_needs_no_sideways_scrolling(live: Page) -> None:
+    live.set_viewport_size({"width": 390, "height": 844})
+    live.wait_for_function("() => document.documentElement.scrollWidth == 390")
+    live.set_viewport_size({"width": 1280, "height": 720})
+
+
+def test_a_new_generation_is_drawn_at_once_and_the_zoom_stays(trained: Path, serve: Serve, visit: Visit) -> None:
+    page = visit(serve(trained))
+    page.locator("#settings summary").first.press("Enter")
+    everything = page.evaluate(RANGE)
+    box = centred(page.locator("#scores .plot .nsewdrag").first)
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"], steps=5)
+    page.mouse.up()
+    zoomed = page.evaluate(RANGE)
+    assert everything[0] < zoomed[0] < zoomed[1] < everything[1]
+    record(trained, 6, 0.875)
+    began = time.monotonic()
+    while len(best(page)) < 7:
+        assert time.monotonic() < began + 2
+        page.wait_for_timeout(20)
+    assert best(page)[-1] == 0.875
+    assert page.evaluate(RANGE) == zoomed
+    assert page.locator("#settings details").first.get_attribute("open") is not None
+    assert "7 of 6" in page.locator("#runs").inner_text()
+
+
+def test_runs_are_chosen_with_the_keyboard_and_shown_side_by_side(trained: Path, serve: Serve, visit: Visit) -> None:
+    shutil.copytree(trained, trained.parent / "with, comma & more")
+    record(trained, 6, 0.5)
+    page = visit(serve(trained.parent))
+    assert page.locator("#scores .plot").count() == 1
+    page.locator("input[value^=with]").press("Space")
+    expect(page.locator("#scores .js-plotly-plot")).to_have_count(2)
+    assert page.evaluate("document.activeElement.value") == "with, comma & more"
+    assert page.locator("#scores h3").all_inner_texts() == ["tiny", "with, comma & more"]
+    left, right = (plot.bounding_box() for plot in page.locator("#scores .plot").all())
+    assert left is not None
+    assert right is not None
+    assert left["x"] + left["width"] <= right["x"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        faults = Axe().run(page).response["violations"]
+        assert not faults, [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in faults]
+    page.locator("input[value=tiny]").uncheck()
+    expect(page.locator("h1")).to_have_text("with, comma & more")
+    assert len(best(page)) == 6
+    page.locator("input[value^=with]").uncheck()
+    expect(page.locator("input[value=tiny]")).to_be_checked()  # one run is always shown, the one written last
+
+
+@pytest.mark.slow
+def test_a_page_without_runs_waits_for_one(trained: Path, serve: Serve, visit: Visit) -> None:
+    root = trained.parent / "empty"
+    root.mkdir()
+    page = visit(serve(root))
+    assert "no runs" in page.locator("#runs").inner_text()
+    shutil.copytree(trained, root / "first")
+    expect(page.locator("#scores .js-plotly-plot")).to_have_count(1)
+    expect(page.locator("h1")).to_have_text("first")

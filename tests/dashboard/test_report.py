@@ -1,0 +1,138 @@
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import popgraft
+from popgraft import StoreError
+from popgraft.cli.app import app
+from popgraft.dashboard.data import read
+from popgraft.dashboard.exploits import success
+from popgraft.dashboard.figures import figures
+from popgraft.dashboard.summary import summary
+from popgraft.dashboard.text import LEVELS, sparkline, text
+from popgraft.store import RunFolder
+
+from .test_data import Make, found, make
+
+__all__ = ["make"]
+
+PARENTS = [[2, 1, 2], [0, 0, 2], [0, 1, 2]]
+SCORES = [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [1.0, 5.0, 2.0]]
+
+
+@pytest.fixture
+def small(make: Callable[..., RunFolder]) -> Path:
+    folder = make(SCORES, PARENTS)
+    found(folder, 2, 1)
+    return folder.path
+
+
+def test_the_tree_shows_scores_grafts_and_the_winners_ancestors(small: Path) -> None:
+    sections = {section.id: section.content for section in figures(read(small))}
+    bands, links, _, line = sections["tree"].data
+    assert bands.z[:, ::2].tolist() == np.array(SCORES).T.tolist()
+    cut = {(row, member) for member, row in np.argwhere(np.isnan(bands.z[:, 1::2]))}
+    assert cut == {(0, 0), (1, 1)}  # after the first generation at place 0, after the second at place 1
+    ends = [(x, y) for x, y in zip(links.x.tolist(), links.y.tolist(), strict=True) if math.isfinite(x)]
+    assert [(round(x), y) for x, y in ends] == [(1, 2), (2, 0), (2, 0), (3, 1)]
+    assert [(round(x), y) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)][::2] == [
+        (1, 2), (2, 0), (3, 1)
+    ]  # fmt: skip
+    assert "from member 2 of generation 1<br>learning_rate × 0.5" in bands.text[0][2]  # 0.002 of the donor's 0.004
+    assert list(bands.text[2]) == [""] * 5
+
+
+def test_schedules_follow_the_winner(small: Path) -> None:
+    sections = {section.id: section.content for section in figures(read(small))}
+    everyone, path = sections["schedules"].data
+    assert path.y == pytest.approx([0.004, 0.002, 0.008])
+    assert path.x.tolist() == [300, 600, 900]
+    assert np.nanmin(everyone.y) == pytest.approx(0.001)
+    assert sections["schedules"].layout.yaxis.type == "log"
+
+
+def test_the_summary_tells_the_facts(small: Path, trained: Path) -> None:
+    said = " ".join(summary(read(small)))
+    assert "3 agents trained on CartPole-v1 for 900 of " in said
+    assert "was stopped and can be resumed" in said
+    assert "Members were overwritten with better ones 2 times" in said
+    assert "learning_rate went 0.004 → 0.008" in said
+    data = read(trained)
+    told = " ".join(summary(data, read(small)))
+    assert f"The best agent scores {data.found['final_score']:.3f} ±" in told
+    assert f"In {small}, its population reached 1.000 ± 0.000 in 900 steps, against" in told
+
+
+def test_a_run_without_a_generation_has_a_report(make: Make, tmp_path: Path) -> None:
+    path = make([], []).path
+    assert "No generation has been scored yet." in summary(read(path))
+    assert [section.id for section in figures(read(path))] == ["settings"]
+    assert popgraft.report(path, tmp_path / "other.html") == tmp_path / "other.html"
+    Console(file=None, quiet=True).print(text(read(path)))
+
+
+def test_nan_scores_and_random_search_have_a_report(make: Make) -> None:
+    path = make([[math.nan] * 3, [1.0, math.nan, 2.0]], [[0, 1, 2]] * 2, exploit_method="none").path
+    assert "this is random search" in " ".join(summary(read(path)))
+    assert {"scores", "tree", "members"} <= {section.id for section in figures(read(path))}
+    popgraft.report(path)
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(trained: Path) -> None:
+    page = popgraft.report(trained).read_text()
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", own)
+    for id in (
+        "scores",
+        "tree",
+        "schedules",
+        "importance",
+        "exploits",
+        "learning",
+        "divergence",
+        "members",
+        "settings",
+    ):
+        assert f'<section id="{id}"' in own
+    assert "popgraft/RepeatPrevious-v0" in own
+
+
+def test_the_command_writes_and_prints(trained: Path, small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    wrote = CliRunner().invoke(app, ["report", str(trained), "--out", str(out), "--compare", str(small)])
+    assert (wrote.exit_code, wrote.stdout) == (0, f"wrote {out}\n")
+    assert "The dotted line is the best of" in out.read_text()
+    printed = CliRunner().invoke(app, ["report", str(trained), "--text"])
+    assert printed.exit_code == 0
+    assert max(map(len, printed.stdout.splitlines())) <= 80
+    for fact in ("best score", "learning_rate of the best", "optimizer_distance", "copied from"):
+        assert fact in printed.stdout
+    missing = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert missing.exit_code == 2
+    assert "holds no complete run" in missing.stderr
+
+
+def test_a_report_that_cannot_be_written_is_an_error_in_words(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot write the report .*no such file or directory"):
+        popgraft.report(trained, tmp_path / "missing" / "page.html")
+
+
+def test_a_sparkline_goes_from_the_least_to_the_most() -> None:
+    assert sparkline(np.arange(8.0)) == LEVELS
+    assert sparkline(np.array([2.0, math.nan, 2.0])) == "▁ ▁"
+    assert sparkline(np.zeros(0)) == ""
+    assert len(sparkline(np.arange(500.0))) == 32
+
+
+def test_success_has_wilsons_interval() -> None:
+    before, after = np.zeros(11), np.array([1.0] * 8 + [-1.0] * 2 + [math.nan])
+    share, low, high, number = success(before, after)
+    assert (share, number) == (0.8, 10)
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Brown, Cai and DasGupta 2001's formula by hand
+    assert math.isnan(success(before[:0], after[:0])[0])

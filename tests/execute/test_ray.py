@@ -1,0 +1,377 @@
+"""Shards as actors of a real Ray cluster: the same results as in this process, and the same when actors are lost."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from popgraft import resume, tree
+from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
+from popgraft.execute import InlineExecutor
+from popgraft.state import Decision, Record, Scores
+from popgraft.train import Observer, loop
+from popgraft.train.loop import train
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.usefixtures("cluster")
+
+from popgraft.execute.ray import RayExecutor  # noqa: E402  # needs ray
+
+
+def never():
+    return False
+
+
+@pytest.fixture
+def execute(configured, initial):
+    """Makes an executor of actors, or the same shards in this process."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind, *overrides, pop=4, sizes=(2, 2), factory=None):
+            where = ["execute.kind=ray"] if kind is RayExecutor else []
+            config = configured("CartPole", f"execute.sizes={list(sizes)}", *where, *overrides, pop=pop)
+            return stack.enter_context(contextlib.closing(kind(config, initial(config), factory)))
+
+        yield make
+
+
+def everyone(executor):
+    return tree.map(torch.clone, executor.export(torch.arange(4)))
+
+
+def check_same(found, expected):
+    for (path, leaf), (_, other) in zip(tree.items(found), tree.items(expected), strict=True):
+        torch.testing.assert_close(leaf, other, atol=0, rtol=0, equal_nan=True, msg=lambda text, p=path: f"{p}: {text}")
+
+
+def decided(executor, parents, generation):
+    """Everybody inherits as told, and one number is explored."""
+    parents = torch.tensor(parents)
+    before = executor.export(torch.arange(4)).hyperparams
+    known = {name: torch.cat([values, values[:1]]) for name, values in before.items()}
+    hyperparams = {name: values[parents] for name, values in known.items()}
+    hyperparams["clip_range"] = torch.arange(4) / 10 + 0.05 * generation
+    return Decision(parents, hyperparams, {m: "truncation" for m in range(4) if parents[m] != m})
+
+
+def process_of(executor, place):
+    call = executor.shards[place]._actor.__ray_call__.options(concurrency_group="inbox")
+    return ray.get(call.remote(lambda _: os.getpid()))
+
+
+def test_actors_make_no_difference(execute):
+    """Equal to the bit: after grafts within an actor, between them, in a circle, from the record; after a loss."""
+    inline, actors = execute(InlineExecutor), execute(RayExecutor)
+    score = torch.zeros(1)
+    record = Record(inline.export(torch.tensor([3])), Scores(score, score, score.long()), 0, 3)
+    for generation, parents in enumerate(([1, 1, 2, 3], [2, 3, 0, 1], [4, 3, 3, 3], [0, 1, 2, 3]), 1):
+        expected, found = (executor.advance(2, never) for executor in (inline, actors))
+        for name, values in expected.metrics.items():
+            torch.testing.assert_close(found.metrics[name], values, atol=0, rtol=0, equal_nan=True)
+        assert found.steps == expected.steps
+        check_same(everyone(actors), everyone(inline))
+        decision, best = decided(inline, parents, generation), record if 4 in parents else None
+        for executor in (inline, actors):
+            executor.graft(decision, generation, best)
+        check_same(everyone(actors), everyone(inline))
+        assert torch.equal(actors.evaluate(8).mean, inline.evaluate(8).mean)
+    assert torch.equal(actors.weights(), inline.weights())
+    assert torch.equal(actors.momenta(), inline.momenta())
+    assert actors.export(torch.tensor([3, 0, 3])).params.equal(actors.weights()[[3, 0, 3]])
+    inline.advance(1, never)
+    actors.restore(everyone(inline))
+    for executor in (inline, actors):
+        executor.restart(9)
+        executor.advance(1, never)
+    check_same(everyone(actors), everyone(inline))
+    stops = iter([False, True, True, True])
+    updates = next(iter(actors.advance(5, lambda: next(stops)).metrics.values())).shape[1]
+    assert 2 <= updates < 5  # all stopped at the same one
+    assert torch.equal(everyone(actors).age, everyone(inline).age + updates)
+    os.kill(process_of(actors, 1), signal.SIGKILL)
+    with pytest.raises(ShardLost, match="the actor of members 2-3 is gone"):
+        actors.advance(1, never)
+    assert actors.recover() == [2, 3]
+    actors.restore(everyone(inline))
+    for executor in (inline, actors):
+        executor.restart(10)
+        executor.advance(1, never)
+    check_same(everyone(actors), everyone(inline))
+
+
+def put_by(executor, decision):
+    """Bytes of every object in which a decision's donors travel."""
+    given = executor._give(executor._needed(decision))
+    references = [reference for gifts in given for _, reference in gifts]
+    sizes = ray.experimental.get_object_locations(references)
+    return [sizes[reference]["object_size"] for reference in references]
+
+
+@pytest.mark.slow
+def test_a_graft_moves_the_rows_that_cross_and_no_others(execute):
+    executor = execute(
+        RayExecutor, "model.network.hidden_size=64", "model.network.encoder_layers=[64]", sizes=[2, 1, 1]
+    )
+    row = sum(leaf.nbytes for _, leaf in tree.items(executor.export(torch.tensor([0]))))
+    assert put_by(executor, decided(executor, [1, 1, 2, 3], 1)) == []  # within a shard: an index operation
+    found = put_by(executor, decided(executor, [0, 3, 0, 3], 1))
+    assert len(found) == 2
+    assert all(row <= size <= 1.05 * row for size in found), (found, row)
+    (found,) = put_by(executor, decided(executor, [2, 2, 2, 3], 1))  # one donor of two recipients crosses once
+    assert row <= found <= 1.05 * row
+
+
+@pytest.mark.slow
+def test_what_cannot_be_built_is_said_as_in_this_process(execute):
+    with pytest.raises(ConfigError, match="NoSuchEnv"):
+        execute(RayExecutor, "env.id=NoSuchEnv-v0")
+    began = time.monotonic()
+
+    def factory(num_envs):
+        raise ZeroDivisionError("no poles")
+
+    with pytest.raises(EnvironmentFault, match="no poles"):
+        execute(RayExecutor, "env.id=null", "env.factory=not:used", "env.wrappers=[]", factory=factory)
+    assert time.monotonic() - began < 60
+
+
+CONFIG = {
+    "env": {"id": "CartPole-v1", "num_envs": 2},
+    "model": {
+        "n_steps": 16,
+        "n_epochs": 2,
+        "n_minibatches": 1,
+        "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
+    },
+    "pbt": {
+        "population_size": 4,
+        "perturbation_interval": 2,
+        "hyperparams": [{"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}],
+    },
+    "evaluation": {"episodes": 2, "max_steps": 30, "final_episodes": 2},
+    "snapshots": {"interval": 2},
+    "total_timesteps": 4 * 2 * 16 * 2 * 5,
+}
+"""Five generations of four members in which somebody is always replaced."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a run comes to in two processes of this machine."""
+    where = {"run_dir": str(tmp_path_factory.mktemp("runs") / "local"), "execute.shards": 2}
+    return train({**CONFIG, "seed": 3}, where)
+
+
+def results(run):
+    """All that training has brought: scores, lineage and the population."""
+    path = run.folder.snapshots / "last"
+    leaves = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.suffix == ".safetensors"}
+    assert leaves
+    return repr((run.scores, run.lineage, run.summary)), leaves
+
+
+def check_undisturbed(run, undisturbed, lost):
+    """The same results as without a fault; the loss of some members is on record."""
+    assert run.is_finished
+    assert results(run) == results(undisturbed)
+    texts = [event.text for event in run.events if event.kind == "lost"]
+    assert len(texts) == len(lost)
+    for text, members in zip(texts, lost, strict=True):
+        assert f"; members {members} are rebuilt, and all go on with generation " in text
+
+
+def send(number, *places):
+    """Sends a signal to actors, whatever they are doing."""
+
+    def what(executor):
+        with contextlib.suppress(ray.exceptions.ActorDiedError):  # it is dead already
+            for pid in [process_of(executor, place) for place in places]:
+                os.kill(pid, number)
+
+    return what
+
+
+def trained(tmp_path, *overrides, **arguments):
+    where = [f"run_dir={tmp_path / 'run'}", "execute.kind=ray", "execute.shards=2", "seed=3", *overrides]
+    return train(CONFIG, where, **arguments)
+
+
+class InUpdate(Observer):
+    """Does something to the actors while they are learning, once or in every update from then on."""
+
+    def __init__(self, monkeypatch, what, always=False):
+        self.updates, self.what, self.always = 0, what, always
+        original = loop.make_executor
+
+        def make(*arguments):
+            self.executor = original(*arguments)
+            return self.executor
+
+        monkeypatch.setattr(loop, "make_executor", make)
+
+    def on_update(self, steps):
+        self.updates += 1
+        if self.updates == 7 or (self.always and self.updates > 7):  # in the fourth generation, one after a point
+            self.what(self.executor)
+
+
+def after(monkeypatch, place, name, what, call):
+    """Does something to the actors at the end of a certain call of a function."""
+    original, calls = getattr(place, name), []
+
+    def disturbed(first, *arguments, **keywords):
+        result = original(first, *arguments, **keywords)
+        calls.append(name)
+        if len(calls) == call:
+            what(first if isinstance(first, RayExecutor) else first.executor)
+        return result
+
+    monkeypatch.setattr(place, name, disturbed)
+
+
+@pytest.mark.slow
+def test_an_actor_killed_in_an_update_changes_nothing(monkeypatch, tmp_path, undisturbed):
+    run = trained(tmp_path, observer=InUpdate(monkeypatch, send(signal.SIGKILL, 1)))
+    check_undisturbed(run, undisturbed, [[2, 3]])
+
+
+@pytest.mark.slow
+def test_four_actors_come_to_the_same(tmp_path, undisturbed):
+    """To the bit what four processes come to; what two come to, but for the order in which sums are rounded."""
+    run = trained(tmp_path, "execute.shards=4")
+    local = train(CONFIG, [f"run_dir={tmp_path / 'local'}", "execute.shards=4", "seed=3"])
+    check_undisturbed(run, local, [])
+    parents = [
+        [(graft.generation, graft.member, graft.parent) for graft in each.lineage] for each in (run, undisturbed)
+    ]
+    assert parents[0] == parents[1]
+    assert len(parents[0]) >= 4
+    scores = [torch.tensor([record.score for record in each.scores]) for each in (run, undisturbed)]
+    torch.testing.assert_close(scores[0], scores[1], atol=0, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_actors_killed_at_once(monkeypatch, tmp_path, undisturbed):
+    run = trained(tmp_path, observer=InUpdate(monkeypatch, send(signal.SIGKILL, 0, 1)))
+    check_undisturbed(run, undisturbed, [[0, 1, 2, 3]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_actor_killed_in_a_graft(place, monkeypatch, tmp_path, undisturbed):
+    """Donors are laid ready, and nobody has taken them yet."""
+    after(monkeypatch, RayExecutor, "_give", send(signal.SIGKILL, place), call=2)
+    check_undisturbed(trained(tmp_path), undisturbed, [[2 * place, 2 * place + 1]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 2, 4], ids=["first", "second", "last"])
+def test_an_actor_killed_in_a_snapshot(call, monkeypatch, tmp_path, undisturbed):
+    """While its members are asked for. Before there is any point, the run ends, and can be resumed."""
+    original = loop.save_point
+    calls = []
+
+    def save_point(training):
+        calls.append(training)
+        if len(calls) == call:
+            send(signal.SIGKILL, 1)(training.executor)
+        original(training)
+
+    monkeypatch.setattr(loop, "save_point", save_point)
+    if call == 1:
+        with pytest.raises(ShardLost, match="the actor of members 2-3 is gone"):
+            trained(tmp_path)
+        check_undisturbed(resume(tmp_path / "run"), undisturbed, [])
+    else:
+        check_undisturbed(trained(tmp_path), undisturbed, [[2, 3]])
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs(monkeypatch, tmp_path, undisturbed):
+    observer = InUpdate(monkeypatch, send(signal.SIGSTOP, 1))
+    run = trained(tmp_path, "execute.timeout=3", observer=observer)
+    check_undisturbed(run, undisturbed, [[2, 3]])
+    (event,) = [event for event in run.events if event.kind == "lost"]
+    assert "the actor of members 2-3 has not been heard of for 3 seconds" in event.text
+
+
+@pytest.mark.slow
+def test_a_generation_that_kills_actors_again_and_again_ends_the_run(monkeypatch, tmp_path, undisturbed):
+    observer = InUpdate(monkeypatch, send(signal.SIGKILL, 1), always=True)
+    with pytest.raises(ShardLost, match="the 3rd time in generation 3, so the run ends"):
+        trained(tmp_path, observer=observer)
+    monkeypatch.undo()
+    run = resume(tmp_path / "run")
+    check_undisturbed(run, undisturbed, [[2, 3]] * 3)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_shards_and_elsewhere(tmp_path, undisturbed):
+    """Actors may be added, or done without, between two sessions; nothing is lost of what was trained before."""
+    steps = CONFIG["total_timesteps"] // 5
+    run = trained(tmp_path, f"total_timesteps={2 * steps}")
+    assert run.scores == undisturbed.scores[: 2 * 4]
+    for generations, kind, shards in ((4, "ray", 4), (5, "local", 2)):  # a point is taken where a session ends
+        resume(run.path, {"total_timesteps": generations * steps, "execute.kind": kind, "execute.shards": shards})
+    assert [score.steps for score in run.scores] == [score.steps for score in undisturbed.scores]
+    found, expected = (
+        torch.tensor([[graft.generation, graft.member, graft.parent, graft.score_before] for graft in each.lineage])
+        for each in (run, undisturbed)
+    )
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-5)
+
+
+DRIVER = """
+import sys, yaml
+from popgraft import train
+from popgraft.train import Observer
+
+class Killer(Observer):
+    def on_update(self, steps):
+        self.updates = getattr(self, "updates", 0) + 1
+        if self.updates == 7:
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(yaml.safe_load(sys.argv[1]), sys.argv[2:], observer=Killer())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_and_a_run_to_resume(tmp_path, undisturbed):
+    overrides = [f"run_dir={tmp_path / 'run'}", "execute.kind=ray", "execute.shards=2", "seed=3"]
+    with (tmp_path / "output").open("w") as output:
+        driver = subprocess.call([sys.executable, "-c", DRIVER, json.dumps(CONFIG), *overrides], stderr=output)
+    assert driver == -signal.SIGKILL, (tmp_path / "output").read_text()
+    run = resume(tmp_path / "run")
+    check_undisturbed(run, undisturbed, [])
+
+
+@pytest.mark.slow
+def test_an_address_at_which_nobody_answers_is_refused_at_once(tmp_path):
+    settings = [
+        "--set",
+        "execute.kind=ray",
+        "--set",
+        "execute.address=127.0.0.1:1",
+        "--set",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
+    command = [
+        sys.executable,
+        "-c",
+        "from popgraft.cli.app import main; main()",
+        "train",
+        str(tmp_path / "config.yaml"),
+    ]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    assert "no Ray cluster answers at execute.address='127.0.0.1:1'" in " ".join((done.stdout + done.stderr).split())
+    assert not (tmp_path / "run").exists()
