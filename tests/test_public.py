@@ -36,8 +36,8 @@ def test_every_error_is_a_popgraft_error() -> None:
 
 
 def test_the_function_train_survives_an_import_of_the_package_train() -> None:
-    importlib.import_module("popgraft.train.loop")
-    assert popgraft.train is importlib.import_module("popgraft.train.loop").train
+    importlib.import_module("popgraft.train.start")
+    assert popgraft.train is importlib.import_module("popgraft.train.start").train
 
 
 def test_importing_touches_no_global_generator_and_no_heavy_optional_package() -> None:

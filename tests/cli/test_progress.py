@@ -29,6 +29,9 @@ def generation_of(number: int, scores: list[float], best: float, exploits: int =
     pop = len(scores)
     return Generation(
         number=number,
+        members=torch.arange(pop),
+        place_steps=torch.full((pop,), 5120 * (number + 1)),
+        update_steps=1024,
         steps=20_480 * (number + 1),
         seconds=10.0 * (number + 1),
         scores=Scores(mean, torch.zeros(pop), torch.ones(pop, dtype=torch.long)),

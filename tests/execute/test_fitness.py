@@ -10,7 +10,7 @@ from popgraft.config import load_config
 from popgraft.errors import ConfigError
 from popgraft.execute import Shard
 from popgraft.pbt import Schedule
-from popgraft.train.loop import train
+from popgraft.train import train
 
 STEPS = 10
 BRITTLE, ROBUST = 0, 1

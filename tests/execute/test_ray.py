@@ -15,8 +15,7 @@ from popgraft import resume, tree
 from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
 from popgraft.execute import InlineExecutor
 from popgraft.state import Decision, Record, Scores
-from popgraft.train import Observer, loop
-from popgraft.train.loop import train
+from popgraft.train import Observer, loop, start, train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -207,13 +206,13 @@ class InUpdate(Observer):
 
     def __init__(self, monkeypatch, what, always=False):
         self.updates, self.what, self.always = 0, what, always
-        original = loop.make_executor
+        original = start.make_executor
 
         def make(*arguments):
             self.executor = original(*arguments)
             return self.executor
 
-        monkeypatch.setattr(loop, "make_executor", make)
+        monkeypatch.setattr(start, "make_executor", make)
 
     def on_update(self, steps):
         self.updates += 1

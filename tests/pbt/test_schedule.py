@@ -158,6 +158,41 @@ def test_low_is_good_on_negated_scores_is_the_same_run():
     assert history(make(metric_mode="min"), sign=-1.0) == history(make(metric_mode="max"))
 
 
+def test_a_part_of_the_population_decides():
+    """Recipients are those who decide, donors those who can be compared, and both are chosen as among these alone."""
+    schedule, values = make(truncation_ratio=0.5), make().initial_hyperparams(DEFAULTS)
+    compared, deciding = torch.tensor([1, 2, 4, 6]), torch.tensor([1, 6])
+    mean = torch.tensor([90.0, 1.0, 5.0, 80.0, 6.0, 70.0, 2.0, NAN])
+    parts = [schedule(n, scored(mean), values, None, compared, deciding, heirs=4) for n in range(20)]
+    assert {int(parent) for one in parts for parent in one.parents[deciding]} == {2, 4}
+    for one in parts:
+        others = torch.tensor([0, 2, 3, 4, 5, 7])
+        assert torch.equal(one.parents[others], others)  # not even the one without a score
+        assert one.reasons == {1: "truncation", 6: "truncation"}
+        assert all(torch.equal(one.hyperparams[name][others], column[others]) for name, column in values.items())
+        assert not torch.equal(
+            one.hyperparams["learning_rate"][deciding], values["learning_rate"][one.parents[deciding]]
+        )
+    mean[[1, 2]] = NAN
+    rescued = schedule(20, scored(mean), values, None, compared, deciding)  # two of eight are ready: nobody else copies
+    assert (rescued.reasons, int(rescued.parents[6])) == ({1: "rescue"}, 6)
+    assert schedule.failed_ready_checks == 1
+    with pytest.raises(PopulationLost):
+        schedule(21, scored(torch.full((8,), NAN)), values, None, compared, deciding)
+
+
+def test_the_record_is_the_last_of_those_compared():
+    values = make().initial_hyperparams(DEFAULTS)
+    schedule = make(exploit_method="backtracking", ready_percentage=0.1)
+    state = object.__new__(Member)  # the schedule looks at nothing but its hyperparameters
+    state.hyperparams = {name: torch.full_like(column[:1], 0.125) for name, column in values.items()}
+    record = Record(state, scored([99.0]), 0, 0)
+    compared = torch.tensor([3, 5, 7])
+    one = schedule(0, scored(range(8)), values, record, compared, torch.tensor([3, 5]))
+    assert one.parents.tolist() == [0, 1, 2, 8, 4, 5, 6, 7]
+    assert (one.hyperparams["clip_range"] == 0.125).tolist() == [member == 3 for member in range(8)]
+
+
 def test_the_seed_decides_the_history():
     assert history(make(seed=3)) == history(make(seed=3))
     assert history(make(seed=3)) != history(make(seed=4))

@@ -69,8 +69,45 @@ def test_metrics_are_read_back(database):
     assert found.members["vgs/factor"] == pytest.approx([0.123457, NAN, NAN], rel=1e-12, nan_ok=True)
     assert found.members["loss"] == [1e-12, 2.0, 3.0]
     assert found.population == pytest.approx({"member_distance": 0.25, "optimizer_distance": NAN}, nan_ok=True)
-    with pytest.raises(StoreError, match="UNIQUE constraint failed"):
-        database.record_metrics(4, members, {})
+
+
+def parts(database, *rounds):
+    """Records of every part its generation; the first member of each is overwritten by member 0."""
+    numbers = torch.full((3,), -1)
+    for part in rounds:
+        members = torch.tensor(part)
+        numbers[members] += 1
+        parents = torch.arange(3)
+        parents[part[0]] = 0
+        reasons = {part[0]: "truncation"} if part[0] else {}
+        decision = Decision(parents, AFTER, reasons)
+        fates, steps = dict.fromkeys(reasons, "copy"), 10 * (numbers + 1)
+        database.record_generation(numbers, SCORES, BEFORE, steps, decision, fates, None, members)
+        loss, total = members + numbers[members] / 10, float(numbers.sum())
+        database.record_metrics(numbers, {"loss": loss}, {"sum": total}, members)
+    return numbers
+
+
+def test_members_that_are_at_different_generations(database):
+    """Rows are of those that have trained; what a generation has reported is put together, and forgotten by member."""
+    numbers = parts(database, [0], [1, 2], [0], [0], [1, 2], [0])
+    assert numbers.tolist() == [3, 1, 1]
+    found = [(record.generation, record.member, record.steps) for record in database.scores()]
+    assert found == [(g, m, 10 * (g + 1)) for g, m in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]]
+    grafts = [(graft.generation, graft.member, graft.parent_generation, graft.parent) for graft in database.lineage()]
+    assert grafts == [(0, 1, 0, 0), (1, 1, 2, 0)]  # the second donor is a generation ahead
+    reported = [record.members["loss"] for record in database.metrics()]
+    expected = [[0, 1, 2], [0.1, 1.1, 2.1], [0.2, NAN, NAN], [0.3, NAN, NAN]]
+    torch.testing.assert_close(torch.tensor(reported), torch.tensor(expected), equal_nan=True)
+    assert [record.population["sum"] for record in database.metrics()] == [0, 4, 2, 5]
+    assert database.rewind([3, 1, 1], 0, {}, []) == []
+    assert [(record.generation, record.member) for record in database.scores()] == [
+        (0, 0), (0, 1), (0, 2), (1, 0), (2, 0)
+    ]  # fmt: skip
+    assert [graft.generation for graft in database.lineage()] == [0]
+    reported = [record.members["loss"] for record in database.metrics()]
+    expected[1:] = [[0.1, NAN, NAN], [0.2, NAN, NAN]]
+    torch.testing.assert_close(torch.tensor(reported), torch.tensor(expected), equal_nan=True)
 
 
 def test_what_is_read_together_is_of_one_moment(path, database):
@@ -229,13 +266,13 @@ def test_going_back_forgets_what_came_after(database):
     for kind, text in [("rescue", "late"), ("stopped", "kept")]:
         database.record_event(kind, text, 1)
     for _ in range(2):  # twice is once
-        database.rewind(1, mark, {(0, 2): Aftermath()}, ["stopped", "resumed"])
+        database.rewind([1] * 3, mark, {(0, 2): Aftermath()}, ["stopped", "resumed"])
         assert (str(database.scores()), str(database.lineage())) == before
         assert told(database) == ["early", "kept"]
         assert database.generations() == 1
         assert [record.generation for record in database.metrics()] == [0]
     database.record_generation(1, SCORES, BEFORE, 20, GRAFT, FATE)
-    database.rewind(0, 0, {}, [])
+    database.rewind([0] * 3, 0, {}, [])
     assert (database.scores(), database.lineage(), told(database), database.events_written()) == ([], [], [], 0)
 
 
@@ -243,13 +280,13 @@ def test_what_is_not_there_of_the_time_before_is_recorded_once(database):
     database.record_event("rescue", "first")
     for generation in (0, 2, 5):
         database.record_generation(generation, SCORES, BEFORE, 10, GRAFT, FATE)
-    lost = database.rewind(6, 7, {}, ["damaged"])
+    lost = database.rewind([6] * 3, 7, {}, ["damaged"])
     assert "has lost its events 2 to 7" in lost[0]
     assert "has lost the scores of generations 1, 3, 4" in lost[1]
     for _ in range(2):
         assert told(database) == ["first", *lost]
         database.record_event("rescue", "later")  # whose number is not that of one that had been written before
-        assert database.rewind(6, 7, {}, ["damaged"]) == []
+        assert database.rewind([6] * 3, 7, {}, ["damaged"]) == []
     assert database.generations() == 3
 
 

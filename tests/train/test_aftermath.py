@@ -14,6 +14,9 @@ from popgraft.train.aftermath import Follower, relative_spread, spread, summary
 NAN = math.nan
 
 
+BOTH = torch.arange(2)
+
+
 def decision(*parents):
     parents = torch.tensor(parents)
     reasons = {i: "truncation" for i, parent in enumerate(parents.tolist()) if parent != i}
@@ -26,15 +29,16 @@ def metrics(returns, **more):
 
 def test_a_graft_is_followed_for_ten_updates():
     follower = Follower()
-    assert follower.follow(metrics([[1.0, 2.0], [3.0, NAN]]), {}) == {}
-    follower.begin(0, decision(0, 0))
+    assert follower.follow(BOTH, metrics([[1.0, 2.0], [3.0, NAN]]), {}) == {}
+    follower.begin(torch.tensor([0, 0]), decision(0, 0))
     cosine = {"momentum_cosine": torch.tensor([[0.1, 0.1], [0.25, 0.5]])}
-    first = follower.follow(metrics([[8.0, 8.0], [4.0, 5.0]], **cosine), {1: 1.5})[0, 1]
+    first = follower.follow(BOTH, metrics([[8.0, 8.0], [4.0, 5.0]], **cosine), {1: 1.5})[0, 1]
     assert (first.return_before, first.return_1) == (3.0, 4.0)  # the latest update that had a return
     assert (first.value_loss_ratio, first.momentum_cosine) == (1.5, 0.25)
     assert math.isnan(first.return_5)
     later = [
-        follower.follow(metrics([[9.0, 9.0], [10.0 * k, 10.0 * k + 1]]), {1: 9.0}).get((0, 1)) for k in range(1, 6)
+        follower.follow(BOTH, metrics([[9.0, 9.0], [10.0 * k, 10.0 * k + 1]]), {1: 9.0}).get((0, 1))
+        for k in range(1, 6)
     ]
     assert (later[0].return_5, later[1].return_5) == (pytest.approx(NAN, nan_ok=True), 20.0)  # updates 3, 4 and 5, 6
     assert later[3].return_10 == 41.0  # updates 9 and 10
@@ -44,10 +48,19 @@ def test_a_graft_is_followed_for_ten_updates():
 
 def test_a_member_that_is_overwritten_again_is_followed_anew():
     follower = Follower()
-    follower.begin(0, decision(0, 0))
-    follower.follow(metrics([[1.0, 1.0], [2.0, 2.0]]), {})
-    follower.begin(1, decision(0, 0))
-    assert set(follower.follow(metrics([[1.0, 1.0], [7.0, 7.0]]), {})) == {(1, 1)}
+    follower.begin(torch.tensor([0, 0]), decision(0, 0))
+    follower.follow(BOTH, metrics([[1.0, 1.0], [2.0, 2.0]]), {})
+    follower.begin(torch.tensor([1, 1]), decision(0, 0))
+    assert set(follower.follow(BOTH, metrics([[1.0, 1.0], [7.0, 7.0]]), {})) == {(1, 1)}
+
+
+def test_members_that_train_apart_are_followed_apart():
+    follower = Follower()
+    follower.begin(torch.tensor([4, 3]), decision(1, 0))
+    assert set(follower.follow(BOTH[1:], metrics([[2.0, 6.0]]), {1: 1.5})) == {(3, 1)}
+    found = follower.follow(BOTH[:1], metrics([[3.0, 7.0]]), {0: 0.5})
+    assert {graft: (after.value_loss_ratio, after.return_1) for graft, after in found.items()} == {(4, 0): (0.5, 3.0)}
+    assert follower.follow(BOTH[1:], metrics([[9.0] * 3]), {})[3, 1].return_5 == 9.0
 
 
 def test_a_summary_counts_what_was_seen():

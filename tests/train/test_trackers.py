@@ -23,6 +23,9 @@ def generation(pop: int = 2, number: int = 1) -> Generation:
     values = {"learning_rate": torch.full((pop,), 0.1)}
     return Generation(
         number=number,
+        members=torch.arange(pop),
+        place_steps=torch.full((pop,), 64),
+        update_steps=16,
         steps=64 * pop,
         seconds=1.0,
         scores=Scores(torch.tensor([float("nan"), *range(1, pop)]), torch.zeros(pop), torch.ones(pop).long()),

@@ -104,6 +104,11 @@ class ExecuteConfig(Section):
     shards: Positive | None = None
     """Stacked sub-populations that the members are divided into, on CPUs with a process each; null: one per core on
     CPUs, one on a GPU, and with Ray as many as the cluster has room for."""
+    mode: Literal["lockstep", "async"] = "lockstep"
+    """`lockstep`: everybody trains for a generation, then everybody decides, with the results of one machine; `async`,
+    with Ray: every shard decides as soon as it has trained for one, and never waits for another."""
+    max_lag: Annotated[Number, Field(ge=0)] = 1.0
+    """With `mode: async`, generations of training by which members may differ and still be compared."""
     sizes: list[Positive] | None = None
     """Members of every shard, where machines differ; null: nearly the same number in each."""
     address: str | None = None
@@ -119,9 +124,11 @@ class ExecuteConfig(Section):
 
     @model_validator(mode="after")
     def _settings_of_ray(self) -> "ExecuteConfig":
-        for name in ("address", "cpus_per_shard", "gpus_per_shard", "timeout"):
+        for name in ("address", "cpus_per_shard", "gpus_per_shard", "timeout", "mode", "max_lag"):
             if self.kind == "local" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"execute.{name} is for Ray's actors; set execute.kind: ray, or remove it")
+        if self.mode == "lockstep" and self.max_lag != type(self).model_fields["max_lag"].default:
+            raise ValueError("execute.max_lag is for execute.mode: async; in lockstep nobody lags behind")
         return self
 
 
@@ -210,6 +217,8 @@ class Config(Section):
                 f"execute.sizes={execute.sizes} must add up to pbt.population_size={members}, "
                 f"in execute.shards={execute.shards} numbers; leave execute.shards out"
             )
+        if execute.mode == "async" and self.pbt.schedule:
+            raise ValueError("pbt.schedule moves everybody at once; remove execute.mode: async")
         if execute.kind == "ray" and not execute.gpus_per_shard and self.engine.device.startswith("cuda"):
             raise ValueError(
                 f"engine.device={self.engine.device!r} needs GPUs, but execute.gpus_per_shard is 0; "

@@ -1,6 +1,6 @@
 """Where a population runs: shards, and the executors that hold them."""
 
-from popgraft.execute.base import Advance, Executor
+from popgraft.execute.base import Advance, Executor, Part
 from popgraft.execute.inherit import inherited_values, strategies
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.make import make_executor
@@ -11,6 +11,7 @@ __all__ = [
     "Advance",
     "Executor",
     "InlineExecutor",
+    "Part",
     "ProcessExecutor",
     "Shard",
     "inherited_values",

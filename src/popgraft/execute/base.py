@@ -50,6 +50,21 @@ class Advance:
         )
 
 
+@dataclasses.dataclass
+class Part:
+    """Members that have trained for a generation at the same time: everybody, or a shard at its own pace.
+
+    Attributes:
+        members: their indices, in ascending order; rows of all else.
+        advance: what their updates brought.
+        scores: of their evaluation, where fitness is not that of training.
+    """
+
+    members: Int[Tensor, "part"]
+    advance: Advance
+    scores: Scores | None = None
+
+
 def join_scores(parts: list[Scores]) -> Scores:
     """Scores of several shards, in order."""
     return Scores(

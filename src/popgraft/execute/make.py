@@ -33,10 +33,13 @@ def make_executor(
     if config.execute.kind == "ray":
         try:
             from popgraft.execute.ray import RayExecutor
+            from popgraft.execute.ray_async import AsyncRayExecutor
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
             raise MissingExtra("ray", "ray", "execute.kind: ray") from None
+        if config.execute.mode == "async":
+            return AsyncRayExecutor(config, hyperparams, factory)
         return RayExecutor(config, hyperparams, factory)
     on_cpu = resolve_device(config.engine.device).type == "cpu"
     parallel = on_cpu and os.name == "posix"

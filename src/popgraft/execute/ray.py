@@ -64,7 +64,8 @@ class RayShard:
         execute = config.execute
         self._timeout = math.inf if execute.timeout is None else execute.timeout
         resources = {"num_cpus": execute.cpus_per_shard, "num_gpus": execute.gpus_per_shard}
-        self._actor = ray.remote(concurrency_groups={"inbox": 1, "outbox": 1}, **resources)(ShardActor).remote()
+        groups = dict.fromkeys(("inbox", "outbox", "shelf"), 1)
+        self._actor = ray.remote(concurrency_groups=groups, **resources)(ShardActor).remote()
         self._tell = self._actor.tell.options(concurrency_group="inbox")
         self._hear = self._actor.hear.options(concurrency_group="outbox")
         self.end = self._actor.work.remote()
@@ -102,6 +103,11 @@ class RayShard:
         if kind == "log":
             logging.getLogger(content.name).handle(content)
         return kind, content
+
+    def fetch(self, count: int) -> list[Reference]:
+        """References to the members that the actor has laid ready; what they name is not moved."""
+        found = self._actor.fetch.options(concurrency_group="shelf", num_returns=count).remote()
+        return list(found) if count > 1 else [found]
 
     def kill(self) -> None:
         """Ends the actor at once."""
@@ -232,10 +238,10 @@ class RayExecutor(ParallelExecutor):
                 given[place].append((donors, references[place]))
         return given
 
-    def _ready(self, places: set[int]) -> list[int]:
+    def _ready(self, places: set[int], limit: float = math.inf) -> list[int]:
         waiting = {self.shards[place].reply: place for place in places}
         replies = list(waiting)
-        ray.wait(replies, timeout=_seconds(min(self.shards[place].patience for place in places)))
+        ray.wait(replies, timeout=_seconds(min(limit, *(self.shards[place].patience for place in places))))
         ready, _ = ray.wait(replies, num_returns=len(replies), timeout=0)
         silent = {place for place in places if not self.shards[place].patience}
         return sorted({waiting[reply] for reply in ready} | silent)

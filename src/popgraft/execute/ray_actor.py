@@ -20,7 +20,7 @@ from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.inherit import MOMENTUM
 from popgraft.execute.shard import Shard
-from popgraft.execute.worker import Channel, Message, serve
+from popgraft.execute.worker import Channel, Closed, Message, serve
 from popgraft.state import Decision, Member
 
 Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
@@ -42,11 +42,12 @@ def unpack(rows: Rows, like: Member) -> Member:
 
 
 class Mailbox(Channel):
-    """The actor's end of its connection to the executor."""
+    """The actor's end of its connection to the executor; `shelf` holds what it does not hear, but may fetch."""
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.shelf: queue.SimpleQueue[list[Rows]] = queue.SimpleQueue()
 
     def send(self, kind: str, content: Any = None) -> None:
         """Leaves a message for the executor."""
@@ -56,7 +57,7 @@ class Mailbox(Channel):
         """Waits for a message of the executor."""
         message = self.inbox.get()
         if message[0] == CLOSE:
-            raise EOFError
+            raise Closed
         return message
 
     def waiting(self) -> bool:
@@ -70,7 +71,8 @@ class Mailbox(Channel):
 class HostedShard(Shard):
     """A shard whose members are not to be read from elsewhere: it hands them out, and takes others in."""
 
-    def __init__(self, config: Config, *arguments: Any) -> None:
+    def __init__(self, shelf: "queue.SimpleQueue[list[Rows]]", config: Config, *arguments: Any) -> None:
+        self._shelf = shelf
         if not config.execute.gpus_per_shard:
             config = config.model_copy(update={"engine": config.engine.model_copy(update={"device": "cpu"})})
         torch.set_num_threads(config.engine.threads)
@@ -93,6 +95,10 @@ class HostedShard(Shard):
         """Overwrites everybody."""
         member = tree.map(lambda leaf, there: leaf.to(there.device), unpack(rows, self.member), self.member)
         tree.put_(self.member, torch.arange(len(self.members)), member)
+
+    def lay(self, members: Sequence[int]) -> None:
+        """Lays members ready one by one, as they are now."""
+        self._shelf.put([self.export([member]) for member in members])
 
     def give(self, wanted: dict[int, list[int]]) -> dict[int, Reference]:
         """Lays members ready for other shards: from the place of a shard to the members that it inherits from."""
@@ -130,7 +136,7 @@ class HostedShard(Shard):
 
 
 class ShardActor:
-    """A shard in an actor; `work` runs until it is told to close. `tell` and `hear` have a thread of their own each."""
+    """A shard in an actor; `work` runs until it is told to close. All other methods have a thread of their own each."""
 
     def __init__(self) -> None:
         self._mailbox = Mailbox()
@@ -143,11 +149,16 @@ class ShardActor:
         """Waits for the next message to the executor."""
         return self._mailbox.outbox.get()
 
+    def fetch(self) -> list[Rows] | Rows:
+        """What has been laid ready: a result of Ray for each of the members, which stays on this machine until used."""
+        laid = self._mailbox.shelf.get()
+        return laid if len(laid) > 1 else laid[0]
+
     def work(self) -> None:
         """Makes a shard and serves it."""
 
         def make(*arguments: Any) -> tuple[HostedShard, Member]:
-            shard = HostedShard(*arguments)
+            shard = HostedShard(self._mailbox.shelf, *arguments)
             return shard, tree.map(Tensor.cpu, tree.gather(shard.member, torch.arange(0)))
 
         serve(self._mailbox, make)

@@ -30,6 +30,10 @@ from popgraft.state import Member
 Message = tuple[str, Any]
 
 
+class Closed(Exception):
+    """The executor has said that there is nothing more to do."""
+
+
 class Channel(abc.ABC):
     """One end of the connection between an executor and a shard."""
 
@@ -39,7 +43,12 @@ class Channel(abc.ABC):
 
     @abc.abstractmethod
     def receive(self) -> Message:
-        """Waits for one message; EOFError once the other end is gone."""
+        """Waits for one message.
+
+        Raises:
+            Closed: there will be none.
+            EOFError: the other end is gone.
+        """
 
     @abc.abstractmethod
     def waiting(self) -> bool:
@@ -99,7 +108,7 @@ def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:
         make: from the arguments of `Shard` to a shard, and what the executor is to know of it.
     """
     logging.getLogger().addHandler(logging.handlers.QueueHandler(channel))  # type: ignore[arg-type]
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(Closed, EOFError, BrokenPipeError, ConnectionResetError):
         paths, level = channel.receive()[1]  # modules of the user are found where the executor finds them
         sys.path[:] = dict.fromkeys([*paths, *sys.path])
         logging.getLogger().setLevel(level)
@@ -139,6 +148,8 @@ def _carry_out(shard: Shard, channel: Channel) -> None:
             continue
         try:
             answer = _advance(shard, channel, *arguments) if kind == "advance" else getattr(shard, kind)(*arguments)
+        except Closed:
+            raise
         except Exception as error:
             channel.send("error", _portable(error))
         else:

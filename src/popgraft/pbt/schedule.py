@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.config import PopulationConfig
@@ -58,6 +58,9 @@ class Schedule:
         scores: Scores,
         hyperparams: dict[str, Float[Tensor, "pop"]],
         record: Record | None = None,
+        compared: Int[Tensor, "compared"] | None = None,
+        deciding: Int[Tensor, "deciding"] | None = None,
+        heirs: int = 0,
     ) -> Decision:
         """Decides who inherits from whom after `generation`, and with which hyperparameters.
 
@@ -69,33 +72,41 @@ class Schedule:
             scores: fitness of every member.
             hyperparams: values that the generation was trained with.
             record: the best state there ever was, to which "backtracking" returns.
+            compared: members whose scores can be compared, in ascending order; None: everybody's.
+            deciding: those of them that may become somebody else now; None: everybody.
+            heirs: how many of the others have become somebody else since they were scored; they count as ready.
 
         Returns:
             The decision; the reason for a member without a finite score is always "rescue".
 
         Raises:
-            PopulationLost: no member has a finite score.
+            PopulationLost: no member that is compared has a finite score.
         """
-        config, healthy = self.config, scores.mean.isfinite()
-        members = range(len(healthy))
+        config, healthy, pop = self.config, scores.mean.isfinite(), len(scores.mean)
+        everyone = torch.arange(pop)
+        compared, deciding = (everyone if some is None else some for some in (compared, deciding))
         ready = (config.exploit_method != "none" or config.explore_always) and self.readiness.check(
-            int(healthy.sum()), len(healthy), f"generation {generation}"
+            int(healthy[compared].sum()) + heirs, pop, f"generation {generation}"
         )
+        candidates, places = _rows(scores, compared), compared
         if config.exploit_method == "backtracking":
-            scores = _joined(scores, record.scores if record else NOTHING)
+            candidates = _joined(candidates, record.scores if record else NOTHING)
+            places = torch.cat([compared, torch.tensor([pop])])
             own = record.state.hyperparams if record else {name: values[:1] for name, values in hyperparams.items()}
             hyperparams = {name: torch.cat([values, own[name]]) for name, values in hyperparams.items()}
-        parents = choose_parents(config, scores, ready, self.seed, generation)[: len(healthy)]
+        chosen = choose_parents(config, candidates, ready, self.seed, generation)[: len(compared)]
+        parents = everyone.index_put((compared,), places[chosen])
+        parents = torch.where(torch.isin(everyone, deciding), parents, everyone)
         decision = Decision(
             parents=parents,
             hyperparams={name: values[parents] for name, values in hyperparams.items()},
             reasons={
                 member: config.exploit_method if healthy[member] else "rescue"
-                for member in members
+                for member in deciding.tolist()
                 if parents[member] != member
             },
         )
-        for member in members if ready and config.explore_always else decision.reasons:
+        for member in deciding.tolist() if ready and config.explore_always else decision.reasons:
             for space in self._spaces:
                 values = decision.hyperparams[space.name]
                 rng = numpy_generator(self.seed, "explore", generation, space.name, member)
@@ -115,6 +126,10 @@ class Schedule:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores what `state_dict` returned."""
         self.readiness.failed = state["failed_ready_checks"]
+
+
+def _rows(scores: Scores, members: Int[Tensor, "rows"]) -> Scores:
+    return Scores(scores.mean[members], scores.stderr[members], scores.episodes[members], scores.faults)
 
 
 def _joined(scores: Scores, more: Scores) -> Scores:

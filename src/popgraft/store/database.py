@@ -12,10 +12,11 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.disk import room
@@ -104,58 +105,81 @@ class RunDatabase:
 
     def record_generation(
         self,
-        generation: int,
+        generations: int | Int[Tensor, "pop"],
         scores: Scores,
         hyperparams: dict[str, Float[Tensor, "pop"]],
-        steps: int,
+        steps: int | Int[Tensor, "pop"],
         decision: Decision,
         strategies: Mapping[int, str],
         record: Record | None = None,
+        members: Int[Tensor, "part"] | None = None,
     ) -> None:
         """Writes a generation and its grafts in one transaction: all of it, or nothing.
 
         Args:
-            generation: its number, which must be new.
+            generations: number of everybody's latest generation; those of `members` must be new.
             scores: fitness of every member.
             hyperparams: values that it was trained with.
-            steps: environment steps of one member since the run began.
+            steps: environment steps taken at every place since the run began.
             decision: who inherited from whom.
             strategies: what became of every recipient's optimizer state.
             record: the best state there ever was, where somebody went back to it.
+            members: those that have trained; None: everybody.
         """
-        mean = scores.mean.tolist()
-        before, after = _texts(hyperparams, len(mean)), _texts(decision.hyperparams, len(mean))
-        columns = zip(mean, scores.stderr.tolist(), scores.episodes.tolist(), before, strict=True)
-        members = [(generation, i, score, err, n, steps, values) for i, (score, err, n, values) in enumerate(columns)]
-        donors = {i: (i, generation, mean[i]) for i in range(len(mean))}
+        mean, pop = scores.mean.tolist(), len(scores.mean)
+        numbers, taken = (torch.as_tensor(each).expand(pop).tolist() for each in (generations, steps))
+        before, after = _texts(hyperparams, pop), _texts(decision.hyperparams, pop)
+        columns = numbers, range(pop), mean, scores.stderr.tolist(), scores.episodes.tolist(), taken, before
+        everyone = list(zip(*columns, strict=True))
+        rows = everyone if members is None else [everyone[i] for i in members.tolist()]
+        donors = {i: (i, numbers[i], mean[i]) for i in range(pop)}
         if record is not None:
-            donors[len(mean)] = (record.place, record.generation, float(record.scores.mean))
+            donors[pop] = (record.place, record.generation, float(record.scores.mean))
         grafts = []
         for i, reason in decision.reasons.items():
             parent, found, score = donors[int(decision.parents[i])]
-            grafts.append((generation, i, parent, found, reason, mean[i], score, before[i], after[i], strategies[i]))
+            grafts.append((numbers[i], i, parent, found, reason, mean[i], score, before[i], after[i], strategies[i]))
         with self._speaking(), self._connection:
             try:
-                self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", members)
+                self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError:
-                raise StoreError(f"generation {generation} is already recorded in {self.path}") from None
+                raise StoreError(f"generation {rows[0][0]} is already recorded in {self.path}") from None
             self._connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
 
     def record_metrics(
-        self, generation: int, members: Mapping[str, Float[Tensor, "pop"]], population: Mapping[str, float]
+        self,
+        generations: int | Int[Tensor, "pop"],
+        metrics: Mapping[str, Float[Tensor, "part"]],
+        population: Mapping[str, float],
+        members: Int[Tensor, "part"] | None = None,
     ) -> None:
-        """Writes what else is known of a generation, with the time of now.
+        """Writes what else is known of a generation, with the time of now, beside what others have reported of theirs.
 
         Args:
-            generation: its number, which must be new.
-            members: of every member, by name; six significant digits are kept.
+            generations: number of everybody's latest generation.
+            metrics: of each of those that have trained, by name; six significant digits are kept.
             population: of all members together.
+            members: those that have trained; None: everybody.
         """
-        own = {name: [_rounded(value) for value in values.tolist()] for name, values in members.items()}
-        whole = {name: _rounded(value) for name, value in population.items()}
-        row = (generation, time.time(), *(json.dumps(each, separators=(",", ":")) for each in (own, whole)))
-        with self._speaking(), self._connection:
-            self._connection.execute("INSERT INTO metrics VALUES (?, ?, ?, ?)", row)
+        numbers = torch.as_tensor(generations)
+        if members is None:
+            members = torch.arange(max((len(values) for values in metrics.values()), default=1))
+            numbers = numbers.expand(len(members))
+        pop = len(numbers)
+        rows = list(zip(members.tolist(), numbers[members].tolist(), strict=True))
+        columns = {name: [_rounded(value) for value in values.tolist()] for name, values in metrics.items()}
+        with self._speaking(), self._connection as connection:
+            for number in {number for _, number in rows}:
+                found = connection.execute("SELECT members, population FROM metrics WHERE generation = ?", (number,))
+                own, whole = (json.loads(text) for text in found.fetchone() or ("{}", "{}"))
+                for name, values in columns.items():
+                    column = own.setdefault(name, [None] * pop)
+                    for (member, its), value in zip(rows, values, strict=True):
+                        if its == number:
+                            column[member] = value
+                whole |= {name: _rounded(value) for name, value in population.items()}
+                texts = (json.dumps(each, separators=(",", ":")) for each in (own, whole))
+                connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", (number, time.time(), *texts))
 
     def record_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         """Writes what a graft did to its recipient, over what was written of it before."""
@@ -174,12 +198,16 @@ class RunDatabase:
             self._connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row)
 
     def rewind(
-        self, generation: int, events: int, aftermath: Mapping[tuple[int, int], Aftermath], kept: Iterable[str]
+        self,
+        generations: Sequence[int],
+        events: int,
+        aftermath: Mapping[tuple[int, int], Aftermath],
+        kept: Iterable[str],
     ) -> list[str]:
         """Goes back to what had been written before a generation, in one transaction.
 
         Args:
-            generation: the first one to be forgotten.
+            generations: the first one to be forgotten, of every member.
             events: what `events_written` was then.
             aftermath: what was known then of the grafts that were still followed, by generation and recipient.
             kept: kinds of events that are never forgotten.
@@ -189,10 +217,12 @@ class RunDatabase:
         """
         kinds = list(kept)
         with self._speaking(), self._connection as connection:
-            lost = self._note_loss(generation, events)
-            connection.execute("DELETE FROM grafts WHERE generation >= ?", (generation,))
-            connection.execute("DELETE FROM members WHERE generation >= ?", (generation,))
-            connection.execute("DELETE FROM metrics WHERE generation >= ?", (generation,))
+            lost = self._note_loss(max(generations), events)
+            connection.execute("PRAGMA defer_foreign_keys = ON")  # donors of a generation may be ahead of it
+            first = [(number, member) for member, number in enumerate(generations)]
+            connection.executemany("DELETE FROM grafts WHERE generation >= ? AND member = ?", first)
+            connection.executemany("DELETE FROM members WHERE generation >= ? AND member = ?", first)
+            self._forget_metrics(generations)
             connection.execute(
                 f"DELETE FROM events WHERE rowid > ? AND kind NOT IN ({', '.join('?' * len(kinds))})", (events, *kinds)
             )
@@ -311,6 +341,19 @@ class RunDatabase:
             numbers = ", ".join(str(number) for number in lost)
             note(f"the database {self.path} has lost the scores of generations {numbers}", None)
         return texts
+
+    def _forget_metrics(self, generations: Sequence[int]) -> None:
+        """Removes what was reported of every member's generations from a certain one on."""
+        connection = self._connection
+        connection.execute("DELETE FROM metrics WHERE generation >= ?", (max(generations),))
+        some = connection.execute("SELECT generation, members FROM metrics WHERE generation >= ?", (min(generations),))
+        for number, text in some.fetchall():
+            kept = {
+                name: [value if number < first else None for value, first in zip(values, generations, strict=False)]
+                for name, values in json.loads(text).items()
+            }
+            text = json.dumps(kept, separators=(",", ":"))
+            connection.execute("UPDATE metrics SET members = ? WHERE generation = ?", (text, number))
 
     def _write_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         columns = dataclasses.asdict(aftermath)

@@ -1,7 +1,7 @@
 """The tables of a run's database."""
 
 APPLICATION = 0x706F7067  # "popg" in the file's header tells a run from other databases
-VERSION = 4
+VERSION = 5
 """Of these tables; a database of another version is refused."""
 
 SCHEMA = f"""
@@ -35,7 +35,7 @@ CREATE TABLE grafts (
     return_10 REAL,
     PRIMARY KEY (generation, member),
     FOREIGN KEY (generation, member) REFERENCES members,
-    FOREIGN KEY (generation, parent) REFERENCES members
+    FOREIGN KEY (parent_generation, parent) REFERENCES members
 );
 CREATE TABLE metrics (
     generation INTEGER NOT NULL PRIMARY KEY,

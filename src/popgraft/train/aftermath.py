@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.state import Decision
@@ -15,7 +15,7 @@ from popgraft.store import Aftermath
 HORIZONS = (1, 5, 10)
 """Updates after a graft at which the recipient's return is noted."""
 
-Metrics = dict[str, Float[Tensor, "pop updates"]]
+Metrics = dict[str, Float[Tensor, "part updates"]]
 Graft = tuple[int, int]
 """Generation and recipient."""
 
@@ -33,35 +33,39 @@ class Follower:
         self._pending: dict[Graft, _Pending] = {}
         self._latest: dict[int, float] = {}
 
-    def follow(self, metrics: Metrics, value_loss_ratios: Mapping[int, float]) -> dict[Graft, Aftermath]:
+    def follow(
+        self, members: Int[Tensor, "part"], metrics: Metrics, value_loss_ratios: Mapping[int, float]
+    ) -> dict[Graft, Aftermath]:
         """Takes in the updates of a generation.
 
         Args:
-            metrics: of every update.
+            members: those who took them.
+            metrics: of every update, a row for each of them.
             value_loss_ratios: of the members that were overwritten before it, see `Advance`.
 
         Returns:
             What is new of every graft that is still followed.
         """
         news = {}
+        rows = {member: row for row, member in enumerate(members.tolist())}
         returns = metrics["ep_rew_mean"].tolist()
-        for graft, pending in list(self._pending.items()):
+        for graft, pending in [each for each in self._pending.items() if each[0][1] in rows]:
             ratio = value_loss_ratios.get(graft[1], math.nan)
-            news[graft] = pending.found = self._advanced(graft[1], pending, metrics, returns, ratio)
+            news[graft] = pending.found = self._advanced(rows[graft[1]], pending, metrics, returns, ratio)
             pending.seen += len(returns[0])
             if pending.seen >= HORIZONS[-1]:
                 del self._pending[graft]
-        for member, row in enumerate(returns):
+        for member, row in zip(rows, returns, strict=True):
             finite = [value for value in row if math.isfinite(value)]
             self._latest[member] = finite[-1] if finite else self._latest.get(member, math.nan)
         return news
 
-    def begin(self, generation: int, decision: Decision) -> None:
-        """Takes in the grafts of a decision."""
+    def begin(self, generations: Int[Tensor, "pop"], decision: Decision) -> None:
+        """Takes in the grafts of a decision, which came after the recipients' generations of these numbers."""
         for member in decision.recipients.tolist():
             self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] != member}
             found = Aftermath(return_before=self._latest.get(member, math.nan))
-            self._pending[generation, member] = _Pending(0, found)
+            self._pending[int(generations[member]), member] = _Pending(0, found)
 
     def known(self) -> dict[Graft, Aftermath]:
         """What has been noted of every graft that is still followed; nothing before its first update."""
@@ -81,17 +85,17 @@ class Follower:
         self._latest = dict(state["latest"])
 
     def _advanced(
-        self, member: int, pending: _Pending, metrics: Metrics, returns: list[list[float]], ratio: float
+        self, row: int, pending: _Pending, metrics: Metrics, returns: list[list[float]], ratio: float
     ) -> Aftermath:
         found: dict[str, float] = {}
         if pending.seen == 0:
             found["value_loss_ratio"] = ratio
             if "momentum_cosine" in metrics:
-                found["momentum_cosine"] = float(metrics["momentum_cosine"][member, 0])
+                found["momentum_cosine"] = float(metrics["momentum_cosine"][row, 0])
         for horizon in HORIZONS:
             update = horizon - 1 - pending.seen
-            if 0 <= update < len(returns[member]):
-                found[f"return_{horizon}"] = returns[member][update]
+            if 0 <= update < len(returns[row]):
+                found[f"return_{horizon}"] = returns[row][update]
         return dataclasses.replace(pending.found, **found)
 
 

@@ -7,24 +7,22 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from popgraft.config import Config, dump_config, load_config
+from popgraft.config import Config
 from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost, StoreError
-from popgraft.execute import Advance, Executor, inherited_values, make_executor, strategies
-from popgraft.pbt import Prescribed, Schedule, make_schedule
+from popgraft.execute import Executor, Part, inherited_values, strategies
+from popgraft.pbt import Prescribed, Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
-from popgraft.store import RunDatabase, RunFolder, snapshot
-from popgraft.store.lock import locked
+from popgraft.store import RunDatabase, snapshot
 from popgraft.train.aftermath import relative_spread, spread
 from popgraft.train.background import Background
-from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Generation, Observer, Plan, readable
 from popgraft.train.points import save_point, save_population
@@ -32,55 +30,8 @@ from popgraft.train.recover import recover
 from popgraft.train.run import BEST, Run
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
-from popgraft.train.trackers import make_trackers
-from popgraft.train.versions import versions
 
 logger = logging.getLogger(__name__)
-
-
-def train(
-    config: str | Path | Mapping[str, Any] | Config,
-    overrides: Mapping[str, Any] | Iterable[str] = (),
-    *,
-    observer: Observer | None = None,
-    factory: Callable[..., Any] | None = None,
-) -> Run:
-    """Trains a population and returns the run it leaves behind.
-
-    Ctrl-C or SIGTERM ends the run after the update in progress; what was reached is kept, and `resume` continues it. A
-    second one interrupts at once.
-
-    Args:
-        config: path of a YAML file, a mapping of the same shape, or a `Config`.
-        overrides: settings that win over it, as {"env.id": "Pendulum-v1"} or ["env.id=Pendulum-v1"].
-        observer: is told of progress.
-        factory: makes a member's environments, called as factory(num_envs=..., **env.kwargs); takes the place of the
-            configured source.
-
-    Raises:
-        ConfigError: a setting that cannot work.
-        RunExists: the run folder is in use.
-        EnvironmentFault: the environments cannot be made.
-        PopulationLost: every member has failed; what was reached before is kept.
-        StoreError: the run folder cannot be written.
-        OutOfMemory: memory does not suffice.
-    """
-    settings = load_config(config, overrides)
-    observer = observer or Observer()
-    schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
-    state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-    with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
-        # Before the folder: a typo leaves nothing behind.
-        with in_words(settings):
-            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
-        if stop.is_set():
-            raise KeyboardInterrupt
-        folder = RunFolder.create(settings.run_dir, dump_config(settings), versions())
-        stack.enter_context(locked(folder))
-        database = stack.enter_context(RunDatabase(folder.database))
-        run, board = Run(folder.path, factory), TensorBoard(folder.tensorboard)
-        Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers).train()
-    return run
 
 
 @dataclasses.dataclass
@@ -132,17 +83,24 @@ class Training:
             save_point(self)
         while not (self.stop() or self.is_over):
             try:
-                whole = self._generation(state.generation, began)
-                if whole and (self.is_over or state.generation % self.config.snapshots.interval == 0):
-                    self.executor.restart(state.generation)  # as a resumed run does: both go on from the members alone
-                    save_point(self)
+                if self._generation(began):
+                    self._save_when_due()
             except ShardLost as error:
-                recover(self, error)
+                self._recover(error)
         self.background.wait()
         if self.stop():
             self.tell_event("stopped", "interrupted by the user; the population is kept as it is", state.generation)
         else:
             self._evaluate_best()
+
+    def _recover(self, error: ShardLost) -> None:
+        """Goes on after the loss of a shard, or raises the error."""
+        recover(self, error)
+
+    def _save_when_due(self) -> None:
+        if self.is_over or self.state.generation % self.config.snapshots.interval == 0:
+            self.executor.restart(self.state.generation)  # as a resumed run does: both go on from the members alone
+            save_point(self)
 
     def tell_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Records that something has happened, and says so."""
@@ -172,8 +130,8 @@ class Training:
         parameters = self.executor.export(torch.arange(1)).params.shape[1]
         return Plan(self.config, self.run.path, parameters, self.state.steps)
 
-    def _generation(self, number: int, began: float) -> bool:
-        """Advance, score, decide, record, graft; false if a stop came in between."""
+    def _next_part(self) -> Part | None:
+        """Has everybody train for a generation; None if a stop came in between."""
         state, updates = self.state, 0
 
         def after_update() -> bool:
@@ -185,26 +143,42 @@ class Training:
 
         advance = self.executor.advance(self.config.pbt.perturbation_interval, after_update)
         state.steps += advance.steps
-        self._report_faults(advance.faults, number)
+        self._report_faults(advance.faults, state.generation)
         if self.stop():
+            return None
+        seed = self._evaluation_seed(state.generation)
+        scores = None if seed is None else self.executor.evaluate(seed)
+        self._report_faults(scores.faults if scores else {}, state.generation)
+        return Part(torch.arange(state.pop), advance, scores)
+
+    def _generation(self, began: float) -> bool:
+        """Train, score, decide, record, graft; false if a stop came in between."""
+        part = self._next_part()
+        if part is None:
             return False
-        scores = self._scores(number, advance)
+        state, members, advance = self.state, part.members, part.advance
+        numbers, hyperparams = state.rounds - 1, state.hyperparams
+        numbers[members] += 1  # of everybody's latest generation
+        scores = self._scores(part)
         self.background.wait()  # so that what is recorded is never further ahead of the newest snapshot
-        self._keep_best(number, scores)
-        hyperparams, ratio = state.hyperparams, self._follow(advance)
-        decision = self._decide(number, scores, advance)
-        record = self._needed_record(decision)
-        self.executor.graft(decision, number + 1, record)
-        state.follower.begin(number, decision)
-        known = scores.mean if record is None else torch.cat([scores.mean, record.scores.mean])
-        state.hyperparams, state.known_scores = decision.hyperparams, known[decision.parents]
+        state.take_in(part, scores)
+        self._keep_best(part, numbers)
+        ratio = self._follow(part)
+        decision = self._decide(part, numbers)
+        self._graft(part, decision)
+        state.follower.begin(numbers, decision)
+        state.inherit(decision)
         for member, reason in decision.reasons.items():
             if reason == "rescue":
                 donor = int(decision.parents[member])
                 text = f"member {member} had no finite score and continues as member {donor}"
-                self.tell_event("rescue", text, number)
+                self.tell_event("rescue", text, int(numbers[member]))
+        updates = next(iter(advance.metrics.values())).shape[1]
         told = Generation(
-            number=number,
+            number=int(numbers.sum() + len(numbers) - 1) // len(numbers),
+            members=members,
+            place_steps=state.place_steps[members],
+            update_steps=advance.steps // len(members) // updates,
             steps=state.steps,
             seconds=time.monotonic() - began,
             scores=scores,
@@ -215,17 +189,18 @@ class Training:
             statistics=self._statistics(hyperparams, decision) | ratio,
         )
         means = {name: values.nanmean(1) for name, values in advance.metrics.items()}
-        self.database.record_metrics(number, means, told.statistics)
-        state.generation = number + 1
+        self.database.record_metrics(numbers, means, told.statistics, members)
+        state.rounds[members] += 1
         self._tell("on_generation", told)
         if self._has_reached_score:
             text = f"the best score {readable(state.best)} has reached stop_at_score={self.config.stop_at_score:g}"
-            self.tell_event("reached", text, number)
+            self.tell_event("reached", text, told.number)
         return True
 
-    def _follow(self, advance: Advance) -> dict[str, float]:
+    def _follow(self, part: Part) -> dict[str, float]:
         """Records what the grafts before have done; returns the mean ratio of value losses, if there are new ones."""
-        news = self.state.follower.follow(advance.metrics, advance.value_loss_ratios)
+        advance = part.advance
+        news = self.state.follower.follow(part.members, advance.metrics, advance.value_loss_ratios)
         for (generation, member), aftermath in news.items():
             self.database.record_aftermath(generation, member, aftermath)
         ratios = [ratio for ratio in advance.value_loss_ratios.values() if math.isfinite(ratio)]
@@ -237,63 +212,88 @@ class Training:
             moved |= decision.hyperparams[name] != inherited
         self.state.explorations += int(moved.sum())
         self.state.exploits += len(decision.recipients)
-        momenta = self.executor.momenta()
         return {
             "exploitation_count": float(self.state.exploits),
             "exploration_count": float(self.state.explorations),
             "failed_ready_checks": float(self.schedule.failed_ready_checks),
+            **self._distances(),
+        }
+
+    def _distances(self) -> dict[str, float]:
+        """How far apart members are."""
+        momenta = self.executor.momenta()
+        return {
             "member_distance": spread(self.executor.weights()),
             **({} if momenta is None else {"optimizer_distance": relative_spread(momenta)}),
         }
+
+    def _graft(self, part: Part, decision: Decision) -> None:
+        """Carries out a decision over everybody."""
+        self.executor.graft(decision, self.state.generation + 1, self._needed_record(decision))
+
+    def _choose(self, part: Part) -> Decision:
+        """Asks the schedule."""
+        state = self.state
+        return self.schedule(state.generation, state.known, state.hyperparams, state.record)
+
+    def _evaluation_seed(self, number: int) -> int | None:
+        """Names the episodes that a generation is evaluated on; None where training's own count."""
+        return None if self.config.pbt.fitness == "training" else derive(self.config.seed, "evaluation", number)
 
     def _needed_record(self, decision: Decision) -> Record | None:
         """The best state there ever was, if somebody returns to it."""
         return self.state.record if (decision.parents == len(decision.parents)).any() else None
 
-    def _scores(self, number: int, advance: Advance) -> Scores:
-        """Fitness as configured; NaN for a member that is not healthy."""
-        if self.config.pbt.fitness == "training":
-            scores, mean = advance.scores, advance.scores.mean
-            if self.state.known_scores is not None:  # a member none of whose episodes has ended is as good as it was
-                mean = torch.where(scores.episodes > 0, mean, self.state.known_scores)
-        else:
-            scores = self.executor.evaluate(derive(self.config.seed, "evaluation", number))
-            self._report_faults(scores.faults, number)
-            mean = scores.mean
-        return dataclasses.replace(scores, mean=mean.masked_fill(~advance.healthy, float("nan")))
+    def _scores(self, part: Part) -> Scores:
+        """Fitness as configured; NaN for a member that is not healthy. Others have the score that they had."""
+        members, known = part.members, self.state.known
+        own = part.advance.scores if part.scores is None else part.scores
+        # A member none of whose training episodes has ended is as good as it was.
+        mean = torch.where(own.episodes > 0, own.mean, known.mean[members]) if part.scores is None else own.mean
+        mean = mean.masked_fill(~part.advance.healthy, math.nan)
+        return Scores(
+            mean=known.mean.index_put((members,), mean),
+            stderr=known.stderr.index_put((members,), own.stderr),
+            episodes=known.episodes.index_put((members,), own.episodes),
+        )
 
-    def _decide(self, number: int, scores: Scores, advance: Advance) -> Decision:
+    def _decide(self, part: Part, numbers: Int[Tensor, "pop"]) -> Decision:
         """Asks the schedule, and records the generation whatever comes of it."""
-        members = torch.arange(len(scores.mean))
-        decision = Decision(members, self.state.hyperparams, {})
-        waiting = advance.healthy & (scores.episodes == 0) & ~scores.mean.isfinite()
+        state, members, advance = self.state, part.members, part.advance
+        decision = Decision(torch.arange(state.pop), state.hyperparams, {})
+        unknown = (state.known.episodes == 0) & ~state.known.mean.isfinite()
+        waiting = members[advance.healthy & unknown[members]]
         try:
-            if waiting.any():
-                names = ", ".join(str(member) for member in members[waiting].tolist())
-                self.tell_event("waiting", f"no episode has ended yet for member {names}; nobody is replaced", number)
+            if len(waiting):
+                names = ", ".join(str(member) for member in waiting.tolist())
+                text = f"no episode has ended yet for member {names}; nobody is replaced"
+                self.tell_event("waiting", text, int(numbers[waiting[0]]))
             else:
-                decision = self.schedule(number, scores, self.state.hyperparams, self.state.record)
+                decision = self._choose(part)
         except PopulationLost as error:
-            for member, fault in (advance.faults | scores.faults).items():
+            for member, fault in (advance.faults | (part.scores.faults if part.scores else {})).items():
                 raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
             raise
         finally:
-            record, steps = self._needed_record(decision), self.state.steps // len(members)
-            fate = strategies(decision, self.state.hyperparams, self.config.pbt, record)
-            self.database.record_generation(number, scores, self.state.hyperparams, steps, decision, fate, record)
+            record = self._needed_record(decision)
+            fate = strategies(decision, state.hyperparams, self.config.pbt, record)
+            self.database.record_generation(
+                numbers, state.known, state.hyperparams, state.place_steps, decision, fate, record, members
+            )
         return decision
 
-    def _keep_best(self, number: int, scores: Scores) -> None:
-        """Saves the generation's best member if nobody was better before."""
-        sign = 1 if self.config.pbt.metric_mode == "max" else -1
-        ranked = (sign * scores.mean).masked_fill(~scores.mean.isfinite(), float("-inf"))
-        member = int(ranked.argmax())
-        score = float(scores.mean[member])
+    def _keep_best(self, part: Part, numbers: Int[Tensor, "pop"]) -> None:
+        """Saves the best member of those that have trained, if nobody was better before."""
+        scores, sign = self.state.known, 1 if self.config.pbt.metric_mode == "max" else -1
+        mean = scores.mean[part.members]
+        ranked = (sign * mean).masked_fill(~mean.isfinite(), float("-inf"))
+        best = int(ranked.argmax())
+        member, score = int(part.members[best]), float(mean[best])
         beaten = self.state.record is not None and not self._at_least(score, self.state.best)
-        if beaten or not torch.isfinite(ranked[member]):
+        if beaten or not torch.isfinite(ranked[best]):
             return
         found = {
-            "generation": number,
+            "generation": int(numbers[member]),
             "member": member,
             "score": score,
             "stderr": float(scores.stderr[member]),

@@ -34,16 +34,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One generation, scored and decided upon.
+    """One generation, scored and decided upon; of everybody, or with `execute.mode: async` of a shard's members.
 
     Attributes:
-        number: counted from 0.
+        number: counted from 0; with `execute.mode: async`, what the population has come to on average.
+        members: who has trained.
+        place_steps: environment steps taken at the place of each since the run began.
+        update_steps: environment steps that an update of one of them takes.
         steps: environment steps of the whole population since the run began.
         seconds: wall-clock time since the run began, or was resumed.
-        scores: fitness of every member.
-        hyperparams: values that it was trained with.
+        scores: fitness of every member, the latest that is known.
+        hyperparams: values that they were trained with.
         decision: who inherits from whom.
-        metrics: what every update of every member reported.
+        metrics: what every update reported, a row for each of `members`.
         best_score: highest score so far (lowest with metric_mode "min").
         statistics: what else is known of the population: `exploitation_count`, `exploration_count` and
             `failed_ready_checks` so far, `member_distance` between two members per parameter, `optimizer_distance`
@@ -52,12 +55,15 @@ class Generation:
     """
 
     number: int
+    members: Int[Tensor, "part"]
+    place_steps: Int[Tensor, "part"]
+    update_steps: int
     steps: int
     seconds: float
     scores: Scores
     hyperparams: dict[str, Float[Tensor, "pop"]]
     decision: Decision
-    metrics: dict[str, Float[Tensor, "pop updates"]]
+    metrics: dict[str, Float[Tensor, "part updates"]]
     best_score: float
     statistics: dict[str, float]
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from popgraft import tree
 from popgraft.errors import StoreError
+from popgraft.state import Member
 from popgraft.store import RunFolder, snapshot
 from popgraft.train.run import LAST
 
@@ -56,12 +58,18 @@ def save_population(training: "Training", finished: bool) -> None:
 def load_point(training: "Training", name: str, metadata: dict[str, Any]) -> None:
     """Puts members, state and schedule of a run that has not begun back to a point; its seats are for the caller."""
     executor, state = training.executor, training.state
-    everyone = torch.arange(training.config.pbt.population_size)
-    record = executor.export(torch.arange(1)) if metadata["found"] is not None else None
-    tensors, _ = snapshot.load(training.run.folder, name, state.tensors(executor.export(everyone), record))
+    like = executor.export(torch.arange(training.config.pbt.population_size))
+    tensors = read_point(training, name, metadata, like)
     state.restore(tensors, metadata)
     training.schedule.load_state_dict(metadata["schedule"])
     executor.restore(tensors["member"])
+
+
+def read_point(training: "Training", name: str, metadata: dict[str, Any], like: Member) -> dict[str, Any]:
+    """The tensors of a point, for a population of the structure of `like`."""
+    record = tree.gather(like, torch.arange(1)) if metadata["found"] is not None else None
+    tensors, _ = snapshot.load(training.run.folder, name, training.state.tensors(like, record))
+    return tensors
 
 
 def newest_point(folder: RunFolder, report: Callable[[str], None]) -> tuple[str, dict[str, Any]] | None:

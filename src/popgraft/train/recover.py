@@ -75,7 +75,7 @@ def rewind(training: "Training", metadata: dict[str, Any] | None) -> list[str]:
             snapshot.remove(folder, name)
     remove_old_points(folder, training.config.snapshots.keep)  # where it was killed before it had
     known = state.follower.known()
-    lost = training.database.rewind(state.generation, metadata["events"] if metadata else 0, known, LASTING)
+    lost = training.database.rewind(state.rounds.tolist(), metadata["events"] if metadata else 0, known, LASTING)
     training.tensorboard.cut(metadata["tensorboard"] if metadata else {})
     if state.record is not None and state.found is not None:
         snapshot.save(folder, BEST, state.record.state, state.found)

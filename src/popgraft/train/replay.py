@@ -25,10 +25,10 @@ from popgraft.errors import ConfigError, RunExists, StoreError
 from popgraft.rng import derive
 from popgraft.store import RunFolder
 from popgraft.train.intervals import interquartile_mean, mean_interval
-from popgraft.train.loop import train
 from popgraft.train.observer import Observer, readable
 from popgraft.train.resume import resume
 from popgraft.train.run import Run
+from popgraft.train.start import train
 from popgraft.train.winner import ancestry, schedule_of
 
 FOLDER, FILE = "replay", "replay.json"

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from popgraft.config import Config, dump_config, flat_config, load_config, read_yaml
 from popgraft.disk import write_atomic
@@ -15,8 +15,8 @@ from popgraft.pbt import make_schedule
 from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
+from popgraft.train.asynchronous import training_class
 from popgraft.train.interrupt import stop_on_signal
-from popgraft.train.loop import Training
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
 from popgraft.train.points import load_point, newest_point
@@ -26,6 +26,9 @@ from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
 from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
+
+if TYPE_CHECKING:
+    from popgraft.train.loop import Training
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +73,13 @@ def resume(
         with in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
-        training = Training(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers)
+        made = training_class(settings)
+        training = made(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers)
         damages: list[str] = []
         point = newest_point(folder, damages.append)
         if point is not None:
             load_point(training, *point)
+            _check_in_step(training)
         if training.is_over and run.is_finished:
             raise ConfigError(f"{folder.path} is finished; to go on, {_more(training)}")
         if stop.is_set():
@@ -122,7 +127,17 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
     return settings
 
 
-def _news(training: Training, latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
+def _check_in_step(training: "Training") -> None:
+    """Raises ConfigError where the run cannot go on as `execute.mode` says."""
+    low, high = training.state.rounds.aminmax()
+    if training.config.execute.mode == "lockstep" and low < high:
+        raise ConfigError(
+            f"execute.mode='lockstep' cannot go on from here: some members have trained for {int(low)} generations, "
+            f"others for {int(high)}; leave execute.mode: async"
+        )
+
+
+def _news(training: "Training", latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
     """What is to be recorded of a run that goes on: kind and text of events."""
     for damage in damages:
         logger.warning("%s", damage)
@@ -139,7 +154,7 @@ def _news(training: Training, latest: SessionRecord, damages: list[str]) -> Iter
     yield "resumed", f"going on with {where}"
 
 
-def _more(training: Training) -> str:
+def _more(training: "Training") -> str:
     """How a finished run is given more to do."""
     config = training.config
     if training.state.generation < config.generations:

@@ -32,22 +32,21 @@ def places(pop: int) -> list[str]:
 
 
 def scalars(generation: Generation) -> Iterator[Scalar]:
-    """Every update of every member, its score, and what is known of the population."""
+    """Every update of everybody who has trained, the score, and what is known of the population."""
     scores = generation.scores.mean
-    pop = len(scores)
-    names = places(pop)
+    names = places(len(scores))
+    members, taken = generation.members.tolist(), generation.place_steps.tolist()
+    own = [(names[member], steps) for member, steps in zip(members, taken, strict=True)]
     updates = next(iter(generation.metrics.values())).shape[1]
-    own = generation.steps // pop
-    per_update = own / (updates * (generation.number + 1))
     for metric, values in generation.metrics.items():
-        for place, row in zip(names, values.tolist(), strict=True):
+        for (place, steps), row in zip(own, values.tolist(), strict=True):
             for update, value in enumerate(row):
                 if math.isfinite(value):  # an update without finished episodes has no return, a bound may be off
-                    step = round((generation.number * updates + update + 1) * per_update)
+                    step = steps - (updates - update - 1) * generation.update_steps
                     yield Scalar(place, tag_of(metric), value, step)
-    for place, score in zip(names, scores.tolist(), strict=True):
+    for (place, steps), score in zip(own, scores[generation.members].tolist(), strict=True):
         if math.isfinite(score):
-            yield Scalar(place, "pbt/score", score, own)
+            yield Scalar(place, "pbt/score", score, steps)
     for name, value in _summary(generation).items():
         yield Scalar(POPULATION, f"pbt/{name}", value, generation.steps)
 

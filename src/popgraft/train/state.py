@@ -5,13 +5,16 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from popgraft.state import Member, Record, Scores
+from popgraft.execute import Part
+from popgraft.state import Decision, Member, Record, Scores
 from popgraft.train.aftermath import Follower
 
-COUNTERS = ("generation", "steps", "exploits", "explorations")
+COUNTERS = ("steps", "exploits", "explorations")
+COUNTS = ("rounds", "place_steps", "age", "heirs")
+KNOWN = ("mean", "stderr", "episodes")
 
 
 @dataclasses.dataclass
@@ -20,30 +23,70 @@ class RunState:
 
     Attributes:
         hyperparams: what the members train with.
-        generation: number of the next one.
+        rounds: generations that every place has completed; all the same, unless shards train at their own pace.
+        place_steps: environment steps taken at every place.
+        age: updates behind every member's state, wherever they were made.
+        heirs: 1 for members that have become somebody else since they were scored; their score is their donor's.
         steps: environment steps of the whole population.
         exploits: members that have been overwritten.
         explorations: members whose hyperparameters have been moved.
-        known_scores: the latest score of every member, or of the member that it has become.
+        known: the latest score of every member, or of the member that it has become; NaN before the first.
         record: the best state there ever was.
         found: how good it was and where it was found, as the snapshot of it says.
         follower: grafts whose consequences are still noted.
     """
 
     hyperparams: dict[str, Float[Tensor, "pop"]]
-    generation: int = 0
     steps: int = 0
     exploits: int = 0
     explorations: int = 0
-    known_scores: Float[Tensor, "pop"] | None = None
+    rounds: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    place_steps: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    age: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    heirs: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    known: Scores = dataclasses.field(init=False)
     record: Record | None = None
     found: dict[str, Any] | None = None
     follower: Follower = dataclasses.field(default_factory=Follower)
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            setattr(self, name, torch.zeros(self.pop, dtype=torch.long))
+        unknown = torch.full((self.pop,), math.nan)
+        self.known = Scores(unknown, unknown.clone(), torch.zeros(self.pop, dtype=torch.long))
+
+    @property
+    def pop(self) -> int:
+        """Members of the population."""
+        return len(next(iter(self.hyperparams.values())))
+
+    @property
+    def generation(self) -> int:
+        """Number of the population's next generation: of those completed, rounded down where places differ."""
+        return int(self.rounds.sum()) // self.pop
 
     @property
     def best(self) -> float:
         """The best score so far; NaN before the first."""
         return math.nan if self.found is None else float(self.found["score"])
+
+    def take_in(self, part: Part, scores: Scores) -> None:
+        """Takes in that some members have trained, and what everybody's score is now."""
+        updates = next(iter(part.advance.metrics.values())).shape[1]
+        self.place_steps[part.members] += part.advance.steps // len(part.members)
+        self.age[part.members] += updates
+        self.heirs[part.members] = 0
+        self.known = scores
+
+    def inherit(self, decision: Decision) -> None:
+        """Takes in a decision: a recipient is worth as much as its donor, and as old."""
+        known, age = {name: getattr(self.known, name) for name in KNOWN}, self.age
+        if self.record is not None:
+            known = {name: torch.cat([column, getattr(self.record.scores, name)]) for name, column in known.items()}
+            age = torch.cat([age, self.record.state.age])
+        self.known = Scores(**{name: column[decision.parents] for name, column in known.items()})
+        self.hyperparams, self.age = decision.hyperparams, age[decision.parents]
+        self.heirs[decision.recipients] = 1
 
     def set_record(self, state: Member, found: dict[str, Any]) -> None:
         """Takes in a new best state, a population of one, with its score, standard error, episodes and origin."""
@@ -53,21 +96,24 @@ class RunState:
 
     def tensors(self, member: Member, record: Member | None) -> dict[str, Any]:
         """The tensors of a snapshot: the whole population, the best state, and the run's own."""
-        known = torch.zeros(len(member.age)) if self.known_scores is None else self.known_scores
-        own = {"member": member, "hyperparams": self.hyperparams, "known_scores": known}
+        counts = {name: getattr(self, name).clone() for name in COUNTS}
+        known = {name: getattr(self.known, name).clone() for name in KNOWN}
+        own = {"member": member, "hyperparams": self.hyperparams, "counts": counts, "known": known}
         return own if record is None else {**own, "record": record}
 
     def metadata(self) -> dict[str, Any]:
         """The rest of a snapshot, as JSON values."""
         counters = {name: getattr(self, name) for name in COUNTERS}
-        return {**counters, "found": self.found, "follower": self.follower.state_dict()}
+        return {**counters, "generation": self.generation, "found": self.found, "follower": self.follower.state_dict()}
 
     def restore(self, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes over what `tensors` and `metadata` returned."""
         for name in COUNTERS:
             setattr(self, name, metadata[name])
         self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
-        self.known_scores = tensors["known_scores"] if self.generation else None
+        for name in COUNTS:
+            setattr(self, name, tensors["counts"][name])
+        self.known = Scores(**tensors["known"])
         self.follower.load_state_dict(metadata["follower"])
         self.record = self.found = None
         if metadata["found"] is not None:

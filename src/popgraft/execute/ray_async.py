@@ -1,0 +1,233 @@
+"""Shards as actors, each at its own pace: one that has trained for a generation decides, grafts and goes on at once.
+
+After every generation a shard lays its members ready, one by one. Whoever inherits from one of them fetches it there:
+a donor is never waited for, and is what was scored. Ray holds what was laid in the driver's name, so that it outlives
+the actor; it is what is exported, saved, and given to the actor that takes a lost one's place.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.config import Config
+from popgraft.errors import ShardLost
+from popgraft.execute.base import Part
+from popgraft.execute.inherit import MOMENTUM
+from popgraft.execute.ray import RayExecutor, RayShard
+from popgraft.execute.ray_actor import Reference, pack, unpack
+from popgraft.execute.worker import Message
+from popgraft.state import Decision, Member, Record
+
+ATTENTION = 1.0
+"""Seconds after which a wait is interrupted, to hear whether the run is to stop."""
+ARRIVAL = 60.0
+"""Seconds that members may take to arrive from where they lie ready."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A shard that is gone.
+
+    Attributes:
+        place: of the shard.
+        members: those it held.
+        error: how it was lost.
+        times: how often since its last generation, this time included.
+    """
+
+    place: int
+    members: list[int]
+    error: ShardLost
+    times: int
+
+
+@dataclasses.dataclass
+class Turn:
+    """What a shard does from the end of one generation to the end of the next.
+
+    Attributes:
+        graft: messages of the graft that comes first; empty once it is done.
+        generation: messages of the generation.
+        left: those that have not been answered yet, the first of which has been sent.
+        answers: the others' answers, by kind.
+        losses: how often the shard has been lost meanwhile.
+    """
+
+    graft: list[Message] = dataclasses.field(default_factory=list)
+    generation: list[Message] = dataclasses.field(default_factory=list)
+    left: deque[Message] = dataclasses.field(default_factory=deque)
+    answers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    losses: int = 0
+
+
+class AsyncRayExecutor(RayExecutor):
+    """Runs shards that do not wait for each other: `go_on` for every shard, and again after every part from `next`.
+
+    Args:
+        config: the run; `execute` says where it runs.
+        hyperparams: initial values of every member.
+        factory: makes the environments, in place of the configured source; it travels to the actors by cloudpickle.
+
+    Raises:
+        ConfigError: there is no cluster at `execute.address`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hyperparams: dict[str, Float[Tensor, "pop"]],
+        factory: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(config, hyperparams, factory)
+        self._turns = [Turn() for _ in self.shards]
+        self._laid: dict[int, Reference] = {}
+        try:
+            self._lay_everyone()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """The members of every shard."""
+        return [shard.members for shard in self.shards]
+
+    def go_on(self, member: int, seed: int | None) -> None:
+        """Has the shard of a member carry out its graft, if there is one, and train for a generation.
+
+        Args:
+            member: one of those in the shard.
+            seed: names the episodes of the evaluation afterwards; None: there is none.
+        """
+        place = self._home[member]
+        turn, config = self._turns[place], self._arguments[0]
+        evaluation: list[Message] = [] if seed is None else [("evaluate", (seed,))]
+        advance, lay = ("advance", (config.pbt.perturbation_interval,)), ("lay", (self.parts[place],))
+        turn.generation = [advance, *evaluation, lay]
+        turn.left.extend([*turn.graft, *turn.generation])
+        self._send(place)
+
+    def next(self, on_update: Callable[[int], None], stop: Callable[[], bool]) -> Part | Loss | None:
+        """Waits for a shard that has trained for a generation, or is lost; None if a stop came in between.
+
+        Args:
+            on_update: is told how many members have made an update.
+            stop: whether to stop.
+        """
+        while not stop():
+            for place in self._ready(set(range(len(self.shards))), ATTENTION):
+                shard, turn = self.shards[place], self._turns[place]
+                try:
+                    kind, content = shard.receive()
+                except ShardLost as error:
+                    turn.losses += 1
+                    return Loss(place, shard.members, error, turn.losses)
+                if kind == "update":
+                    on_update(len(shard.members))
+                elif kind == "answer" and self._take_in(place, content):
+                    self._turns[place] = Turn()
+                    return Part(torch.tensor(shard.members), turn.answers["advance"], turn.answers.get("evaluate"))
+        return None
+
+    def inherit(self, member: int, decision: Decision, generation: int, record: Record | None = None) -> None:
+        """Has the shard of a member carry out a decision before it goes on; donors are those that lie ready now."""
+        place = self._home[member]
+        members = self.parts[place]
+        heirs = [member for member in members if member in decision.reasons]
+        donors = {int(decision.parents[heir]) for heir in heirs} & self._home.keys()  # the record is nobody's
+        own = sorted(donors & set(members))
+        given = [([donor], self._laid[donor]) for donor in sorted(donors - set(own))]
+        if record is not None:
+            given.append(([len(decision.parents)], ray.put(pack(record.state))))
+        changed = members if self._arguments[0].pbt.explore_always else heirs
+        if changed:
+            take = ("take", ([ray.put(decision)], own, given, generation))
+            self._turns[place].graft = [take, ("lay", (changed,))]
+
+    def replace(self, loss: Loss, generation: int, rows: Member) -> None:
+        """Puts a new actor in the place of a lost one; it begins again what the lost one was at.
+
+        Args:
+            loss: what was lost.
+            generation: names its fresh seats.
+            rows: its members, as they were when they were laid ready last.
+        """
+        place, turn = loss.place, self._turns[loss.place]
+        for row, member in enumerate(loss.members):
+            self._laid[member] = ray.put(pack(tree.slice(rows, row, row + 1)))
+        self.shards[place].kill()
+        self.shards[place] = RayShard(self._arguments[0], loss.members, *self._arguments[1:])
+        back: list[Message] = [("shard", ()), ("restore", (pack(rows),)), ("restart", (generation,))]
+        turn.left, turn.answers = deque([*back, *turn.graft, *turn.generation]), {}
+
+    def lying_ready(self, members: Sequence[int]) -> Member | None:
+        """Members as they were laid ready last; None where the machine on which some of them lay is gone."""
+        references = [self._laid[member] for member in members]
+        try:
+            found = ray.get(references, timeout=ARRIVAL)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return None
+        return tree.concatenate([unpack(rows, self._like) for rows in found])
+
+    def blank(self) -> Member:
+        """A population of the right structure, all zeros."""
+        return tree.map(lambda leaf: leaf.new_zeros((len(self._home), *leaf.shape[1:])), self._like)
+
+    def export(self, members: Int[Tensor, "rows"]) -> Member:
+        """Members as they were laid ready last.
+
+        Raises:
+            ShardLost: the machine on which some of them lay is gone.
+        """
+        found = self.lying_ready(members.tolist())
+        if found is None:
+            raise ShardLost("a machine on which members lay ready is gone")
+        return found
+
+    def weights(self) -> Float[Tensor, "pop n"]:
+        """Everybody's parameters, as they were laid ready last."""
+        return self.export(torch.arange(len(self._home))).params
+
+    def momenta(self) -> Float[Tensor, "pop n"] | None:
+        """Everybody's running averages of gradients, as they were laid ready last."""
+        return self.export(torch.arange(len(self._home))).optimizer.averages.get(MOMENTUM)
+
+    def restore(self, member: Member) -> None:
+        """Sends every shard its members."""
+        super().restore(member)
+        self._lay_everyone()
+
+    def _lay_everyone(self) -> None:
+        for shard in self.shards:
+            shard.begin("lay", shard.members)
+        self._answers()
+        for place, members in enumerate(self.parts):
+            self._fetch(place, members)
+
+    def _fetch(self, place: int, members: list[int]) -> None:
+        self._laid.update(zip(members, self.shards[place].fetch(len(members)), strict=True))
+
+    def _send(self, place: int) -> None:
+        kind, arguments = self._turns[place].left[0]
+        self.shards[place].begin(kind, *arguments)
+
+    def _take_in(self, place: int, answer: Any) -> bool:
+        """Goes on after an answer; whether it was the last one of a generation."""
+        turn = self._turns[place]
+        message = turn.left.popleft()
+        kind, arguments = message
+        turn.answers[kind] = answer
+        if kind == "lay":
+            self._fetch(place, *arguments)
+        if turn.graft and message is turn.graft[-1]:
+            turn.graft = []
+        if turn.left:
+            self._send(place)
+        return not turn.left

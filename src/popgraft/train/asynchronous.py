@@ -1,0 +1,144 @@
+"""The training loop for shards that do not wait for each other."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from popgraft import tree
+from popgraft.config import Config
+from popgraft.errors import ShardLost
+from popgraft.execute import Part
+from popgraft.pbt import Schedule
+from popgraft.state import Decision, Member
+from popgraft.train.loop import Training, logger
+from popgraft.train.points import newest_point, read_point, save_point
+from popgraft.train.recover import ATTEMPTS
+
+if TYPE_CHECKING:
+    from popgraft.execute.ray_async import AsyncRayExecutor, Loss
+
+
+def training_class(config: Config) -> type[Training]:
+    """The loop that `execute.mode` asks for."""
+    return AsyncTraining if config.execute.mode == "async" else Training
+
+
+class AsyncTraining(Training):
+    """A run in which every shard decides when it has trained for a generation, and nobody waits.
+
+    A member is compared with those that have about as much training behind them, wherever they have had it: whose `age`
+    differs from its own by `execute.max_lag` generations at most. Nobody inherits from an heir before it has trained.
+    """
+
+    executor: "AsyncRayExecutor"
+    schedule: Schedule
+
+    def _start(self) -> None:
+        super()._start()
+        self._saved = self._measured = self.state.generation
+        for members in self.executor.parts:
+            self._go_on(members)
+
+    def _recover(self, error: ShardLost) -> None:
+        raise error  # what could be made anew has been
+
+    def _next_part(self) -> Part | None:
+        """Waits for the next shard that has trained for a generation; None if a stop came in between."""
+        state, config = self.state, self.config
+        update, steps = config.env.num_envs * config.model.n_steps, state.steps
+
+        def on_update(members: int) -> None:
+            nonlocal steps
+            steps += members * update
+            self._tell("on_update", min(steps, config.generations * config.steps_per_generation))
+
+        while True:
+            news = self.executor.next(on_update, self.stop)
+            if news is None:
+                return None
+            if not isinstance(news, Part):
+                self._replace(news)
+                continue
+            state.steps += news.advance.steps
+            number = int(state.rounds[news.members].max())
+            self._report_faults(news.advance.faults | (news.scores.faults if news.scores else {}), number)
+            return news
+
+    def _choose(self, part: Part) -> Decision:
+        """Asks the schedule for those who have trained, once for all of the same age."""
+        state, members = self.state, part.members
+        number = int(state.rounds.sum())
+        decision = Decision(torch.arange(state.pop), {**state.hyperparams}, {})
+        for age in state.age[members].unique().tolist():
+            deciding = members[state.age[members] == age]
+            compared, heirs = self._comparable(age, deciding)
+            one = self.schedule(number, state.known, state.hyperparams, state.record, compared, deciding, heirs)
+            decision.parents[deciding] = one.parents[deciding]
+            decision.reasons.update(one.reasons)
+            for name, values in one.hyperparams.items():
+                decision.hyperparams[name] = decision.hyperparams[name].index_put((deciding,), values[deciding])
+            number += len(deciding)
+        return decision
+
+    def _comparable(self, age: int, deciding: Int[Tensor, "deciding"]) -> tuple[Int[Tensor, "compared"], int]:
+        """Those who decide, and others of about their age: scored members, and how many are heirs.
+
+        Where no scored one is healthy, members of any age: somebody must rescue.
+        """
+        state, config = self.state, self.config
+        heirs, scored = state.heirs > 0, (state.heirs == 0) & (state.place_steps > 0)
+        near = (state.age - age).abs() <= config.execute.max_lag * config.pbt.perturbation_interval
+        found = (scored & near).nonzero().flatten()
+        if not state.known.mean[found].isfinite().any():
+            found = scored.nonzero().flatten()
+        return found, int((heirs & near).sum())
+
+    def _graft(self, part: Part, decision: Decision) -> None:
+        """Tells the shard what it inherits, and lets it go on."""
+        members = part.members.tolist()
+        number = int(self.state.rounds.sum()) + len(members)  # names fresh seats: different for every part
+        self.executor.inherit(members[0], decision, number, self._needed_record(decision))
+        self._go_on(members, completed=1)
+
+    def _distances(self) -> dict[str, float]:
+        """How far apart members are, once for every generation of the population."""
+        if self.state.generation == self._measured:
+            return {}
+        self._measured = self.state.generation
+        return super()._distances()
+
+    def _save_when_due(self) -> None:
+        interval = self.config.snapshots.interval
+        if self.is_over or self.state.generation // interval > self._saved // interval:
+            self._saved = self.state.generation
+            save_point(self)
+
+    def _go_on(self, members: list[int], completed: int = 0) -> None:
+        number = int(self.state.rounds[members].max()) + completed
+        self.executor.go_on(members[0], self._evaluation_seed(number))
+
+    def _replace(self, loss: "Loss") -> None:
+        """Has a lost shard made anew, while all others go on.
+
+        Raises:
+            ShardLost: it has been lost again and again.
+        """
+        if loss.times == ATTEMPTS:
+            raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in one generation, so the run ends")
+        logger.warning("%s; making it anew", loss.error)
+        rows, where = self.executor.lying_ready(loss.members), "the beginning of the generation they were in"
+        if rows is None:
+            rows, where = self._from_disk(loss.members)
+        self.executor.replace(loss, int(self.state.rounds.sum()), rows)
+        self.tell_event("lost", f"{loss.error}; members {loss.members} are rebuilt, and go on from {where}")
+
+    def _from_disk(self, members: list[int]) -> tuple[Member, str]:
+        self.background.wait()
+        point = newest_point(self.run.folder, logger.warning)
+        assert point is not None, "a run that recovers begins with a point"
+        tensors = read_point(self, *point, self.executor.blank())
+        rows = tree.gather(tensors["member"], torch.tensor(members))
+        self.state.age[members] = rows.age
+        return rows, f"snapshot {point[0]}"

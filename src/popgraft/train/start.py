@@ -1,0 +1,67 @@
+"""Begins a run."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from popgraft.config import Config, dump_config, load_config
+from popgraft.execute import make_executor
+from popgraft.pbt import make_schedule
+from popgraft.store import RunDatabase, RunFolder
+from popgraft.store.lock import locked
+from popgraft.train.asynchronous import training_class
+from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.memory import in_words
+from popgraft.train.observer import Observer
+from popgraft.train.run import Run
+from popgraft.train.state import RunState
+from popgraft.train.tensorboard import TensorBoard
+from popgraft.train.trackers import make_trackers
+from popgraft.train.versions import versions
+
+
+def train(
+    config: str | Path | Mapping[str, Any] | Config,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    observer: Observer | None = None,
+    factory: Callable[..., Any] | None = None,
+) -> Run:
+    """Trains a population and returns the run it leaves behind.
+
+    Ctrl-C or SIGTERM ends the run after the update in progress; what was reached is kept, and `resume` continues it. A
+    second one interrupts at once.
+
+    Args:
+        config: path of a YAML file, a mapping of the same shape, or a `Config`.
+        overrides: settings that win over it, as {"env.id": "Pendulum-v1"} or ["env.id=Pendulum-v1"].
+        observer: is told of progress.
+        factory: makes a member's environments, called as factory(num_envs=..., **env.kwargs); takes the place of the
+            configured source.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        RunExists: the run folder is in use.
+        EnvironmentFault: the environments cannot be made.
+        PopulationLost: every member has failed; what was reached before is kept.
+        StoreError: the run folder cannot be written.
+        OutOfMemory: memory does not suffice.
+    """
+    settings = load_config(config, overrides)
+    observer = observer or Observer()
+    schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
+    state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
+    with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+        # Before the folder: a typo leaves nothing behind.
+        with in_words(settings):
+            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
+        if stop.is_set():
+            raise KeyboardInterrupt
+        folder = RunFolder.create(settings.run_dir, dump_config(settings), versions())
+        stack.enter_context(locked(folder))
+        database = stack.enter_context(RunDatabase(folder.database))
+        run, board = Run(folder.path, factory), TensorBoard(folder.tensorboard)
+        made = training_class(settings)
+        made(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers).train()
+    return run
