@@ -13,6 +13,7 @@ def test_defaults_are_the_published_contract():
         "attack_steps": 3,
         "attack_lr": 0.03,
         "random_init": True,
+        "restarts": 1,
         "norm_type": "linf",
         "clip_min": None,
         "clip_max": None,

@@ -108,6 +108,21 @@ def test_an_attack_reaches_what_it_is_after(memory):
     assert (moved["critic"][1] < moved["random"][1]).all()
 
 
+def test_restarts_find_more_and_begin_where_one_does():
+    """The first starting point is the same, and the strongest perturbation counts."""
+    policy, flat = agents(GAUSSIAN, seed=3, **MEMORIES["separate"])
+    params, (obs, state, start) = policy.views(flat), shown(policy)
+
+    def divergence(delta):
+        seen = {"obs": (obs["obs"] + delta).unsqueeze(1)}
+        clean = policy.outputs(params, {"obs": obs["obs"].unsqueeze(1)}, state, start.unsqueeze(1))
+        return policy.head.kl(params["head"], clean, policy.outputs(params, seen, state, start.unsqueeze(1)))
+
+    found = {n: divergence(attacked(policy, flat, method="fgsm", epsilon=1.0, restarts=n)) for n in (1, 8)}
+    assert (found[8] >= found[1]).all()
+    assert (found[8] > 1.01 * found[1]).any()
+
+
 @methods
 @norms
 def test_stays_in_ball_and_box(method, norm):

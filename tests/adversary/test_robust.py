@@ -104,7 +104,7 @@ def defined(action, adversary, clean_flat, flat, sequences, draws):
         count = math.ceil(ratio * BATCH - float(draws.offset[m]))
         total, weight = 0, 0
         for slot, b in enumerate(draws.order[m].argsort()[:count].tolist()):
-            delta = (2 * draws.start[m, :, slot] - 1) * radius
+            delta = (2 * draws.start[m, 0, :, slot] - 1) * radius
             position, shape = delta.split([3, 2], dim=-1)
             moved = {"position": position, "shape": shape.reshape(TIME, 2, 1)}
             obs = {name: leaf[:, :, b : b + 1].clone() for name, leaf in sequences.obs.items()}
@@ -165,6 +165,23 @@ def test_the_attack_finds_more_divergence_than_chance(method, make):
     assert (found > 1.2 * random).all()
 
 
+def test_restarts_find_more_divergence(make):
+    """Every sequence gets the strongest of the perturbations that single starting points lead to."""
+    adversary, flat, sequences, draws = make(perturbation={"restarts": 4, "attack_method": "fgsm"})
+    assert draws.start.shape[:2] == (POP, 4)
+    single, *_ = make(perturbation={"attack_method": "fgsm"})
+    params, x = adversary.policy.views(flat), adversary.vectors.join(sequences.obs)
+    clean = adversary.outputs(params, sequences, x)
+
+    def found(attacker, start):
+        delta = attacker._attack(params, sequences, x, clean, VALUES, start)
+        return attacker._divergence(params, sequences, clean)(x + delta)
+
+    each = torch.stack([found(single, draws.start[:, i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(found(adversary, draws.start), each.amax(0))
+    assert (each.argmax(0) > 0).any()
+
+
 @objectives
 def test_the_attack_raises_its_objective_within_the_ball(objective, make):
     """Measured here: PPO's loss by its formula, the change of the value by the network."""
@@ -195,7 +212,7 @@ def test_the_attack_raises_its_objective_within_the_ball(objective, make):
         return 0.5 * ((after - before).square() * sequences.valid).sum(1)
 
     found = gained(clean, out)
-    start = (2 * draws.start - 1) * VALUES["adversarial_epsilon"].view(-1, 1, 1, 1)
+    start = (2 * draws.start[:, 0] - 1) * VALUES["adversarial_epsilon"].view(-1, 1, 1, 1)
     random = gained(
         clean, policy.unroll(params, adversary.vectors.split(x + start, sequences.obs), state, sequences.start)
     )
@@ -276,7 +293,7 @@ def uniform(*shape):
 
 def test_a_share_of_the_sequences_is_chosen_at_random():
     trials, ratio = 20_000, 0.3
-    draws = Draws(uniform(trials), uniform(trials, BATCH), uniform(trials, 1, BATCH, 1))
+    draws = Draws(uniform(trials), uniform(trials, BATCH), uniform(trials, 1, 1, BATCH, 1))
     index, chosen = choose(torch.full((trials,), ratio, dtype=torch.float64), draws, 2)
     count = chosen.sum(1)
     # 0.3 · 4 = 1.2: one or two, 1.2 on average; standard error 0.4/√20000.
@@ -289,7 +306,7 @@ def test_a_share_of_the_sequences_is_chosen_at_random():
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.5, 2), (1.0, 4)])
 def test_whole_counts_are_exact(ratio, count):
-    draws = Draws(uniform(50), uniform(50, BATCH), uniform(50, 1, BATCH, 1))
+    draws = Draws(uniform(50), uniform(50, BATCH), uniform(50, 1, 1, BATCH, 1))
     _, chosen = choose(torch.full((50,), ratio, dtype=torch.float64), draws, BATCH)
     assert (chosen.sum(1) == count).all()
 

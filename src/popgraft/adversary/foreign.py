@@ -68,9 +68,9 @@ class StatePerturbation:
                 )
             return loss.reshape(1, -1).expand(1, len(observations))
 
-        noise = torch.rand(rows.shape, generator=self.generator).to(rows)
+        noise = torch.rand((self.config.restarts, *rows.shape), generator=self.generator).to(rows)
         radius = rows.new_tensor([self.config.epsilon if epsilon is None else epsilon])
-        delta = perturb(objective, rows, radius, noise.unsqueeze(0), self.config, divergence)
+        delta = perturb(objective, rows, radius, noise, self.config, divergence)
         order = math.inf if self.config.norm_type == "linf" else 2
         self._attacks += 1
         self._rows += len(observations)

@@ -59,11 +59,12 @@ class OnlineAttack:
         """
         step = {key: x.unsqueeze(1) for key, x in obs.items()}
         x = self.vectors.join(step)
-        noise = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in self.generators]).to(x)
+        shape = (self.config.restarts, *x.shape[1:])
+        noise = torch.stack([torch.rand(shape, generator=generator) for generator in self.generators], dim=1).to(x)
         objective = self._objective(params, step, state, start.unsqueeze(1))
         radius = x.new_full((len(x),), self.config.epsilon)
         divergence = self.config.method != "critic"
-        delta = perturb(objective, x, radius, noise.unsqueeze(0), self.config.perturbation, divergence=divergence)
+        delta = perturb(objective, x, radius, noise, self.config.perturbation, divergence=divergence)
         return {key: seen.squeeze(1) for key, seen in self.vectors.split(x + delta, step).items()}
 
     def _objective(

@@ -47,12 +47,12 @@ class Draws:
     Attributes:
         offset: decides whether a fraction of a sequence counts as one.
         order: puts the sequences in order.
-        start: starting points of the perturbations.
+        start: starting points of the perturbations, for every restart.
     """
 
     offset: Float[Tensor, "pop"]
     order: Float[Tensor, "pop batch"]
-    start: Float[Tensor, "pop time batch n"]
+    start: Float[Tensor, "pop restarts time batch n"]
 
 
 def choose(
@@ -108,10 +108,11 @@ class Adversary:
     def draw(self, generators: list[torch.Generator], like: Float[Tensor, "pop time batch"]) -> Draws:
         """The randomness of one attack on sequences with the shape of `like`, each member's from its own generator."""
         _, time, batch = like.shape
-        size = self.vectors.size
-        rows = [torch.rand(1 + batch + time * batch * size, generator=generator) for generator in generators]
-        offset, order, start = torch.stack(rows).to(like.device).split([1, batch, time * batch * size], dim=1)
-        return Draws(offset.squeeze(1), order, start.unflatten(1, (time, batch, size)).to(like.dtype))
+        shape = (self.config.perturbation.restarts, time, batch, self.vectors.size)
+        sizes = [1, batch, math.prod(shape)]
+        rows = torch.stack([torch.rand(sum(sizes), generator=generator) for generator in generators])
+        offset, order, start = rows.to(like.device).split(sizes, dim=1)
+        return Draws(offset.squeeze(1), order, start.unflatten(1, shape).to(like.dtype))
 
     def outputs(
         self, params: Params, sequences: Sequences, x: Float[Tensor, "pop time batch n"]
@@ -151,7 +152,7 @@ class Adversary:
             frozen, x = tree.map(torch.detach, params), self.vectors.join(picked.obs)
             with torch.no_grad():
                 clean = self.outputs(frozen, picked, x)
-            delta = self._attack(frozen, picked, x, clean, values, draws.start[:, :, :limit])
+            delta = self._attack(frozen, picked, x, clean, values, draws.start[:, :, :, :limit])
             perturbed = self.outputs(params, picked, x + delta)
             divergence = mean(self.policy.head.kl(params["head"], clean, perturbed), weight)
             norm = mean(self._norm(delta), weight)
@@ -180,7 +181,7 @@ class Adversary:
         x: Float[Tensor, "pop time batch n"],
         clean: Float[Tensor, "pop time batch outputs"],
         values: dict[str, Float[Tensor, "pop"]],
-        start: Float[Tensor, "pop time batch n"],
+        start: Float[Tensor, "pop restarts time batch n"],
     ) -> Float[Tensor, "pop time batch n"]:
         name = self.config.attack_objective
         objective: Objective
@@ -192,7 +193,7 @@ class Adversary:
             case "value":
                 objective = self._value_change(params, sequences, x)
         radius, config = values["adversarial_epsilon"], self.config.perturbation
-        return perturb(objective, x, radius, start.unsqueeze(0), config, divergence=name != "surrogate")
+        return perturb(objective, x, radius, start.transpose(0, 1), config, divergence=name != "surrogate")
 
     def _divergence(self, params: Params, sequences: Sequences, clean: Tensor) -> Objective:
         """Σ_t KL(π(s) ‖ π(x)), nats."""

@@ -149,6 +149,7 @@ def evaluate(
         list[float] | None, typer.Option(help="Radius of the attack; repeat for a curve [default: evaluation.attack].")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps of pgd and critic [default: likewise].")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Random points to start at [default: likewise].")] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2 [default: likewise].")] = None,
     picture: Annotated[Path | None, typer.Option(help="File for a picture of return over epsilon.")] = None,
 ) -> None:
@@ -161,8 +162,9 @@ def evaluate(
             require_matplotlib()
         agent = open_agent(source, env)
         config = agent.config
-        attacked = attack or epsilon or steps is not None or norm is not None or picture is not None
-        against = attacks(agent, attack or [], epsilon or [], steps, norm) if attacked else []
+        details = {"steps": steps, "restarts": restarts, "norm": norm}
+        attacked = attack or epsilon or picture or any(value is not None for value in details.values())
+        against = attacks(agent, attack or [], epsilon or [], **details) if attacked else []
         deterministic = config.evaluation.deterministic if stochastic is None else not stochastic
         seed = config.seed if seed is None else seed
         count = episodes or config.evaluation.final_episodes

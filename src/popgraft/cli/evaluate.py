@@ -74,7 +74,7 @@ def open_agent(source: Path, env: str | None) -> Agent:
 
 
 def attacks(
-    agent: Agent, methods: Sequence[str], radii: Sequence[float], steps: int | None, norm: str | None
+    agent: Agent, methods: Sequence[str], radii: Sequence[float], **fixed: int | str | None
 ) -> list[AttackConfig]:
     """Every method with every radius; what is not given stands under `evaluation.attack` of the agent's configuration.
 
@@ -82,7 +82,7 @@ def attacks(
         ConfigError: a method, radius or norm that cannot work.
     """
     default = agent.config.evaluation.attack
-    fixed = {name: value for name, value in (("steps", steps), ("norm", norm)) if value is not None}
+    fixed = {name: value for name, value in fixed.items() if value is not None}
     wanted: list[dict[str, Any]] = [
         {"method": method, "epsilon": epsilon, **fixed}
         for method in methods or [default.method]

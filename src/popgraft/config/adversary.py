@@ -26,6 +26,8 @@ class PerturbationConfig(Section):
     """Length of a step at the radius `epsilon`; at another one (of a member, or by schedule) in proportion."""
     random_init: StrictBool = True
     """Whether `pgd` starts at a random point of the ball; a divergence, which has no gradient at δ = 0, always does."""
+    restarts: Positive = 1
+    """Random points that the attack starts at; each sequence gets the strongest of its perturbations."""
     norm_type: Literal["linf", "l2"] = "linf"
     """Norm of the ball, taken over one observation."""
     clip_min: Number | None = None
@@ -51,6 +53,8 @@ class AttackConfig(Section):
     """Radius of the ball that perturbations lie in, in units of normalised observations."""
     steps: Positive = 10
     """Gradient steps of `pgd` and `critic`, of length 2.5 · epsilon/steps each."""
+    restarts: Positive = 1
+    """Random points that the attack starts at; the strongest perturbation counts."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball, taken over one observation."""
     clip_min: Number | None = None
@@ -70,6 +74,7 @@ class AttackConfig(Section):
             epsilon=1.0,
             attack_steps=self.steps,
             attack_lr=2.5 / self.steps,
+            restarts=self.restarts,
             norm_type=self.norm,
             clip_min=self.clip_min,
             clip_max=self.clip_max,
