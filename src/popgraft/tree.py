@@ -65,9 +65,9 @@ def restore(like: T, flat: Mapping[str, Tensor], prefix: str = "") -> T:
     return cast(T, built if isinstance(like, dict) else type(like)(**built))
 
 
-def gather(tree: T, index: Tensor) -> T:
-    """Row `index[i]` of every leaf becomes row i. The result shares no memory with `tree`."""
-    return map(lambda leaf: leaf.index_select(0, index.to(leaf.device)), tree)
+def gather(tree: T, index: Tensor, device: torch.device | None = None) -> T:
+    """Row `index[i]` of every leaf becomes row i, on its device or another. The result shares no memory with `tree`."""
+    return map(lambda leaf: leaf.index_select(0, index.to(leaf.device)).to(device), tree)
 
 
 def slice(tree: T, start: int, stop: int) -> T:

@@ -91,6 +91,8 @@ def assembled(parts: list[Member], order: list[int], wanted: list[int]) -> Membe
         wanted: members, some perhaps more than once.
     """
     rows = {member: row for row, member in enumerate(order)}
+    if len(parts) == 1 and order == wanted:
+        return parts[0]
     return tree.gather(tree.concatenate(parts), torch.tensor([rows[member] for member in wanted]).long())
 
 

@@ -47,7 +47,7 @@ def overwrite_(
         column.copy_(values[name])
     rows = torch.tensor(places, dtype=torch.long)
     sources = torch.tensor([donors[parents[members[place]]] for place in places], dtype=torch.long)
-    donor = tree.map(lambda leaf: leaf.to(member.params.device), tree.gather(incoming, sources))
+    donor = tree.gather(incoming, sources, member.params.device)
     own = tree.gather(member, rows) if config.graft_faults else donor  # nothing else keeps anything of its own
     tree.put_(member, rows, inherit(own, donor, {name: column[rows] for name, column in values.items()}, config))
     return places, (donor.normalizer, donor.returns) if config.graft_faults else None

@@ -61,9 +61,10 @@ class LocalExecutor(Executor):
         parts, order = [], []
         for shard in self.shards:
             own = [member for member in wanted if member in shard.members]
-            places = torch.tensor([shard.members.index(member) for member in own], dtype=torch.long)
-            parts.append(tree.map(lambda leaf: leaf.cpu(), tree.gather(shard.member, places)))
-            order += own
+            if own or not wanted:
+                places = torch.tensor([shard.members.index(member) for member in own], dtype=torch.long)
+                parts.append(tree.gather(shard.member, places, torch.device("cpu")))
+                order += own
         return assembled(parts, order, wanted)
 
     def weights(self) -> Float[Tensor, "pop n"]:
