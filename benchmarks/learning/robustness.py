@@ -60,7 +60,7 @@ NO_ENTROPY_BONUS = (  # it asks for the flat distribution that the robust term i
 TASKS = {
     "cartpole": Task("quickstart.yaml", 0.3, 0.1, (NO_ENTROPY_BONUS, "total_timesteps=400_000")),
     "pendulum": Task("pendulum_novel.yaml", 0.1, 0.1, ("total_timesteps=600_000",)),
-    "halfcheetah": Task("halfcheetah_novel.yaml", 0.05, 0.1, ("total_timesteps=1_000_000",)),
+    "halfcheetah": Task("halfcheetah_novel.yaml", 0.3, 0.1, ("total_timesteps=1_000_000",)),
 }
 ARMS = ("plain", "sa_ppo", "selected", "both")
 

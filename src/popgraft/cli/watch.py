@@ -1,6 +1,7 @@
 """The live page of runs, from the command line."""
 
 import contextlib
+import gc
 import os
 import sys
 import webbrowser
@@ -32,6 +33,7 @@ def watch(path: Path, host: str, port: int, show: bool) -> None:
         raise StoreError(f"{path} is not a folder; give the folder of a run, or one above several")
     server = Server(path, host, port)
     os.nice(NICE)
+    gc.freeze()  # what has been imported stays: to look through all of it for garbage takes longer than many updates
     typer.echo(f"watching {path} until Ctrl-C, at {server.url}")
     if show and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
         webbrowser.open(server.url)
