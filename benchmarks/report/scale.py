@@ -73,8 +73,8 @@ def made_up(path: Path, pop: int, generations: int) -> None:
             values, skill = decision.hyperparams, skill[decision.parents]
 
 
-def opened(file: Path) -> tuple[float, float]:
-    """Seconds until a headless Chromium has drawn all figures of a page; and of its processors, all together."""
+def opened(file: Path) -> tuple[float, float, float]:
+    """Seconds until a headless Chromium has drawn what is in view, and all figures; and of its processors, together."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page()
@@ -82,7 +82,10 @@ def opened(file: Path) -> tuple[float, float]:
         began, used = time.perf_counter(), children_time()
         page.goto(file.as_uri(), wait_until="commit")
         page.wait_for_selector("html[data-drawn]")
-        return time.perf_counter() - began, children_time() - used
+        in_view = time.perf_counter() - began
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")  # for which everything is drawn
+        page.wait_for_function("() => !document.querySelector('.plot:not(:has(.modebar-btn))')")
+        return in_view, time.perf_counter() - began, children_time() - used
 
 
 def children_time() -> float:
@@ -107,13 +110,14 @@ def main() -> None:
         began = time.process_time()
         file = report(path)
         writing = time.process_time() - began
-        drawn, used = (min(column) for column in zip(*(opened(file) for _ in range(5)), strict=True))
+        in_view, drawn, used = (min(column) for column in zip(*(opened(file) for _ in range(5)), strict=True))
         rows = {
             "database": f"{(path / 'run.sqlite').stat().st_size / 1e6:.1f} MB",
             "reading the run (processor time)": f"{reading:.2f} s",
             "reading it and writing the report (processor time)": f"{writing:.2f} s",
             "report": f"{file.stat().st_size / 1e6:.2f} MB",
-            "opening it, until all is drawn (best of 5)": f"{drawn:.2f} s",
+            "opening it, until all that is in view is drawn (best of 5)": f"{in_view:.2f} s",
+            "the same, until everything is drawn": f"{drawn:.2f} s",
             "the same, processor time of all of Chromium's processes": f"{used:.2f} s",
         }
     table = "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows.items())])

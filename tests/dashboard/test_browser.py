@@ -1,6 +1,8 @@
 """The pages of a real run in a real browser."""
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from playwright.sync_api import FloatRect, Locator, Page, expect
 from popgraft import Run
 from popgraft.dashboard.report import report
 
-from .conftest import record
+from .conftest import TIMEOUT, record
 
 Serve, Visit = Callable[..., str], Callable[..., Page]
 
@@ -30,6 +32,7 @@ PIXELS = """([section, x, y]) => {
     const { xaxis, yaxis } = document.querySelector(`#${section} .plot`)._fullLayout;
     return [xaxis.l2p(x), yaxis.l2p(y)];
 }"""
+HEIGHTS = "[...document.querySelectorAll('#scores .plot')].map(plot => plot._fullLayout.yaxis.range)"
 RANGE = "document.querySelector('#scores .plot')._fullLayout.xaxis.range"
 PAPER = "getComputedStyle(document.body).backgroundColor"
 CONTROLS = """[...document.querySelectorAll('a[href], button, input, summary, [tabindex="0"]')]
@@ -37,6 +40,8 @@ CONTROLS = """[...document.querySelectorAll('a[href], button, input, summary, [t
 
 
 def drawn(page: Page, section: str) -> dict[str | None, dict[str, Any]]:
+    centred(page.locator(f"#{section} .plot").first)  # figures are drawn when they come into view
+    expect(page.locator(f"#{section} .main-svg").first).to_be_attached()
     return {trace.get("name"): trace for trace in page.evaluate(DRAWN, section)}
 
 
@@ -54,18 +59,18 @@ def centred(element: Locator) -> FloatRect:
 
 
 def check_numbers(page: Page, run: Run) -> None:
-    scores = np.array([member.score for member in run.scores]).reshape(6, 4)
+    """Compares the figures of a population of four with the database."""
+    scores = np.array([member.score for member in run.scores]).reshape(-1, 4)
     curve = drawn(page, "scores")["best of the generation"]
-    assert curve["x"] == [64 * (i + 1) for i in range(6)]
+    assert curve["x"] == sorted({4 * member.steps for member in run.scores})
     assert curve["y"] == pytest.approx(scores.max(1), rel=1e-6)
     everyone = drawn(page, "scores")["every member"]["y"]
     assert sorted(y for y in everyone if y == y) == pytest.approx(sorted(scores.flat), rel=1e-6)
     tree = drawn(page, "tree")
-    cells = next(np.array(trace["z"]) for trace in tree.values() if trace["z"])
-    assert cells[:, ::2] == pytest.approx(scores.T, rel=1e-6)
+    assert np.array(tree["scores"]["z"])[:, ::2] == pytest.approx(scores.T, rel=1e-6)
     links = np.array(tree["inheritance"]["y"]).reshape(-1, 3)[:, :2]
     assert len(links) >= 3
-    grafts = [(graft.parent, graft.member) for graft in run.lineage if graft.generation < 5]
+    grafts = [(graft.parent, graft.member) for graft in run.lineage if graft.generation < len(scores) - 1]
     assert sorted(map(tuple, links.tolist())) == sorted(grafts)
 
 
@@ -95,9 +100,12 @@ def test_no_button_sends_data_away(live: Page) -> None:
 
 
 def test_tab_reaches_every_control_in_order(live: Page) -> None:
+    live.evaluate("dispatchEvent(new Event('beforeprint'))")  # draws everything
+    expect(live.locator(".plot:not(:has(.modebar-btn))")).to_have_count(0)
     count = live.evaluate(f"{CONTROLS}.length")
     assert count > 20
     live.evaluate("document.activeElement.blur()")
+    live.evaluate("scrollTo(0, 0)")
     order = []
     for _ in range(count):
         live.keyboard.press("Tab")
@@ -158,6 +166,7 @@ def test_runs_are_chosen_with_the_keyboard_and_shown_side_by_side(trained: Path,
     assert left is not None
     assert right is not None
     assert left["x"] + left["width"] <= right["x"]
+    assert page.evaluate(HEIGHTS)[0] == page.evaluate(HEIGHTS)[1]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         faults = Axe().run(page).response["violations"]
@@ -178,3 +187,28 @@ def test_a_page_without_runs_waits_for_one(trained: Path, serve: Serve, visit: V
     shutil.copytree(trained, root / "first")
     expect(page.locator("#scores .js-plotly-plot")).to_have_count(1)
     expect(page.locator("h1")).to_have_text("first")
+
+
+@pytest.mark.slow
+def test_the_page_follows_a_run_that_trains(trained: Path, serve: Serve, visit: Visit) -> None:
+    """The run that a fixture has trained is trained again for longer, in a process of its own."""
+    root = trained.parent
+    settings = ["--set", f"run_dir={root / 'training'}", "--set", f"total_timesteps={500 * 64}"]
+    page = visit(serve(root))
+    command = [sys.executable, "-c", "from popgraft.cli.app import main; main()", "train", f"{trained}/config.yaml"]
+    log = root / "log"
+    with log.open("w") as file, subprocess.Popen([*command, *settings], stdout=file, stderr=file) as process:
+        page.locator("input[value=training]").check()
+        page.locator("input[value=tiny]").uncheck()
+        expect(page.locator("h1")).to_have_text("training")
+        seen = set()
+        while process.poll() is None:
+            seen.add(len(best(page)) if page.locator("#scores .main-svg").count() else 0)
+            page.wait_for_timeout(100)
+    assert process.returncode == 0, log.read_text()
+    assert len(seen) > 2, "at least two updates while it trained"
+    expect(page.locator("#runs tr", has_text="training")).to_contain_text("500 of 500")
+    expect(page.locator("#summary")).to_contain_text(
+        "in 500 generations", timeout=4 * TIMEOUT
+    )  # large runs wait longer
+    check_numbers(page, Run(root / "training"))

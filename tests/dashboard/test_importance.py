@@ -21,7 +21,7 @@ def run(plain: RunData, scores: np.ndarray, values: dict[str, np.ndarray]) -> Ru
     return dataclasses.replace(
         plain,
         generations=rows,
-        steps=64 * (rows + 1),
+        taken=np.repeat(16 * (rows + 1.0)[:, None], scores.shape[1], 1),
         scores=scores,
         stderr=np.ones_like(scores),
         hyperparams=values,

@@ -4,8 +4,7 @@ import html.parser
 import json
 import re
 
-import plotly.graph_objects as go
-
+from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.page import Account, Section, page
 
 NASTY = '</script><img src=x onerror=alert(1)> & "quotes"'
@@ -37,7 +36,8 @@ class Document(html.parser.HTMLParser):
 
 
 def account(name: str, *ids: str) -> Account:
-    figure = go.Figure(go.Scatter(y=[1, 3, 2], name=NASTY))
+    figure = Figure.of([""])
+    figure.add(1, y=[1, 3, 2], name=NASTY)
     return Account(
         name, [f"{name} learnt. {NASTY}"], [Section(id, f"The {id}", f"{NASTY} of {id}", figure) for id in ids]
     )

@@ -1,22 +1,28 @@
+import json
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 import popgraft
-from popgraft import StoreError
+from popgraft import StoreError, load_config
 from popgraft.cli.app import app
 from popgraft.dashboard.data import read
 from popgraft.dashboard.exploits import success
+from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.figures import figures
+from popgraft.dashboard.page import Section
 from popgraft.dashboard.summary import summary
 from popgraft.dashboard.text import LEVELS, sparkline, text
 from popgraft.store import RunFolder
+from popgraft.train import Replay
 
 from .test_data import Make, found, make
 
@@ -33,28 +39,74 @@ def small(make: Callable[..., RunFolder]) -> Path:
     return folder.path
 
 
+def drawn(path: Path, section: str, **options: Any) -> Figure:
+    """The figure of a section."""
+    (content,) = (each.content for each in figures(read(path), **options) if each.id == section)
+    assert isinstance(content, Figure)
+    return content
+
+
 def test_the_tree_shows_scores_grafts_and_the_winners_ancestors(small: Path) -> None:
-    sections = {section.id: section.content for section in figures(read(small))}
-    bands, links, _, line = sections["tree"].data
-    assert bands.z[:, ::2].tolist() == np.array(SCORES).T.tolist()
-    cut = {(row, member) for member, row in np.argwhere(np.isnan(bands.z[:, 1::2]))}
+    bands, links, _, line = drawn(small, "tree").traces
+    assert bands["z"][:, ::2].tolist() == np.array(SCORES).T.tolist()
+    cut = {(row, member) for member, row in np.argwhere(np.isnan(bands["z"][:, 1::2]))}
     assert cut == {(0, 0), (1, 1)}  # after the first generation at place 0, after the second at place 1
-    ends = [(x, y) for x, y in zip(links.x.tolist(), links.y.tolist(), strict=True) if math.isfinite(x)]
+    ends = [(x, y) for x, y in zip(links["x"].tolist(), links["y"].tolist(), strict=True) if math.isfinite(x)]
     assert [(round(x), y) for x, y in ends] == [(1, 2), (2, 0), (2, 0), (3, 1)]
-    assert [(round(x), y) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)][::2] == [
+    assert [(round(x), y) for x, y in zip(line["x"].tolist(), line["y"].tolist(), strict=True)][::2] == [
         (1, 2), (2, 0), (3, 1)
     ]  # fmt: skip
-    assert "from member 2 of generation 1<br>learning_rate × 0.5" in bands.text[0][2]  # 0.002 of the donor's 0.004
-    assert list(bands.text[2]) == [""] * 5
+    assert "from member 2 of generation 1<br>learning_rate × 0.5" in bands["text"][0][2]  # 0.002 of the donor's 0.004
+    assert list(bands["text"][2]) == [""] * 5
 
 
 def test_schedules_follow_the_winner(small: Path) -> None:
-    sections = {section.id: section.content for section in figures(read(small))}
-    everyone, path = sections["schedules"].data
-    assert path.y == pytest.approx([0.004, 0.002, 0.008])
-    assert path.x.tolist() == [300, 600, 900]
-    assert np.nanmin(everyone.y) == pytest.approx(0.001)
-    assert sections["schedules"].layout.yaxis.type == "log"
+    figure = drawn(small, "schedules")
+    everyone, path = figure.traces
+    assert path["y"] == pytest.approx([0.004, 0.002, 0.008])
+    assert path["x"].tolist() == [300, 600, 900]
+    assert np.nanmin(everyone["y"]) == pytest.approx(0.001)
+    assert figure.layout["yaxis"]["type"] == "log"
+
+
+def test_scales_reach_as_far_as_asked(small: Path) -> None:
+    assert read(small).limits == (1.0, 5.0)
+    assert "range" not in drawn(small, "scores").layout["yaxis"]
+    low, high = drawn(small, "scores", limits=(-10.0, 10.0)).layout["yaxis"]["range"]
+    assert (low, high) == (-11, 11)
+    bands = drawn(small, "tree", limits=(-10.0, 10.0)).traces[0]
+    assert (bands["zmin"], bands["zmax"]) == (-10, 10)
+
+
+def test_a_replay_is_told_where_there_is_one(trained: Path, small: Path) -> None:
+    def told(path: Path) -> list[Section]:
+        return [section for section in figures(read(path)) if section.id == "replay"]
+
+    assert told(small) == [], "it has not ended"
+    (section,) = told(trained)
+    assert f"popgraft replay {trained} trains" in section.caption
+    assert section.content == ""
+    result = Replay(
+        small, load_config(small / "config.yaml"), {"schedule": [4.0, 2.0, 3.0], "fixed": [1.0, 1.0, 1.0]}, [2.0, 6.0]
+    )
+    file = trained / "replay" / "replay.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(result.summary()))
+    (section,) = told(trained)
+    assert section.caption == result.verdict
+    assert "does NOT reach" in section.caption
+    own, mean, *_, everybody, whole = drawn(trained, "replay").traces
+    assert (own["x"].tolist(), everybody["x"].tolist()) == ([4, 2, 3], [2, 6])
+    assert (mean["x"].tolist(), whole["x"].tolist()) == ([3], [4])
+    assert mean["error_x"]["array"] == pytest.approx([4.3027 / 3**0.5], rel=1e-3)  # Student's t with 2 degrees, s = 1
+    assert drawn(trained, "replay").layout["shapes"][0]["x0"] == 4, "the population's median"
+    go.Figure(json.loads(drawn(trained, "replay").json))
+    printed = CliRunner().invoke(app, ["report", str(trained), "--text"]).stdout
+    assert " ".join(result.verdict.split()[:8]) in printed
+    assert re.search(r"the winner's schedule +3 +3.000 +0.516 to 5.484 +3.000", printed)
+    assert max(map(len, printed.splitlines())) <= 80
+    file.write_text("[")
+    assert told(trained)[0].content == ""
 
 
 def test_the_summary_tells_the_facts(small: Path, trained: Path) -> None:

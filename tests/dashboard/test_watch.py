@@ -1,4 +1,5 @@
 import http.client
+import json
 import os
 import re
 import shutil
@@ -177,6 +178,51 @@ def test_what_has_not_changed_is_not_read_again(trained: Path) -> None:
     os.utime(database, ns=(before.st_atime_ns, before.st_mtime_ns))
     time.sleep(0.6)
     assert watcher.page([]) == text
+
+
+def test_where_figures_are_costly_they_wait_and_the_list_does_not(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("popgraft.dashboard.watcher.DRAWING", 1e-3)  # pauses a thousand times as long as the work
+    watcher = Watcher(trained)
+    version = watcher.version()
+
+    def told() -> bool:
+        nonlocal version
+        version, before = watcher.version(), version
+        return version > before
+
+    def generations() -> tuple[str, int]:
+        text = watcher.page([])
+        return rows(text)["tiny"][1], max(map(int, re.findall(r"in (\d+) generations", text)))
+
+    assert generations() == ("6 of 6", 6)
+    record(trained, 6, 0.5)
+    wait_for(told, 5)
+    assert generations() == ("7 of 6", 7)
+    record(trained, 7, 0.5)
+    wait_for(told, 5)
+    assert generations() == ("8 of 6", 7)
+    watcher._shown["tiny"].waits_until = 0.0  # as if time had passed
+    wait_for(told, 5)
+    assert generations() == ("8 of 6", 8)
+
+
+def test_runs_side_by_side_have_the_same_scale_of_scores(trained: Path) -> None:
+    shutil.copytree(trained, trained.parent / "high")
+    record(trained.parent / "high", 6, 50.0)
+    text = Watcher(trained.parent).page(["tiny", "high"])
+    parts = [json.loads(part) for part in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    scores = [
+        part["layout"]["yaxis"]["range"] for part in parts if part["layout"]["yaxis"].get("title") == {"text": "score"}
+    ]
+    assert len(scores) == 2
+    assert scores[0] == scores[1]
+    assert scores[0][1] > 50 > 1 > 0 > scores[0][0]
+    colours = [(trace["zmin"], trace["zmax"]) for part in parts for trace in part["data"] if trace["type"] == "heatmap"]
+    assert len(colours) == 2
+    assert colours[0] == colours[1]
+    assert colours[0][1] == 50
 
 
 def test_watching_leaves_the_run_as_it_is(trained: Path) -> None:

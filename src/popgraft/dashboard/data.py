@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from popgraft.config import Config
 from popgraft.errors import StoreError
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.store import EventRecord, GraftRecord, RunDatabase, SessionRecord
+from popgraft.train.replay import FILE, FOLDER
 from popgraft.train.run import Run, State
 
 Array = np.ndarray
@@ -32,6 +34,9 @@ DISTANCES = {
     "optimizer_distance": "between two members' momenta, relative to their size",
 }
 
+Limits = tuple[float, float]
+"""The least and the highest of some scores."""
+
 Ancestors = list[tuple[int, int]]
 """Row and member of every state in a line of descent, oldest first."""
 
@@ -40,12 +45,15 @@ Ancestors = list[tuple[int, int]]
 class RunData:
     """A run as it was at one moment. Rows are generations in order; what was not recorded is NaN.
 
+    Members may have come to different generations; those that are behind are missing in the last rows.
+
     Attributes:
         path: the run folder.
         state: `running`, `finished` or `stopped`.
         config: every setting.
+        settings: the same as text.
         generations: number of every row.
-        steps: environment steps of all members together at the end of every generation.
+        taken: environment steps taken at every place since the run began; NaN in a generation that it has not ended.
         scores: fitness.
         stderr: its standard error.
         hyperparams: values that every generation was trained with.
@@ -57,13 +65,15 @@ class RunData:
         ended: when every generation ended; seconds since 1970.
         found: the best agent: where and when it was found, its score, and its final evaluation if there was one; empty
             before the first score.
+        replay: what `popgraft replay` has found out, see `Replay.summary`; empty where nobody has asked.
     """
 
     path: Path
     state: State
     config: Config
+    settings: str
     generations: Int[Array, "row"]
-    steps: Int[Array, "row"]
+    taken: Float[Array, "row pop"]
     scores: Float[Array, "row pop"]
     stderr: Float[Array, "row pop"]
     hyperparams: dict[str, Float[Array, "row pop"]]
@@ -74,6 +84,7 @@ class RunData:
     sessions: list[SessionRecord]
     ended: Float[Array, "row"]
     found: dict[str, Any]
+    replay: dict[str, Any]
 
     @property
     def pop(self) -> int:
@@ -89,6 +100,45 @@ class RunData:
     def spaces(self) -> list[HyperparamConfig]:
         """The hyperparameters that the population explores."""
         return list(self.config.pbt.hyperparams)
+
+    @cached_property
+    def recorded(self) -> Bool[Array, "row pop"]:
+        """Who has come to the end of which generation."""
+        return np.asarray(np.isfinite(self.taken))
+
+    @cached_property
+    def steps(self) -> Int[Array, "row"]:
+        """Environment steps of all members together when everybody has come to the end of a generation."""
+        return np.asarray(np.where(self.recorded, self.taken, 0).max(1, initial=0) * self.pop, dtype=np.int64)
+
+    @property
+    def total(self) -> int:
+        """Environment steps that all members together have taken."""
+        return int(np.where(self.recorded, self.taken, 0).max(0, initial=0).sum())
+
+    @cached_property
+    def latest(self) -> Int[Array, "pop"]:
+        """The last row of every member; 0 where it has none."""
+        rows = np.arange(len(self.taken))[:, None]
+        return np.asarray(np.where(self.recorded, rows, 0).max(0, initial=0))
+
+    @property
+    def apart(self) -> bool:
+        """Whether members have come to different generations."""
+        return len(set(self.latest.tolist())) > 1
+
+    @property
+    def last_scores(self) -> Float[Array, "pop"]:
+        """Score of every member in its last generation."""
+        return np.asarray(self.scores[self.latest, np.arange(self.pop)])
+
+    @property
+    def limits(self) -> Limits | None:
+        """The least and the highest score that is known, with the best agent's interval; None where none is."""
+        final, stderr = (self.found.get(f"final_{name}", math.nan) for name in ("score", "stderr"))
+        values = np.append(self.scores, [final, final - stderr, final + stderr])
+        known = values[np.isfinite(values)]
+        return (float(known.min()), float(known.max())) if len(known) else None
 
     @cached_property
     def best(self) -> Float[Array, "row"]:
@@ -108,7 +158,10 @@ class RunData:
 
     @cached_property
     def donors(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """For every graft, by row and recipient after which it happened: row and member that it copied."""
+        """For every graft, by row and recipient after which it happened: row and member that it copied.
+
+        The donor may have been ahead of the recipient, or behind.
+        """
         row = {generation: i for i, generation in enumerate(self.generations.tolist())}
         return {
             (row[graft.generation], graft.member): (row[graft.parent_generation], graft.parent)
@@ -122,12 +175,14 @@ class RunData:
         rows = np.flatnonzero(self.generations == self.found.get("generation", -1))
         if not len(rows):
             return []
-        row, member = int(rows[0]), int(self.found["member"])
-        line = [(row, member)]
+        row, member = place = int(rows[0]), int(self.found["member"])
+        line = {place: None}  # in order; a database that was tampered with may lead back to where it came from
         while row > 0:
-            row, member = self.donors.get((row - 1, member), (row - 1, member))
-            line.append((row, member))
-        return line[::-1]
+            row, member = place = self.donors.get((row - 1, member), (row - 1, member))
+            if place in line:
+                break
+            line[place] = None
+        return list(line)[::-1]
 
     @property
     def seconds(self) -> float:
@@ -140,14 +195,18 @@ class RunData:
         return sum(spent) if self.sessions else math.nan
 
 
-def read(path: str | Path) -> RunData:
+def read(path: str | Path | Run) -> RunData:
     """Reads a run folder, which may be in use; nothing in it is changed.
+
+    Args:
+        path: the folder, or a run whose configuration may have been read already.
 
     Raises:
         StoreError: there is no run, or its database is damaged.
         ConfigError: its configuration is damaged.
     """
-    run = Run(path)
+    run = path if isinstance(path, Run) else Run(path)
+    config = run.config
     with RunDatabase(run.folder.database, read_only=True) as database, database.unchanging():
         members, recorded = database.scores(), database.metrics()
         grafts, events, sessions = database.lineage(), database.events(), database.sessions()
@@ -157,14 +216,12 @@ def read(path: str | Path) -> RunData:
         found = {}
     generations = sorted({record.generation for record in members})
     rows = {generation: row for row, generation in enumerate(generations)}
-    pop = run.config.pbt.population_size
-    steps, ended = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), math.nan)
-    scores, stderr = np.full((len(rows), pop), math.nan), np.full((len(rows), pop), math.nan)
+    ended = np.full(len(rows), math.nan)
+    taken, scores, stderr = np.full((3, len(rows), config.pbt.population_size), math.nan)
     hyperparams: dict[str, Array] = {}
     for record in members:
         place = rows[record.generation], record.member
-        steps[place[0]] = record.steps * pop
-        scores[place], stderr[place] = record.score, record.stderr
+        taken[place], scores[place], stderr[place] = record.steps, record.score, record.stderr
         _enter(hyperparams, place, record.hyperparams, scores.shape)
     metrics: dict[str, Array] = {}
     population: dict[str, Array] = {}
@@ -175,9 +232,10 @@ def read(path: str | Path) -> RunData:
     return RunData(
         path=run.path,
         state=run.state,
-        config=run.config,
+        config=config,
+        settings=run.folder.config.read_text(encoding="utf-8"),
         generations=np.array(generations, dtype=np.int64),
-        steps=steps,
+        taken=taken,
         scores=scores,
         stderr=stderr,
         hyperparams=hyperparams,
@@ -188,15 +246,28 @@ def read(path: str | Path) -> RunData:
         sessions=sessions,
         ended=ended,
         found=found,
+        replay=_replay(run.path / FOLDER / FILE),
     )
 
 
 def quartiles(values: Float[Array, "row pop"]) -> Float[Array, "3 row"]:
     """Lower quartile, median and upper quartile over the members."""
-    unknown = np.full(3, math.nan)
-    finite = (row[np.isfinite(row)] for row in values)
-    found = [np.quantile(row, (0.25, 0.5, 0.75)) if len(row) else unknown for row in finite]
-    return np.array(found, dtype=np.float64).reshape(-1, 3).T
+    known = np.isfinite(values)
+    ordered = np.sort(np.where(known, values, math.nan), axis=1)  # what is unknown comes last
+    rows, last = np.arange(len(values)), np.maximum(known.sum(1) - 1, 0)
+    places = np.array([[0.25], [0.5], [0.75]]) * last
+    below = places.astype(np.int64)
+    low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, last)]
+    return np.asarray(low + (places - below) * (high - low))
+
+
+def _replay(file: Path) -> dict[str, Any]:
+    """What a replay has left; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"verdict", "gain", "arms", "population"} <= found.keys() else {}
 
 
 def _enter(table: dict[str, Array], place: Any, values: Mapping[str, Any], shape: tuple[int, ...]) -> None:

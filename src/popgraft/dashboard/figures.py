@@ -1,18 +1,16 @@
 """Everything that a page shows of a run below its summary, in the order of reading."""
 
-import plotly.graph_objects as go
+import numpy as np
 
 from popgraft.dashboard import curves, tables
-from popgraft.dashboard.data import DISTANCES, LEARNING, RunData
+from popgraft.dashboard.data import DISTANCES, LEARNING, Limits, RunData
 from popgraft.dashboard.exploits import exploits
+from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.importance import LEAST, Importance, Z, importance
 from popgraft.dashboard.page import Section
-from popgraft.dashboard.style import EDGE, MEDIAN, OTHER, WINNER, panels
+from popgraft.dashboard.replayed import replayed, verdict
+from popgraft.dashboard.style import COLOURS, EDGE, SYMBOLS
 from popgraft.dashboard.tree import tree
-
-COLOURS = (MEDIAN, WINNER, OTHER)
-SYMBOLS = ("circle", "square", "diamond")
-"""Of the parts of a run."""
 
 IMPORTANCE = (
     "The share of the members' progress from one generation to the next that goes with a hyperparameter's value, with "
@@ -24,19 +22,22 @@ TOO_LITTLE = (
 )
 
 
-def figures(data: RunData, other: RunData | None = None) -> list[Section]:
+def figures(data: RunData, other: RunData | None = None, limits: Limits | None = None) -> list[Section]:
     """The sections of a run; those for which nothing was recorded are left out.
 
     Args:
         data: the run.
         other: another run, whose best score is drawn too.
+        limits: the least and the highest score that scales reach to; None: those of the run itself.
     """
     sections = []
     explored = any(space.name in data.hyperparams for space in data.spaces)
     if len(data.steps):
-        sections += _of_scores(data, other)
+        sections += _of_scores(data, other, limits)
     if explored:
         sections += _of_hyperparams(data)
+    if data.replay or (explored and data.state == "finished"):
+        sections.append(Section("replay", "Replay", verdict(data), replayed(data) if data.replay else ""))
     if data.grafts:
         sections.append(
             Section(
@@ -69,7 +70,8 @@ def figures(data: RunData, other: RunData | None = None) -> list[Section]:
             )
         )
     if len(data.steps):
-        caption = f"Everybody after generation {data.generations[-1] + 1}, the best first."
+        when = "its last generation" if data.apart else f"generation {data.generations[-1] + 1}"
+        caption = f"Everybody after {when}, the best first."
         sections.append(Section("members", "Members", caption, tables.as_html(*tables.members(data))))
     sections.append(
         Section("settings", "Settings", "What the run can be repeated with.", tables.settings(data)),
@@ -77,7 +79,7 @@ def figures(data: RunData, other: RunData | None = None) -> list[Section]:
     return sections
 
 
-def _of_scores(data: RunData, other: RunData | None) -> list[Section]:
+def _of_scores(data: RunData, other: RunData | None, limits: Limits | None) -> list[Section]:
     final = data.found.get("final_score")
     compared = f" The dotted line is the best of {other.path}." if other else ""
     fresh = " The diamond is the best agent's mean over fresh episodes." if final is not None else ""
@@ -87,7 +89,7 @@ def _of_scores(data: RunData, other: RunData | None) -> list[Section]:
             "Score",
             f"Every member (thin), the median and the middle half of them, and the best of every generation (bold)."
             f"{fresh}{compared}",
-            curves.scores(data, other),
+            curves.scores(data, other, limits),
         )
     ]
     if data.pop > 1:
@@ -98,7 +100,7 @@ def _of_scores(data: RunData, other: RunData | None) -> list[Section]:
                 "Every band is a place in the population, coloured by score. A band is cut where its member was "
                 "overwritten, and a line leads there from the member that was copied. The bold line is the descent of "
                 "the best agent.",
-                tree(data),
+                tree(data, limits),
             )
         )
     return sections
@@ -123,27 +125,26 @@ def _of_hyperparams(data: RunData) -> list[Section]:
     ]
 
 
-def _shares(found: list[Importance]) -> go.Figure:
+def _shares(found: list[Importance]) -> Figure:
     """A dot with its interval for every hyperparameter and part of the run."""
     names = list(dict.fromkeys(each.name for each in found))
     parts = list(dict.fromkeys((each.first, each.last) for each in found))
-    figure = panels([""], height=70 + 18 * len(names) * (len(parts) + 1))
+    figure = Figure.of([""], height=70 + 18 * len(names) * (len(parts) + 1))
     for number, part in enumerate(parts):
         dots = [each for each in found if (each.first, each.last) == part]
-        figure.add_scatter(
+        figure.add(
+            1,
             mode="markers",
             name=f"generations {part[0] + 1} to {part[1] + 1}",
             showlegend=True,
-            x=[each.share for each in dots],
+            x=np.array([each.share for each in dots]),
             y=[names.index(each.name) + (number - (len(parts) - 1) / 2) / (len(parts) + 1) for each in dots],
-            error_x={"array": [Z * each.stderr for each in dots], "color": EDGE, "thickness": 1.5},
+            error_x={"array": np.array([Z * each.stderr for each in dots]), "color": EDGE, "thickness": 1.5},
             customdata=[[each.name, "higher" if each.favours > 0 else "lower"] for each in dots],
             marker={"color": COLOURS[number], "symbol": SYMBOLS[number], "size": 11},
             hovertemplate="%{customdata[0]}: %{x:.1%} of progress; %{customdata[1]} values did better<extra></extra>",
         )
-    figure.add_vline(x=0, line={"color": EDGE, "width": 1})
-    figure.update_xaxes(title="share of progress", tickformat=".0%")
-    figure.update_yaxes(
-        range=[len(names) - 0.5, -0.5], tickvals=list(range(len(names))), ticktext=names, showgrid=False
-    )
+    figure.line(1, x=(0.0, 0.0), color=EDGE, width=1)
+    figure.x(1, "share of progress", tickformat=".0%")
+    figure.y(1, range=[len(names) - 0.5, -0.5], tickvals=list(range(len(names))), ticktext=names, showgrid=False)
     return figure

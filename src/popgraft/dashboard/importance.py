@@ -94,10 +94,10 @@ def residuals(data: RunData) -> tuple[Int[Array, "n"], Int[Array, "n"], Float[Ar
 
 
 def _shares(rows: Array, values: Array, progress: Array) -> Iterator[tuple[float, float, float]]:
-    """Share, standard error and direction of one hyperparameter; nothing where all values are the same."""
+    """Share, standard error and direction of one hyperparameter; nothing where values or ranks are all the same."""
     cuts = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
     _, bins = np.unique(np.searchsorted(cuts, values, side="left"), return_inverse=True)
-    if bins.max(initial=0) == 0:
+    if bins.max(initial=0) == 0 or not progress.any():
         return
     _, generation = np.unique(rows, return_inverse=True)
     shape = generation.max() + 1, bins.max() + 1
@@ -119,7 +119,7 @@ def _epsilon_squared(
     correction = sums.sum(-1) ** 2 / n
     between = (sums**2 / np.maximum(counts, 1)).sum(-1) - correction
     total = squares.sum(-1) - correction
-    return np.asarray(1 - (1 - between / total) * (n - 1) / (n - k))
+    return np.asarray(1 - (1 - between / np.maximum(total, 1e-30)) * (n - 1) / (n - k))
 
 
 def _centred(values: Array, known: Array) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
-from plotly.graph_objects import Figure
+from popgraft.dashboard.figure import Figure
 
 STYLE, SCRIPT, PLOTLY = "page.css", "page.js", "plotly.min.js"
 """Names of the files that a page needs."""
@@ -27,9 +27,6 @@ POLICY = {
     "form-action": "'self'",
 }
 """Content security policy of a live page: nothing comes from, or goes to, anywhere else."""
-
-HEIGHT = 420
-"""Pixels of a figure that asks for no other height."""
 
 ABSENT = "<p>This run has nothing to show here.</p>"
 
@@ -179,7 +176,6 @@ def _figure(section: Section, id: str) -> str:
     if isinstance(section.content, str):
         body = f'<div class="table" role="group" aria-labelledby="{id}" tabindex="0">{section.content}</div>'
     else:
-        data = section.content.to_json()  # in which plotly has escaped what could end the script
-        height = section.content.layout.height or HEIGHT
-        body = f'<div class="plot" style="height: {height}px"></div><script type="application/json">{data}</script>'
+        plot = f'<div class="plot" style="height: {section.content.height}px"></div>'
+        body = f'{plot}<script type="application/json">{section.content.json}</script>'
     return f'<figure aria-labelledby="{id}">{caption}{body}</figure>'

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from popgraft.dashboard.data import read
+from popgraft.dashboard.figures import figures
+from popgraft.dashboard.page import Account, page
 from popgraft.dashboard.summary import summary
 from popgraft.disk import reason, write_atomic
 from popgraft.errors import StoreError
@@ -25,9 +27,6 @@ def report(path: str | Path, out: str | Path | None = None, compare: str | Path 
         StoreError: there is no run, its database is damaged, or the file cannot be written.
         ConfigError: its configuration is damaged.
     """
-    from popgraft.dashboard.figures import figures  # here, because plotly is slow to import
-    from popgraft.dashboard.page import Account, page
-
     data, other = read(path), read(compare) if compare is not None else None
     file = Path(out).expanduser() if out is not None else data.path / NAME
     account = Account(data.path.name, summary(data, other), figures(data, other))

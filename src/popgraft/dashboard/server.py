@@ -19,7 +19,7 @@ from popgraft.dashboard.watcher import Watcher
 from popgraft.disk import reason
 from popgraft.errors import ConfigError
 
-TICK = 0.2
+TICK = 0.5
 """Seconds from one question of a stream, whether something has changed, to the next."""
 
 

@@ -33,10 +33,9 @@ class Standing:
     fault: str = ""
 
 
-def standing(path: Path) -> Standing:
-    """Reads how far the run in a folder has come; nothing in it is changed."""
+def standing(run: Run) -> Standing:
+    """Reads how far a run has come; nothing in it is changed."""
     try:
-        run = Run(path)
         planned, state = run.config.generations, run.state
     except PopgraftError as error:
         return Standing("damaged", fault=str(error))
@@ -44,7 +43,7 @@ def standing(path: Path) -> Standing:
         with RunDatabase(run.folder.database, read_only=True) as database:
             done = database.generations()
     except StoreError as error:
-        advice = f"popgraft resume {shlex.quote(str(path))} goes on with what can be read"
+        advice = f"popgraft resume {shlex.quote(str(run.path))} goes on with what can be read"
         return Standing("damaged", fault=f"{error}; {advice}")
     try:
         score = float(run.summary["score"])

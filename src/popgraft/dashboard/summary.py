@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 
-from popgraft.dashboard.data import RunData
+from popgraft.dashboard.data import RunData, quartiles
 from popgraft.train import counted, readable
 
 STATES = {"running": "is still running", "finished": "is finished", "stopped": "was stopped and can be resumed"}
@@ -26,12 +26,12 @@ def summary(data: RunData, other: RunData | None = None) -> list[str]:
 def _work(data: RunData) -> list[str]:
     config = data.config
     task = config.env.id or config.env.factory or "environments of a factory"
-    steps = int(data.steps[-1]) if len(data.steps) else 0
+    least = f"{data.latest.min() + 1} to " if data.apart else ""
     whole = "" if data.state == "finished" else f" of {planned(data):,}"
     spent = "" if math.isnan(data.seconds) else f", which took {timedelta(seconds=round(data.seconds))}"
     return [
-        f"{counted(data.pop, 'agent')} trained on {task} for {steps:,}{whole} environment steps, in "
-        f"{counted(len(data.steps), 'generation')}{spent}.",
+        f"{counted(data.pop, 'agent')} trained on {task} for {data.total:,}{whole} environment steps, in "
+        f"{least}{counted(len(data.steps), 'generation')}{spent}.",
         f"The run {STATES[data.state]}.",
     ]
 
@@ -55,8 +55,11 @@ def _success(data: RunData) -> list[str]:
     else:
         sentences.append(f"The best agent so far scored {score}: {origin}.")
     if data.pop > 1:
-        low, median, high = (readable(float(value)) for value in data.quartiles[:, -1])
-        sentences.append(f"In the last generation the median member scores {median}, the middle half {low} to {high}.")
+        low, median, high = (readable(float(value)) for value in quartiles(data.last_scores[None])[:, 0])
+        sentences.append(
+            f"In {'their' if data.apart else 'the'} last generation the median member scores "
+            f"{median}, the middle half {low} to {high}."
+        )
     return sentences
 
 
@@ -97,8 +100,7 @@ def _comparison(data: RunData, other: RunData | None) -> list[str]:
         return []
     kind = "random search" if other.config.pbt.exploit_method == "none" else "its population"
     own, theirs = (_best(each) for each in (data, other))
-    steps = int(other.steps[-1]) if len(other.steps) else 0
-    return [f"In {other.path}, {kind} reached {theirs} in {steps:,} steps, against {own} here."]
+    return [f"In {other.path}, {kind} reached {theirs} in {other.total:,} steps, against {own} here."]
 
 
 def _best(data: RunData) -> str:

@@ -4,19 +4,19 @@ import html
 import math
 from collections.abc import Sequence
 
-import yaml
+import numpy as np
 
-from popgraft.config import dump_config
 from popgraft.dashboard.data import RunData
 from popgraft.train import readable
 
 
 def members(data: RunData) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: everybody as the last generation left them, the best first."""
-    head = ["member", "score", "copied from", "after generation", "grafts", *(space.name for space in data.spaces)]
+    """Head and rows of a table: everybody as its last generation left it, the best first."""
+    head = ["member", *(["generation"] if data.apart else []), "score", "copied from", "after generation", "grafts"]
+    head += [space.name for space in data.spaces]
     if not len(data.steps):
         return head, []
-    scores, stderr = data.scores[-1], data.stderr[-1]
+    scores, stderr = data.last_scores, data.stderr[data.latest, np.arange(data.pop)]
     cost = scores if not data.maximizes else -scores
     rows = []
     for member in sorted(range(data.pop), key=lambda i: (math.isnan(cost[i]), cost[i])):
@@ -25,10 +25,11 @@ def members(data: RunData) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 str(member),
+                *([str(data.generations[data.latest[member]] + 1)] if data.apart else []),
                 readable(float(scores[member]), float(stderr[member])) if known else "none",
                 *((str(grafts[-1].parent), str(grafts[-1].generation + 1)) if grafts else ("none", "none")),
                 str(len(grafts)),
-                *(f"{data.hyperparams[space.name][-1, member]:.4g}" for space in data.spaces),
+                *(f"{data.hyperparams[space.name][data.latest[member], member]:.4g}" for space in data.spaces),
             ]
         )
     return head, rows
@@ -51,7 +52,7 @@ def as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def settings(data: RunData) -> str:
     """Every setting and version, to be opened by a click."""
     versions = data.sessions[-1].versions if data.sessions else {}
-    parts = {"Settings": dump_config(data.config), "Versions": yaml.safe_dump(versions, sort_keys=False)}
+    parts = {"Settings": data.settings, "Versions": "".join(f"{name}: {text}\n" for name, text in versions.items())}
     return "".join(
         f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>" for name, text in parts.items()
     )

@@ -11,6 +11,7 @@ from rich.text import Text
 from popgraft.dashboard import tables
 from popgraft.dashboard.data import DISTANCES, LEARNING, RunData, quartiles
 from popgraft.dashboard.importance import Z, importance
+from popgraft.dashboard.replayed import HEAD, rows, verdict
 from popgraft.dashboard.summary import summary
 from popgraft.train.aftermath import HORIZONS
 from popgraft.train.aftermath import summary as averages
@@ -32,7 +33,9 @@ def text(data: RunData, other: RunData | None = None) -> Group:
     parts: list[RenderableType] = []
     for paragraph in summary(data, other):
         parts += [Text(paragraph), Text()]
-    for table in (_curves(data), _exploits(data), _importance(data), _members(data)):
+    if data.replay:
+        parts += [Text(verdict(data)), Text()]
+    for table in (_replay(data), _curves(data), _exploits(data), _importance(data), _members(data)):
         if table.row_count:
             parts += [table, Text()]
     return Group(*parts[:-1])
@@ -46,6 +49,14 @@ def sparkline(values: Float[Array, "n"]) -> str:
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
     return "".join(LEVELS[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
+
+
+def _replay(data: RunData) -> Table:
+    """What fresh agents reached with the schedule, where somebody has asked."""
+    table = _table(*HEAD)
+    for row in rows(data) if data.replay else ():
+        table.add_row(*row)
+    return table
 
 
 def _curves(data: RunData) -> Table:

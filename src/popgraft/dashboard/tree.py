@@ -3,28 +3,36 @@
 import math
 
 import numpy as np
-import plotly.graph_objects as go
 
-from popgraft.dashboard.data import RunData
-from popgraft.dashboard.style import EDGE, SCALE, WINNER, add, panels
+from popgraft.dashboard.data import Limits, RunData
+from popgraft.dashboard.figure import Figure
+from popgraft.dashboard.style import EDGE, SCALE, WINNER
 
 EARLY, LATE = 0.25, 0.35
 """How far a generation's cell reaches to both sides of its number; what is left until the next is for grafts."""
 
 
-def tree(data: RunData) -> go.Figure:
+def tree(data: RunData, limits: Limits | None) -> Figure:
     """A band for every place, coloured by score and cut where a member was overwritten; a line from every donor."""
-    figure = panels([""], height=min(max(300, 26 * data.pop), 900))
+    figure = Figure.of([""], height=min(max(300, 26 * data.pop), 900))
     numbers = data.generations + 1
     last = len(numbers) - 1
-    grafted = {(row + 1, member): donor for (row, member), donor in sorted(data.donors.items()) if row < last}
+    grafted = {
+        (row + 1, member): donor
+        for (row, member), donor in sorted(data.donors.items())
+        if row < last and data.recorded[row + 1, member]
+    }
     columns = [edge for number in numbers for edge in (number - EARLY, number + LATE)]
     cells = np.repeat(data.scores.T, 2, axis=1)[:, :-1].astype(np.float32)
     texts = [[""] * (2 * last + 1) for _ in range(data.pop)]
     for (row, member), donor in grafted.items():
         cells[member, 2 * row - 1] = math.nan
         texts[member][2 * row] = "<br>" + origin(data, (row, member), donor)
-    figure.add_heatmap(
+    figure.add(
+        1,
+        type="heatmap",
+        name="scores",
+        showlegend=False,
         x=np.array(columns, dtype=np.float32),
         y=np.arange(data.pop),
         z=cells,
@@ -35,6 +43,7 @@ def tree(data: RunData) -> go.Figure:
         hoverongaps=False,
         colorbar={"title": {"text": "score", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate="member %{y} in generation %{x:.0f}<br>score %{z:,.4~g}%{text}<extra></extra>",
+        **({"zmin": limits[0], "zmax": limits[1]} if limits is not None else {}),
     )
     links: list[tuple[float, float]] = []
     for (row, member), (its_row, its_member) in grafted.items():
@@ -44,8 +53,8 @@ def tree(data: RunData) -> go.Figure:
     line = [(float(numbers[row] + end), float(member)) for row, member in data.ancestors for end in (-EARLY, LATE)]
     _add_lines(figure, line, "casing", {"color": "#ffffff", "width": 5}, showlegend=False)
     _add_lines(figure, line, "the best agent's ancestors", {"color": WINNER, "width": 3})
-    figure.update_xaxes(title="generation", showgrid=False)
-    figure.update_yaxes(title="place", showgrid=False, autorange="reversed", dtick=1 if data.pop <= 16 else 8)
+    figure.x(1, "generation", showgrid=False)
+    figure.y(1, "place", showgrid=False, autorange="reversed", dtick=1 if data.pop <= 16 else 8)
     return figure
 
 
@@ -66,7 +75,7 @@ def origin(data: RunData, place: tuple[int, int], donor: tuple[int, int]) -> str
 
 
 def _add_lines(
-    figure: go.Figure, points: list[tuple[float, float]], name: str, line: dict[str, object], showlegend: bool = True
+    figure: Figure, points: list[tuple[float, float]], name: str, line: dict[str, object], showlegend: bool = True
 ) -> None:
     x, y = np.array(points, dtype=np.float32).reshape(-1, 2).T
-    add(figure, 1, x=x, y=y, line=line, name=name, hoverinfo="skip", showlegend=showlegend)
+    figure.add(1, x=x, y=y, line=line, name=name, hoverinfo="skip", showlegend=showlegend)

@@ -4,27 +4,29 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from popgraft.dashboard.data import read
+from popgraft.dashboard.data import Limits, RunData, read
 from popgraft.dashboard.figures import figures
 from popgraft.dashboard.page import Account, page
-from popgraft.dashboard.standing import listing, standing
+from popgraft.dashboard.standing import Standing, listing, standing
 from popgraft.dashboard.summary import summary
 from popgraft.errors import PopgraftError
 from popgraft.store import RunFolder
 from popgraft.store.lock import holder
+from popgraft.train import Run
+from popgraft.train.replay import FILE, FOLDER
 
-PAUSE = 0.5
+PAUSE = 0.75
 """Seconds from one look at the disk to the next, at least."""
 
-SHARE = 0.1
-"""Share of a core's time that looking and drawing may take; where they need more, the pauses grow."""
+LOOKING, DRAWING = 0.003, 0.004
+"""Shares of a core's time that the list of runs and the figures may take; where they need more, the pauses grow."""
 
 SHOWN, LISTED = 16, 4096
-"""Runs whose figures, and whose standings, are remembered."""
+"""Runs whose figures are remembered though nobody asks for them, and whose standings are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Mark:
     Attributes:
         folder: where it lies.
         holder: who trains it, if anybody does.
-        stamps: when each of its files was written, in nanoseconds since 1970, and its bytes.
+        stamps: when each of its files was written, in nanoseconds since 1970, and its bytes; its configuration first.
     """
 
     folder: RunFolder
@@ -45,13 +47,39 @@ class Mark:
     def of(cls, folder: RunFolder) -> "Mark":
         """The mark as it is now."""
         log = folder.database.with_name(f"{folder.database.name}-wal")
-        return cls(folder, holder(folder), tuple(map(_stamp, (folder.database, log, folder.config, folder.snapshots))))
+        files = folder.config, folder.database, log, folder.snapshots, folder.path / FOLDER / FILE
+        return cls(folder, holder(folder), tuple(map(_stamp, files)))
+
+
+@dataclasses.dataclass
+class Shown:
+    """A run whose figures have been drawn.
+
+    Attributes:
+        mark: what it looked like then.
+        data: what was read; where it could not be, why.
+        waits_until: when it may be read again, on the clock of time.monotonic.
+    """
+
+    mark: Mark
+    data: RunData | str
+    waits_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.account = lru_cache(1)(self._account)
+
+    def _account(self, name: str, limits: Limits | None) -> Account:
+        """What there is to tell of it."""
+        if isinstance(self.data, str):
+            return Account(name, [self.data], [])
+        return Account(name, summary(self.data), figures(self.data, limits=limits))
 
 
 class Watcher:
     """Looks at runs when it is asked, and not too often. Threads may share it.
 
-    While nobody asks it does nothing, and of a run that has not changed it reads nothing again.
+    While nobody asks it does nothing, and of a run that has not changed it reads nothing again. The list of runs, which
+    costs little, is kept up to date even where figures have to wait until they may be drawn again.
 
     Args:
         root: the folder of a run, or one above several.
@@ -62,12 +90,17 @@ class Watcher:
         self._lock = threading.Lock()
         self._marks: dict[str, Mark] = {}
         self._version = 0
-        self._rests_until = 0.0  # on the clock of time.monotonic
-        self._account = lru_cache(SHOWN)(_account)
-        self._standing = lru_cache(LISTED)(lambda mark: standing(mark.folder.path))
+        self._rests_until = 0.0  # on the clock of time.monotonic, before which nobody looks at the disk
+        self._spent = 0.0  # seconds of work since the last look
+        self._shown: dict[str, Shown] = {}
+        self._told: set[str] = set()  # runs of which it has been told that they may be drawn again
+        self._run = lru_cache(2 * SHOWN)(
+            lambda folder, _: Run(folder.path)
+        )  # it keeps the configuration that it has read
+        self._standing = lru_cache(LISTED)(self._stands)
 
     def version(self) -> int:
-        """A number that grows whenever a run has appeared, changed or vanished."""
+        """A number that grows whenever a run has appeared, changed or vanished, or figures may be drawn again."""
         with self._lock:
             self._look()
             return self._version
@@ -80,51 +113,86 @@ class Watcher:
         """
         with self._lock:
             self._look()
-            with self._working():
-                chosen = self._chosen(asked)
-                accounts = [self._account(name, self._marks.get(name)) for name in chosen]
-                standings = {name: self._standing(mark) for name, mark in self._marks.items()}
-                title = chosen[0] if len(chosen) == 1 else f"{len(chosen)} runs in {self._root}"
-                return page(title, accounts, listing(self._root, standings, chosen))
+            chosen = self._chosen(asked)
+            first = not self._shown.keys() >= set(chosen)
+            accounts = self._accounts(chosen)
+            began = time.thread_time()
+            standings = {name: self._standing(mark) for name, mark in self._marks.items()}
+            title = chosen[0] if len(chosen) == 1 else f"{len(chosen)} runs in {self._root}"
+            text = page(title, accounts, listing(self._root, standings, chosen))
+            if not first:  # what a person waits for is not rationed
+                self._spent += time.thread_time() - began
+            return text
+
+    def _accounts(self, chosen: Sequence[str]) -> list[Account]:
+        """What there is to tell of some runs; of those that have to wait, what has been told before."""
+        began = time.thread_time()
+        due = self._due().intersection(chosen)
+        there = [name for name in chosen if name in self._marks]
+        for name in there:
+            if name in due or name not in self._shown:
+                self._shown[name] = Shown(self._marks[name], self._read(self._marks[name]))
+        limits = _limits(self._shown[name].data for name in there) if len(chosen) > 1 else None
+        accounts = {name: self._shown[name].account(name, limits) for name in there}
+        until = time.monotonic() + (time.thread_time() - began) / DRAWING
+        for name in due:  # but those that are shown for the first time have not to wait: a person has asked for them
+            self._shown[name].waits_until = until
+        for name in [*(self._shown.keys() - chosen)][SHOWN:]:
+            del self._shown[name]
+        return [
+            accounts.get(name) or Account(name, ["There is no such run here, or no longer."], []) for name in chosen
+        ]
+
+    def _due(self) -> set[str]:
+        """Runs that have changed since their figures were drawn, and whose figures may be drawn again."""
+        now = time.monotonic()
+        return {
+            name
+            for name, shown in self._shown.items()
+            if self._marks.get(name, shown.mark) != shown.mark and now >= shown.waits_until
+        }
 
     def _chosen(self, asked: Iterable[str]) -> list[str]:
         names = (name for text in asked for name in ([text] if text in self._marks else text.split(",")) if name)
         newest = max(self._marks, key=lambda name: max(self._marks[name].stamps), default="")
         return list(dict.fromkeys(names)) or [newest][: len(self._marks)]
 
+    def _read(self, mark: Mark) -> RunData | str:
+        """A run; where it cannot be read, why."""
+        try:
+            return read(self._run(mark.folder, mark.stamps[0]))
+        except PopgraftError as error:
+            return f"This run cannot be read: {error}."
+
+    def _stands(self, mark: Mark) -> Standing:
+        """How far a run has come."""
+        try:
+            return standing(self._run(mark.folder, mark.stamps[0]))
+        except PopgraftError as error:
+            return Standing("damaged", fault=str(error))
+
     def _look(self) -> None:
         """Takes the marks of all runs, unless that was done a moment ago."""
         if time.monotonic() < self._rests_until:
             return
-        with self._working(), contextlib.suppress(FileNotFoundError):  # a folder that vanished while it was searched
+        began = time.thread_time()
+        with contextlib.suppress(FileNotFoundError):  # a folder that vanished while it was searched
             marks = {self._name(folder): Mark.of(folder) for folder in RunFolder.find(self._root)}
-            self._version += marks != self._marks
-            self._marks = marks
+            self._marks, before = marks, self._marks
+            self._told, told = self._due(), self._told
+            self._version += marks != before or not self._told <= told
+        spent, self._spent = self._spent + time.thread_time() - began, 0.0
+        self._rests_until = time.monotonic() + max(PAUSE, spent / LOOKING)
 
     def _name(self, folder: RunFolder) -> str:
         """How a run is called: its path below the root."""
         return str(folder.path.relative_to(self._root)) if folder.path != self._root else self._root.resolve().name
 
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        """Lets a pause follow some work, which is long enough for `PAUSE` and `SHARE`."""
-        began = time.thread_time()
-        try:
-            yield
-        finally:
-            pause = max(PAUSE, (time.thread_time() - began) / SHARE)
-            self._rests_until = max(self._rests_until, time.monotonic() + pause)
 
-
-def _account(name: str, mark: Mark | None) -> Account:
-    """What there is to tell of a run; where it cannot be read, why."""
-    if mark is None:
-        return Account(name, ["There is no such run here, or no longer."], [])
-    try:
-        data = read(mark.folder.path)
-    except PopgraftError as error:
-        return Account(name, [f"This run cannot be read: {error}."], [])
-    return Account(name, summary(data), figures(data))
+def _limits(runs: Iterable[RunData | str]) -> Limits | None:
+    """The least and the highest score of several runs; None where none is known."""
+    known = [run.limits for run in runs if isinstance(run, RunData) and run.limits]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

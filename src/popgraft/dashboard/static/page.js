@@ -3,19 +3,27 @@
 
 const BUTTONS = [["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]]; // none that sends data away
 const CONFIG = { responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtons: BUTTONS };
+const AHEAD = 300; // pixels: what is so near to being in view is drawn
 const drawn = new WeakMap(); // for each figure, the JSON that it was drawn from
+const coming = new IntersectionObserver(draw, { rootMargin: `${AHEAD}px 0px` });
+let printing = false;
 
-/** Draws every figure whose data have changed, and keeps its zoom while the same runs are shown. */
+/** Draws the figures that are in view, or soon will be, and whose data have changed; zooms stay while the runs do. */
 async function draw() {
-  const uirevision = document.title + location.search;
   for (const plot of document.querySelectorAll(".plot")) {
-    const json = plot.nextElementSibling.textContent;
-    if (drawn.get(plot) === json) continue;
-    drawn.set(plot, json);
-    const { data, layout } = JSON.parse(json);
-    await Plotly.react(plot, data, { ...layout, uirevision }, CONFIG);
+    coming.observe(plot); // once; later calls do nothing
+    const { top, bottom } = plot.getBoundingClientRect();
+    if (printing || (bottom > -AHEAD && top < innerHeight + AHEAD)) await drawOne(plot);
   }
-  document.documentElement.dataset.drawn = "";
+}
+
+/** Draws one figure, unless it has been drawn as it is. */
+function drawOne(plot) {
+  const json = plot.nextElementSibling.textContent;
+  if (drawn.get(plot) === json) return;
+  drawn.set(plot, json);
+  const { data, layout } = JSON.parse(json);
+  return Plotly.react(plot, data, { ...layout, uirevision: document.title + location.search }, CONFIG);
 }
 
 /** Makes a part of the document equal to its new version; what has the focus, or was opened or zoomed, stays so. */
@@ -45,7 +53,7 @@ let busy = false;
 /** Fetches this page again and adopts it; asked for while it does so, it does it once more. */
 async function refresh() {
   wanted = true;
-  if (busy) return;
+  if (busy || document.hidden) return;
   busy = true;
   while (wanted) {
     wanted = false;
@@ -71,6 +79,7 @@ function listen() {
   const connection = document.getElementById("connection");
   const changes = new EventSource("changes");
   changes.onmessage = refresh;
+  document.addEventListener("visibilitychange", () => wanted && refresh());
   changes.onopen = () => {
     connection.textContent = "live";
     connection.className = "";
@@ -105,6 +114,12 @@ document.addEventListener("DOMContentLoaded", async () => {
     const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     choose(dark ? "light" : "dark");
   });
+  window.addEventListener("beforeprint", () => {
+    printing = true;
+    draw();
+  });
+  window.addEventListener("afterprint", () => (printing = false));
   await draw();
+  document.documentElement.dataset.drawn = "";
   if ("live" in document.documentElement.dataset) listen();
 });
