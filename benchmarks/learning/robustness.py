@@ -35,19 +35,23 @@ class Task:
         epsilon: radius of the attacks, in units of normalised observations.
         weight: of the robust term.
         settings: settings that win over the file's, in all arms.
+        steps: gradient steps of the attack that arms select by.
+        evolves: what the population tunes in arms that train against attacks; nothing: what it tunes in all.
     """
 
     config: str
     epsilon: float
     weight: float
     settings: tuple[str, ...] = ()
+    steps: int = 10
+    evolves: str = ""
 
     def arm(self, name: str) -> list[str]:
         """Settings of one arm."""
         perturbation = f"{{epsilon: {self.epsilon}, attack_lr: {0.4 * self.epsilon}}}"
         adversary = f"{{enabled: true, robust_kl_coef: {self.weight}, perturbation: {perturbation}}}"
-        trained = [f"model.adversary={adversary}"]
-        attack = f"evaluation.attack={{method: pgd, epsilon: {self.epsilon}}}"
+        trained = [f"model.adversary={adversary}", *([f"pbt.hyperparams={self.evolves}"] if self.evolves else [])]
+        attack = f"evaluation.attack={{method: pgd, epsilon: {self.epsilon}, steps: {self.steps}}}"
         selected = [attack, "evaluation.attack_weight=0.5", "pbt.fitness=evaluation"]
         return {"plain": [], "sa_ppo": trained, "selected": selected, "both": trained + selected}[name]
 
@@ -56,10 +60,15 @@ NO_ENTROPY_BONUS = (  # it asks for the flat distribution that the robust term i
     "pbt.hyperparams=[{name: learning_rate, min_value: 1e-4, max_value: 1e-2, is_log_scale: true}, "
     "{name: clip_range, min_value: 0.1, max_value: 0.4}]"
 )
+WEIGHT_TOO = (  # how much of the robust term an agent can bear is not known beforehand
+    "[{name: learning_rate, min_value: 3e-4, max_value: 3e-3, is_log_scale: true}, "
+    "{name: gamma, values: [0.9, 0.92, 0.94, 0.96]}, {name: gae_lambda, min_value: 0.9, max_value: 0.98}, "
+    "{name: robust_kl_coef, min_value: 0.03, max_value: 1.0, is_log_scale: true}]"
+)
 
 TASKS = {
     "cartpole": Task("quickstart.yaml", 0.3, 0.1, (NO_ENTROPY_BONUS, "total_timesteps=400_000")),
-    "pendulum": Task("pendulum_novel.yaml", 0.1, 0.1, ("total_timesteps=600_000",)),
+    "pendulum": Task("pendulum_novel.yaml", 0.1, 0.1, ("total_timesteps=600_000",), 5, WEIGHT_TOO),
     "halfcheetah": Task("halfcheetah_novel.yaml", 0.3, 0.1, ("total_timesteps=1_000_000",)),
 }
 ARMS = ("plain", "sa_ppo", "selected", "both")

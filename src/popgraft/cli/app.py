@@ -245,6 +245,7 @@ def watch(
 
     The page follows the runs within seconds. Ctrl-C ends it; the runs go on.
     """
+    from popgraft.cli.watch import watch as watch_runs  # here, because a web server is slow to import
 
     with _in_words():
         watch_runs(path, host, port, show)
