@@ -255,6 +255,7 @@ def _cluster(execute: ExecuteConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do one day, and warns of
+    os.environ.setdefault("RAY_worker_niceness", "0")  # actors of our own cluster yield no more than processes would
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     own: dict[str, Any] = {
