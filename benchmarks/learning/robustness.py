@@ -36,7 +36,7 @@ class Task:
         weight: of the robust term.
         settings: settings that win over the file's, in all arms.
         steps: gradient steps of the attack that arms select by.
-        evolves: what the population tunes in arms that train against attacks; nothing: what it tunes in all.
+        evolves: what the population of `both` tunes, where that is not what the others do.
     """
 
     config: str
@@ -50,10 +50,11 @@ class Task:
         """Settings of one arm."""
         perturbation = f"{{epsilon: {self.epsilon}, attack_lr: {0.4 * self.epsilon}}}"
         adversary = f"{{enabled: true, robust_kl_coef: {self.weight}, perturbation: {perturbation}}}"
-        trained = [f"model.adversary={adversary}", *([f"pbt.hyperparams={self.evolves}"] if self.evolves else [])]
+        trained = [f"model.adversary={adversary}"]
+        evolves = [f"pbt.hyperparams={self.evolves}"] if self.evolves else []
         attack = f"evaluation.attack={{method: pgd, epsilon: {self.epsilon}, steps: {self.steps}}}"
         selected = [attack, "evaluation.attack_weight=0.5", "pbt.fitness=evaluation"]
-        return {"plain": [], "sa_ppo": trained, "selected": selected, "both": trained + selected}[name]
+        return {"plain": [], "sa_ppo": trained, "selected": selected, "both": trained + selected + evolves}[name]
 
 
 NO_ENTROPY_BONUS = (  # it asks for the flat distribution that the robust term is content with

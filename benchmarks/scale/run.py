@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement in a comparison")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
     found = {name: measure(overrides) for name, overrides in AGENTS.items()}
     packages = ", ".join(f"{name} {version(name)}" for name in ("popgraft", "ray", "torch"))
