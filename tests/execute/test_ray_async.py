@@ -17,7 +17,8 @@ from popgraft.train import Observer, start, train
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
-from popgraft.execute.ray_async import AsyncRayExecutor, Loss  # noqa: E402  # needs ray
+from popgraft.execute.ray import RayShard  # noqa: E402  # needs ray
+from popgraft.execute.ray_async import AsyncRayExecutor, Loss  # noqa: E402
 from popgraft.train.asynchronous import AsyncTraining  # noqa: E402
 
 CONFIG = {
@@ -92,6 +93,7 @@ def test_without_haste_it_makes_no_difference(configured, initial):
             inline.graft(decision, generation, best)
             for members in actors.parts:
                 actors.inherit(members[0], decision, generation, best)
+            check_same(everyone(actors), everyone(inline))  # before any actor has carried it out
         assert torch.equal(actors.weights(), inline.weights())
         assert torch.equal(actors.momenta(), inline.momenta())
 
@@ -248,6 +250,23 @@ def test_an_actor_killed_in_a_graft(monkeypatch, tmp_path):
     run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == len(done) == 1
+
+
+def test_an_actor_killed_before_its_members_are_safe(monkeypatch, tmp_path):
+    """It has laid them ready, but Ray has not got them yet: the generation is trained again."""
+    original, calls = RayShard.fetch, []
+
+    def fetch(self, count):
+        calls.append(self.members)
+        if len(calls) == 7:
+            pid = ray.get(self._actor.__ray_call__.options(concurrency_group="inbox").remote(lambda _: os.getpid()))
+            os.kill(pid, signal.SIGKILL)
+        return original(self, count)
+
+    monkeypatch.setattr(RayShard, "fetch", fetch)
+    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"])
+    check_complete(run)
+    assert len(losses(run)) == 1
 
 
 def test_an_actor_killed_in_a_snapshot(monkeypatch, tmp_path):

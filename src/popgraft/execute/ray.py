@@ -50,6 +50,7 @@ class RayShard:
 
     Attributes:
         reply: its next message, once it is there.
+        arriving: members on their way, see `fetch`; nothing for shards in step.
         lost: whether there will be none.
     """
 
@@ -70,6 +71,7 @@ class RayShard:
         self._hear = self._actor.hear.options(concurrency_group="outbox")
         self.end = self._actor.work.remote()
         self.reply = self._hear.remote()
+        self.arriving: list[Reference] = []
         self.begin("path", sys.path, logging.getLogger().getEffectiveLevel())
         self.begin("shard", config, members, hyperparams, factory)
 
@@ -90,12 +92,7 @@ class RayShard:
             ShardLost: the actor is gone, or silent for too long.
             Exception: what went wrong in it.
         """
-        try:
-            kind, content = ray.get(self.reply, timeout=_seconds(self.patience))
-        except ray.exceptions.GetTimeoutError:
-            raise self._lost(f"has not been heard of for {self._timeout:g} seconds") from None
-        except ray.exceptions.RayError as error:
-            raise self._lost(f"is gone: {in_short(error)}") from None
+        kind, content = self.get(self.reply)
         self._began, self._started = time.monotonic(), True
         self.reply = self._hear.remote()
         if kind == "error":
@@ -104,10 +101,29 @@ class RayShard:
             logging.getLogger(content.name).handle(content)
         return kind, content
 
+    def get(self, reference: Reference) -> Any:
+        """What a call of the actor returns.
+
+        Raises:
+            ShardLost: the actor is gone, or silent for too long.
+        """
+        try:
+            return ray.get(reference, timeout=_seconds(self.patience))
+        except ray.exceptions.GetTimeoutError:
+            raise self._lost(f"has not been heard of for {self._timeout:g} seconds") from None
+        except ray.exceptions.RayError as error:
+            raise self._lost(f"is gone: {in_short(error)}") from None
+
     def fetch(self, count: int) -> list[Reference]:
-        """References to the members that the actor has laid ready; what they name is not moved."""
-        found = self._actor.fetch.options(concurrency_group="shelf", num_returns=count).remote()
-        return list(found) if count > 1 else [found]
+        """Asks for the members that the actor has laid ready, which stay where they are; `get` the last reference to be
+        sure that they are there, whatever becomes of the actor.
+        """
+        return list(self._actor.fetch.options(concurrency_group="shelf", num_returns=count + 1).remote())
+
+    @property
+    def awaited(self) -> Reference:
+        """What shows that it has something to say."""
+        return self.arriving[-1] if self.arriving else self.reply
 
     def kill(self) -> None:
         """Ends the actor at once."""
@@ -239,7 +255,7 @@ class RayExecutor(ParallelExecutor):
         return given
 
     def _ready(self, places: set[int], limit: float = math.inf) -> list[int]:
-        waiting = {self.shards[place].reply: place for place in places}
+        waiting = {self.shards[place].awaited: place for place in places}
         replies = list(waiting)
         ray.wait(replies, timeout=_seconds(min(limit, *(self.shards[place].patience for place in places))))
         ready, _ = ray.wait(replies, num_returns=len(replies), timeout=0)

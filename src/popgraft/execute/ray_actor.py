@@ -149,10 +149,11 @@ class ShardActor:
         """Waits for the next message to the executor."""
         return self._mailbox.outbox.get()
 
-    def fetch(self) -> list[Rows] | Rows:
-        """What has been laid ready: a result of Ray for each of the members, which stays on this machine until used."""
-        laid = self._mailbox.shelf.get()
-        return laid if len(laid) > 1 else laid[0]
+    def fetch(self) -> list[Any]:
+        """What has been laid ready: a result of Ray for each of the members, which stays on this machine until used,
+        and a small one that shows whether the others are there.
+        """
+        return [*self._mailbox.shelf.get(), True]
 
     def work(self) -> None:
         """Makes a shard and serves it."""

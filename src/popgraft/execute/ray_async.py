@@ -18,8 +18,8 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ShardLost
-from popgraft.execute.base import Part
-from popgraft.execute.inherit import MOMENTUM
+from popgraft.execute.base import Part, assembled
+from popgraft.execute.inherit import MOMENTUM, overwrite_
 from popgraft.execute.ray import RayExecutor, RayShard
 from popgraft.execute.ray_actor import Reference, pack, unpack
 from popgraft.execute.worker import Message
@@ -125,7 +125,7 @@ class AsyncRayExecutor(RayExecutor):
             for place in self._ready(set(range(len(self.shards))), ATTENTION):
                 shard, turn = self.shards[place], self._turns[place]
                 try:
-                    kind, content = shard.receive()
+                    kind, content = ("answer", shard.get(shard.awaited)) if shard.arriving else shard.receive()
                 except ShardLost as error:
                     turn.losses += 1
                     return Loss(place, shard.members, error, turn.losses)
@@ -181,15 +181,21 @@ class AsyncRayExecutor(RayExecutor):
         return tree.map(lambda leaf: leaf.new_zeros((len(self._home), *leaf.shape[1:])), self._like)
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:
-        """Members as they were laid ready last.
+        """Members as they were laid ready last, and as grafts since then leave them.
 
         Raises:
             ShardLost: the machine on which some of them lay is gone.
         """
-        found = self.lying_ready(members.tolist())
-        if found is None:
-            raise ShardLost("a machine on which members lay ready is gone")
-        return found
+        wanted = members.tolist()
+        parts, order = [], []
+        for place, all_here in enumerate(self.parts):
+            own = [member for member in wanted if member in all_here]
+            if own:
+                rows = torch.tensor([all_here.index(member) for member in own])
+                grafted = self._turns[place].graft
+                parts.append(tree.gather(self._heirs(place), rows) if grafted else self._lying(own))
+                order += own
+        return assembled(parts, order, wanted)
 
     def weights(self) -> Float[Tensor, "pop n"]:
         """Everybody's parameters, as they were laid ready last."""
@@ -208,24 +214,48 @@ class AsyncRayExecutor(RayExecutor):
         for shard in self.shards:
             shard.begin("lay", shard.members)
         self._answers()
-        for place, members in enumerate(self.parts):
-            self._fetch(place, members)
+        for shard in self.shards:
+            *laid, sure = shard.fetch(len(shard.members))
+            shard.get(sure)
+            self._laid.update(zip(shard.members, laid, strict=True))
 
-    def _fetch(self, place: int, members: list[int]) -> None:
-        self._laid.update(zip(members, self.shards[place].fetch(len(members)), strict=True))
+    def _lying(self, members: Sequence[int]) -> Member:
+        found = self.lying_ready(members)
+        if found is None:
+            raise ShardLost("a machine on which members lay ready is gone")
+        return found
+
+    def _heirs(self, place: int) -> Member:
+        """The members of a shard as the graft leaves them that it has been told of, whether carried out yet or not."""
+        (told,), own, given, _ = self._turns[place].graft[0][1]
+        members = self.parts[place]
+        found = self._lying(members)
+        others = [unpack(ray.get(reference), self._like) for _, reference in given]
+        incoming = tree.concatenate([tree.gather(found, torch.tensor([members.index(i) for i in own]).long()), *others])
+        donors = [*own, *(member for laid, _ in given for member in laid)]
+        rows = {member: row for row, member in enumerate(donors)}
+        overwrite_(found, members, ray.get(told), rows, incoming, self._arguments[0].pbt)
+        return found
 
     def _send(self, place: int) -> None:
         kind, arguments = self._turns[place].left[0]
         self.shards[place].begin(kind, *arguments)
 
     def _take_in(self, place: int, answer: Any) -> bool:
-        """Goes on after an answer; whether it was the last one of a generation."""
-        turn = self._turns[place]
-        message = turn.left.popleft()
-        kind, arguments = message
+        """Goes on after an answer; whether it was the last one of a generation.
+
+        Members that are laid ready count once they outlive their actor: that is heard of separately.
+        """
+        turn, shard = self._turns[place], self.shards[place]
+        message = kind, arguments = turn.left[0]
+        if kind == "lay" and not shard.arriving:
+            shard.arriving = shard.fetch(len(arguments[0]))
+            return False
+        if shard.arriving:
+            self._laid.update(zip(arguments[0], shard.arriving[:-1], strict=True))
+            shard.arriving = []
         turn.answers[kind] = answer
-        if kind == "lay":
-            self._fetch(place, *arguments)
+        turn.left.popleft()
         if turn.graft and message is turn.graft[-1]:
             turn.graft = []
         if turn.left:

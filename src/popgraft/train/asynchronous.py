@@ -37,7 +37,7 @@ class AsyncTraining(Training):
 
     def _start(self) -> None:
         super()._start()
-        self._saved = self._measured = self.state.generation
+        self._saved, self._measured = self.state.generation, -1
         for members in self.executor.parts:
             self._go_on(members)
 
