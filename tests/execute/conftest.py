@@ -55,7 +55,7 @@ def initial():
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster of four cores, whatever the machine has."""
     ray = pytest.importorskip("ray")
