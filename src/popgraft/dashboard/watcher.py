@@ -144,12 +144,15 @@ class Watcher:
         ]
 
     def _due(self) -> set[str]:
-        """Runs that have changed since their figures were drawn, and whose figures may be drawn again."""
-        now = time.monotonic()
+        """Runs that have changed since their figures were drawn, and whose figures may be drawn again.
+
+        Nobody has to be spared where nobody trains: the end of a run is drawn at once.
+        """
+        now, marks = time.monotonic(), {name: self._marks.get(name, shown.mark) for name, shown in self._shown.items()}
         return {
             name
             for name, shown in self._shown.items()
-            if self._marks.get(name, shown.mark) != shown.mark and now >= shown.waits_until
+            if marks[name] != shown.mark and (now >= shown.waits_until or marks[name].holder is None)
         }
 
     def _chosen(self, asked: Iterable[str]) -> list[str]:
