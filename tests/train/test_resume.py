@@ -262,8 +262,9 @@ def kill_and_resume(settings: dict[str, Any], kills: int, draw: random.Random) -
         time.sleep(draw.uniform(0, 0.2))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL or Run(settings["run_dir"]).state == "finished"
-        if process.exitcode == 0:
+        finished = Path(settings["run_dir"], "config.yaml").exists() and Run(settings["run_dir"]).state == "finished"
+        assert process.exitcode == -signal.SIGKILL or finished
+        if finished:  # perhaps killed in its very last moment
             break
     else:
         process = begun(settings)
