@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from popgraft import ConfigError, resume, tree
+from popgraft.errors import ShardLost
 from popgraft.execute import InlineExecutor
 from popgraft.state import Decision, Record, Scores
 from popgraft.train import Observer, start, train
@@ -314,7 +315,7 @@ def test_members_of_a_machine_that_is_gone_come_from_disk(monkeypatch, tmp_path)
 
 
 class FailOnce:
-    """A method that finds nothing, once it is armed, for the members of the second shard."""
+    """A method that finds a machine gone, once it is armed, for the members of the second shard."""
 
     def __init__(self, original):
         self.original, self.armed = original, False
@@ -326,7 +327,7 @@ class FailOnce:
         def lying_ready(members):
             if self.armed and members == [2, 3]:
                 self.armed = False
-                return None
+                raise ShardLost("a machine on which members lay ready is gone")
             return self.original(executor, members)
 
         return lying_ready

@@ -36,6 +36,11 @@ class Advance:
     faults: dict[int, str]
     value_loss_ratios: dict[int, float]
 
+    @property
+    def updates(self) -> int:
+        """How many each member has made."""
+        return next(iter(self.metrics.values())).shape[1]
+
     @classmethod
     def join(cls, parts: list["Advance"]) -> "Advance":
         """Puts the shards of a population together again."""
@@ -90,9 +95,9 @@ def assembled(parts: list[Member], order: list[int], wanted: list[int]) -> Membe
         order: the member in every row.
         wanted: members, some perhaps more than once.
     """
-    rows = {member: row for row, member in enumerate(order)}
     if len(parts) == 1 and order == wanted:
         return parts[0]
+    rows = {member: row for row, member in enumerate(order)}
     return tree.gather(tree.concatenate(parts), torch.tensor([rows[member] for member in wanted]).long())
 
 

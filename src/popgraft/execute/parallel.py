@@ -1,6 +1,7 @@
 """Shards that work at the same time, wherever each of them runs: what is said to them, and when all have answered."""
 
 import abc
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,15 @@ from popgraft.execute.worker import Message
 from popgraft.state import Scores
 
 OnMessage = Callable[[int, str, Any, set[int]], None]
+
+
+def passed_on(kind: str, content: Any) -> Message:
+    """A message of a shard as it is; an error is raised, and a log record goes to its logger too."""
+    if kind == "error":
+        raise content
+    if kind == "log":
+        logging.getLogger(content.name).handle(content)
+    return kind, content
 
 
 class Remote(Protocol):

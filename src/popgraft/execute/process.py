@@ -24,7 +24,7 @@ from popgraft.errors import ShardLost
 from popgraft.execute.base import divided, named
 from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
-from popgraft.execute.parallel import ParallelExecutor
+from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import Message, Pipe
 from popgraft.state import Decision, Member, Record
@@ -83,11 +83,7 @@ class ShardProcess:
             kind, content = self.pipe.receive()
         except (EOFError, ConnectionResetError):
             raise self._lost() from None
-        if kind == "error":
-            raise content
-        if kind == "log":
-            logging.getLogger(content.name).handle(content)
-        return kind, content
+        return passed_on(kind, content)
 
     def map_member(self, like: Member) -> None:
         """Gives this process the memory in which the members lie."""

@@ -26,7 +26,7 @@ from popgraft import tree
 from popgraft.config import Config, ExecuteConfig
 from popgraft.errors import ConfigError, ShardLost
 from popgraft.execute.base import assembled, cores, divided, named
-from popgraft.execute.parallel import ParallelExecutor
+from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
 from popgraft.execute.worker import Message
 from popgraft.state import Decision, Member, Record
@@ -95,11 +95,7 @@ class RayShard:
         kind, content = self.get(self.reply)
         self._began, self._started = time.monotonic(), True
         self.reply = self._hear.remote()
-        if kind == "error":
-            raise content
-        if kind == "log":
-            logging.getLogger(content.name).handle(content)
-        return kind, content
+        return passed_on(kind, content)
 
     def get(self, reference: Reference) -> Any:
         """What a call of the actor returns.
@@ -164,9 +160,13 @@ class RayExecutor(ParallelExecutor):
             _check_room(config.execute, len(parts))
             self.shards += [RayShard(config, members, hyperparams, factory) for members in parts]
             self._like: Member = self._answers()[0]
+            self._prepare()
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self) -> None:
+        """What else a kind of executor needs once its shards are there: nothing."""
 
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Has every shard lay ready what others inherit of it, and then all shards take what is theirs."""
@@ -212,8 +212,7 @@ class RayExecutor(ParallelExecutor):
         """Puts new actors in the place of those that are lost, as soon as the cluster has room for them."""
         lost = [place for place, shard in enumerate(self.shards) if shard.lost]
         for place in lost:
-            self.shards[place].kill()
-            self.shards[place] = RayShard(self._arguments[0], self.shards[place].members, *self._arguments[1:])
+            self._remake(place)
         self._answers(places=lost)
         return [member for place in lost for member in self.shards[place].members]
 
@@ -227,6 +226,12 @@ class RayExecutor(ParallelExecutor):
             shard.kill()
         self.shards = []
         self._stack.close()
+
+    def _remake(self, place: int) -> None:
+        """Puts a new actor in the place of one; it answers once it is there."""
+        config, hyperparams, factory = self._arguments
+        self.shards[place].kill()
+        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, factory)
 
     def _needed(self, decision: Decision) -> list[dict[int, list[int]]]:
         """For every shard: which of its members are inherited from, by the place of the recipients' shard."""

@@ -41,6 +41,24 @@ def unpack(rows: Rows, like: Member) -> Member:
     return tree.restore(like, {name: torch.from_numpy(np.array(leaf)) for name, leaf in rows.items()})
 
 
+def donated(
+    own: Sequence[int], rows: Member, given: Sequence[tuple[list[int], Reference]]
+) -> tuple[dict[int, int], Member]:
+    """All donors of a shard's recipients, as `Shard.graft` takes them.
+
+    Args:
+        own: donors of this shard.
+        rows: their states, on the CPU.
+        given: donors of others, and where they are laid ready.
+
+    Returns:
+        The row of every donor, and the rows.
+    """
+    others = [unpack(ray.get(reference), rows) for _, reference in given]
+    donors = [*own, *(member for members, _ in given for member in members)]
+    return {member: row for row, member in enumerate(donors)}, tree.concatenate([rows, *others])
+
+
 class Mailbox(Channel):
     """The actor's end of its connection to the executor; `shelf` holds what it does not hear, but may fetch."""
 
@@ -124,15 +142,14 @@ class HostedShard(Shard):
         """
         try:
             decision: Decision = ray.get(told[0])
-            others = [unpack(ray.get(reference), self.member) for _, reference in given]
+            donors, incoming = donated(own, self._rows(own, torch.device("cpu")), given)
         except ray.exceptions.RayError as error:
             raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
-        incoming = tree.concatenate([tree.map(Tensor.cpu, self._rows(own)), *others])
-        donors = [*own, *(member for members, _ in given for member in members)]
-        self.graft(decision, {member: row for row, member in enumerate(donors)}, incoming, generation)
+        self.graft(decision, donors, incoming, generation)
 
-    def _rows(self, members: Sequence[int]) -> Member:
-        return tree.gather(self.member, torch.tensor([self.members.index(member) for member in members]).long())
+    def _rows(self, members: Sequence[int], device: torch.device | None = None) -> Member:
+        places = torch.tensor([self.members.index(member) for member in members]).long()
+        return tree.gather(self.member, places, device)
 
 
 class ShardActor:

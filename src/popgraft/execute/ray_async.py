@@ -16,12 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.base import Part, assembled
 from popgraft.execute.inherit import MOMENTUM, overwrite_
-from popgraft.execute.ray import RayExecutor, RayShard
-from popgraft.execute.ray_actor import Reference, pack, unpack
+from popgraft.execute.ray import RayExecutor
+from popgraft.execute.ray_actor import Reference, donated, pack, unpack
 from popgraft.execute.worker import Message
 from popgraft.state import Decision, Member, Record
 
@@ -79,20 +78,10 @@ class AsyncRayExecutor(RayExecutor):
         ConfigError: there is no cluster at `execute.address`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        hyperparams: dict[str, Float[Tensor, "pop"]],
-        factory: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(config, hyperparams, factory)
+    def _prepare(self) -> None:
         self._turns = [Turn() for _ in self.shards]
         self._laid: dict[int, Reference] = {}
-        try:
-            self._lay_everyone()
-        except BaseException:
-            self.close()
-            raise
+        self._lay_everyone()
 
     @property
     def parts(self) -> list[list[int]]:
@@ -162,18 +151,21 @@ class AsyncRayExecutor(RayExecutor):
         place, turn = loss.place, self._turns[loss.place]
         for row, member in enumerate(loss.members):
             self._laid[member] = ray.put(pack(tree.slice(rows, row, row + 1)))
-        self.shards[place].kill()
-        self.shards[place] = RayShard(self._arguments[0], loss.members, *self._arguments[1:])
+        self._remake(place)
         back: list[Message] = [("shard", ()), ("restore", (pack(rows),)), ("restart", (generation,))]
         turn.left, turn.answers = deque([*back, *turn.graft, *turn.generation]), {}
 
-    def lying_ready(self, members: Sequence[int]) -> Member | None:
-        """Members as they were laid ready last; None where the machine on which some of them lay is gone."""
+    def lying_ready(self, members: Sequence[int]) -> Member:
+        """Members as they were laid ready last.
+
+        Raises:
+            ShardLost: the machine on which some of them lay is gone.
+        """
         references = [self._laid[member] for member in members]
         try:
             found = ray.get(references, timeout=ARRIVAL)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            return None
+            raise ShardLost("a machine on which members lay ready is gone") from None
         return tree.concatenate([unpack(rows, self._like) for rows in found])
 
     def blank(self) -> Member:
@@ -193,7 +185,7 @@ class AsyncRayExecutor(RayExecutor):
             if own:
                 rows = torch.tensor([all_here.index(member) for member in own])
                 grafted = self._turns[place].graft
-                parts.append(tree.gather(self._heirs(place), rows) if grafted else self._lying(own))
+                parts.append(tree.gather(self._heirs(place), rows) if grafted else self.lying_ready(own))
                 order += own
         return assembled(parts, order, wanted)
 
@@ -219,22 +211,13 @@ class AsyncRayExecutor(RayExecutor):
             shard.get(sure)
             self._laid.update(zip(shard.members, laid, strict=True))
 
-    def _lying(self, members: Sequence[int]) -> Member:
-        found = self.lying_ready(members)
-        if found is None:
-            raise ShardLost("a machine on which members lay ready is gone")
-        return found
-
     def _heirs(self, place: int) -> Member:
         """The members of a shard as the graft leaves them that it has been told of, whether carried out yet or not."""
         (told,), own, given, _ = self._turns[place].graft[0][1]
         members = self.parts[place]
-        found = self._lying(members)
-        others = [unpack(ray.get(reference), self._like) for _, reference in given]
-        incoming = tree.concatenate([tree.gather(found, torch.tensor([members.index(i) for i in own]).long()), *others])
-        donors = [*own, *(member for laid, _ in given for member in laid)]
-        rows = {member: row for row, member in enumerate(donors)}
-        overwrite_(found, members, ray.get(told), rows, incoming, self._arguments[0].pbt)
+        found = self.lying_ready(members)
+        rows = tree.gather(found, torch.tensor([members.index(member) for member in own]).long())
+        overwrite_(found, members, ray.get(told), *donated(own, rows, given), self._arguments[0].pbt)
         return found
 
     def _send(self, place: int) -> None:

@@ -144,6 +144,12 @@ def relative_spread(momenta: Float[Tensor, "pop n"]) -> float:
     return math.sqrt(pop / (pop - 1)) * float(_size(momenta - momenta.mean(0)) / _size(momenta))
 
 
+def distances(params: Float[Tensor, "pop n"], momenta: Float[Tensor, "pop n"] | None) -> dict[str, float]:
+    """How far apart members are, and their optimizers where these have momenta."""
+    found = {"member_distance": spread(params)}
+    return found if momenta is None else {**found, "optimizer_distance": relative_spread(momenta)}
+
+
 def _size(rows: Float[Tensor, "pop n"]) -> Float[Tensor, ""]:
     """Root of the sum of all squares."""
     size: Tensor = torch.linalg.vector_norm(rows, dtype=torch.float64)

@@ -10,8 +10,10 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute import Part
+from popgraft.execute.inherit import MOMENTUM
 from popgraft.pbt import Schedule
 from popgraft.state import Decision, Member
+from popgraft.train.aftermath import distances
 from popgraft.train.loop import Training, logger
 from popgraft.train.points import newest_point, read_point, save_point
 from popgraft.train.recover import ATTEMPTS
@@ -107,7 +109,8 @@ class AsyncTraining(Training):
         if self.state.generation == self._measured:
             return {}
         self._measured = self.state.generation
-        return super()._distances()
+        everyone = self.executor.export(torch.arange(self.state.pop))  # once for both
+        return distances(everyone.params, everyone.optimizer.averages.get(MOMENTUM))
 
     def _save_when_due(self) -> None:
         interval = self.config.snapshots.interval
@@ -128,8 +131,9 @@ class AsyncTraining(Training):
         if loss.times == ATTEMPTS:
             raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in one generation, so the run ends")
         logger.warning("%s; making it anew", loss.error)
-        rows, where = self.executor.lying_ready(loss.members), "the beginning of the generation they were in"
-        if rows is None:
+        try:
+            rows, where = self.executor.lying_ready(loss.members), "the beginning of the generation they were in"
+        except ShardLost:
             rows, where = self._from_disk(loss.members)
         self.executor.replace(loss, int(self.state.rounds.sum()), rows)
         self.tell_event("lost", f"{loss.error}; members {loss.members} are rebuilt, and go on from {where}")

@@ -21,7 +21,7 @@ from popgraft.pbt import Prescribed, Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase, snapshot
-from popgraft.train.aftermath import relative_spread, spread
+from popgraft.train.aftermath import distances
 from popgraft.train.background import Background
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Generation, Observer, Plan, readable
@@ -173,12 +173,11 @@ class Training:
                 donor = int(decision.parents[member])
                 text = f"member {member} had no finite score and continues as member {donor}"
                 self.tell_event("rescue", text, int(numbers[member]))
-        updates = next(iter(advance.metrics.values())).shape[1]
         told = Generation(
             number=int(numbers.sum() + len(numbers) - 1) // len(numbers),
             members=members,
             place_steps=state.place_steps[members],
-            update_steps=advance.steps // len(members) // updates,
+            update_steps=advance.steps // len(members) // advance.updates,
             steps=state.steps,
             seconds=time.monotonic() - began,
             scores=scores,
@@ -221,11 +220,7 @@ class Training:
 
     def _distances(self) -> dict[str, float]:
         """How far apart members are."""
-        momenta = self.executor.momenta()
-        return {
-            "member_distance": spread(self.executor.weights()),
-            **({} if momenta is None else {"optimizer_distance": relative_spread(momenta)}),
-        }
+        return distances(self.executor.weights(), self.executor.momenta())
 
     def _graft(self, part: Part, decision: Decision) -> None:
         """Carries out a decision over everybody."""

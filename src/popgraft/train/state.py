@@ -72,9 +72,8 @@ class RunState:
 
     def take_in(self, part: Part, scores: Scores) -> None:
         """Takes in that some members have trained, and what everybody's score is now."""
-        updates = next(iter(part.advance.metrics.values())).shape[1]
         self.place_steps[part.members] += part.advance.steps // len(part.members)
-        self.age[part.members] += updates
+        self.age[part.members] += part.advance.updates
         self.heirs[part.members] = 0
         self.known = scores
 
