@@ -79,6 +79,23 @@ def test_the_table_and_the_picture(runs: list[str]) -> None:
     assert "reached" not in popgraft("compare", *runs).stdout
 
 
+def test_steps_of_members_that_are_behind_count(config: Path) -> None:
+    path = make("apart", config, 9.0, [1.0, 2.0])  # both members have ended two generations of 32 steps
+    rates, still = {"learning_rate": torch.ones(2)}, Decision(torch.arange(2), {}, {})
+    numbers = torch.tensor([1, 1])
+    with RunDatabase(RunFolder(path).database) as database:
+        for member in (0, 0, 1, 0):  # then member 0 ends three more, and member 1 one
+            numbers[member] += 1
+            scores = Scores(numbers + 1.0, torch.zeros(2), torch.ones(2).long())
+            part = torch.tensor([member])
+            database.record_generation(numbers, scores, rates, 32 * (numbers + 1), still, {}, members=part)
+            database.record_metrics(numbers, {}, {}, part)
+    # 32 + 32, 64 + 64, 96 + 96; then member 0 alone: 128 and 160, with member 1 where it was, at 96
+    assert course(Run(path)).steps == [64, 128, 192, 224, 256]
+    cells = re.split("  +", popgraft("compare", "apart", "--threshold", "5").stdout.splitlines()[-1])
+    assert cells[6:8] == ["1 of 1", "256"]
+
+
 def test_what_cannot_be_compared_is_named(config: Path) -> None:
     make("c", config, None, [1.0])
     unfinished = popgraft("compare", "c")

@@ -66,6 +66,17 @@ def test_tanh_equals_torch():
     assert torch.autograd.gradcheck(tanh, (torch.linspace(-3, 3, 9, dtype=torch.float64, requires_grad=True),))
 
 
+@pytest.mark.parametrize("n", [1, 15, 16, 1000])
+def test_tanh_in_single_precision_equals_torch(n):
+    x = torch.linspace(-20, 20, n).requires_grad_()
+    torch.testing.assert_close(tanh(x), torch.tanh(x), atol=2e-7, rtol=0)
+    (ours,) = torch.autograd.grad(tanh(x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(torch.tanh(x).square().sum(), x)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    across = torch.randn(5, n, generator=torch.Generator().manual_seed(1)).T
+    torch.testing.assert_close(tanh(across), torch.tanh(across), atol=2e-7, rtol=0)
+
+
 def test_tanh_leaves_its_input_alone_and_passes_infinities_and_nan():
     x = torch.tensor([-torch.inf, -0.5, 0.0, torch.inf, torch.nan])
     kept = x.clone()

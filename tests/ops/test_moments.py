@@ -8,7 +8,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from popgraft import tree
-from popgraft.ops.moments import initial_moments, normalize, scale, update_
+from popgraft.ops.moments import initial_moments, normalize, scale, standard, update_
 from popgraft.state import Moments
 
 POP, SHAPE = 3, (4, 2)
@@ -93,7 +93,7 @@ def test_normalisation_is_that_of_vecnormalize():
     moments = Moments(*(torch.from_numpy(x)[None] for x in (env.obs_rms.mean, env.obs_rms.var)), torch.ones(1))
     spread = Moments(torch.ones(1).double(), torch.tensor([7.3]).double(), torch.ones(1))
     found_obs, found_reward = (
-        normalize(moments, torch.from_numpy(obs)[None]),
+        normalize(standard(moments), torch.from_numpy(obs)[None]),
         scale(spread, torch.from_numpy(reward)[None]),
     )
     np.testing.assert_allclose(found_obs[0], env.normalize_obs(obs), rtol=1e-6, atol=1e-6)
@@ -119,7 +119,7 @@ def test_population_laws():
         after = tree.map(torch.clone, moments)
         update_(after, x, valid)
         scalar = Moments(after.mean[:, 0, 0], after.var[:, 0, 0], after.count)
-        return [*(leaf for _, leaf in tree.items(after)), normalize(after, x), scale(scalar, x[..., 0, 0])]
+        return [*(leaf for _, leaf in tree.items(after)), normalize(standard(after), x), scale(scalar, x[..., 0, 0])]
 
     whole = run(before, x, valid)
     trees = (before, x, valid)

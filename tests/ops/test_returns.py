@@ -9,10 +9,12 @@ from popgraft.ops.returns import discounted_sums, gae
 
 POP, TIME, ENV = 3, 17, 5
 GAMMA, LAMBDA = torch.tensor([0.9, 0.99, 1.0]).double(), torch.tensor([0.8, 0.0, 1.0]).double()
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+either = pytest.mark.parametrize("dtype", TOLERANCE, ids=["pytorch", "compiled"])  # float32 alone is compiled
 
 
-def episodes(seed):
-    """Random rewards, values and episode ends: (reward, value, next_value, end), float64."""
+def episodes(seed, dtype=torch.float64):
+    """Random rewards, values and episode ends: (reward, value, next_value, end)."""
     rng = np.random.default_rng(seed)
     reward, value = rng.normal(size=(2, POP, TIME, ENV))
     terminated, truncated = rng.random((2, POP, TIME, ENV)) < 0.2
@@ -20,7 +22,8 @@ def episodes(seed):
     terminal = rng.normal(size=(POP, TIME, ENV))  # the value of the observation at which an episode is cut off
     following = np.concatenate([value[:, 1:], after[:, None]], axis=1)
     next_value = np.where(terminated, 0, np.where(truncated, terminal, following))
-    return tuple(torch.from_numpy(x) for x in (reward, value, next_value, terminated | truncated))
+    numbers = (torch.from_numpy(x).to(dtype) for x in (reward, value, next_value))
+    return *numbers, torch.from_numpy(terminated | truncated)
 
 
 def reference(reward, value, next_value, end, gamma, gae_lambda):
@@ -34,16 +37,18 @@ def reference(reward, value, next_value, end, gamma, gae_lambda):
     return advantage
 
 
+@either
 @pytest.mark.parametrize("seed", range(5))
-def test_gae_equals_a_reverse_loop(seed):
-    trees = episodes(seed)
+def test_gae_equals_a_reverse_loop(seed, dtype):
+    trees = episodes(seed, dtype)
     assert trees[-1].any()
     assert not trees[-1].all()
-    found = gae(*trees, GAMMA, LAMBDA)
+    found = gae(*trees, GAMMA.to(dtype), LAMBDA.to(dtype))
+    assert found.dtype == dtype
     for m in range(POP):
         for e in range(ENV):
             expected = reference(*(x[m, :, e].numpy() for x in trees), float(GAMMA[m]), float(LAMBDA[m]))
-            np.testing.assert_allclose(found[m, :, e], expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(found[m, :, e], expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_gae_by_hand():
@@ -59,13 +64,15 @@ def test_gae_by_hand():
         assert found.flatten().tolist() == expected
 
 
-def test_nothing_leaks_over_an_episode_end():
-    reward, value, next_value, end = episodes(0)
+@either
+def test_nothing_leaks_over_an_episode_end(dtype):
+    reward, value, next_value, end = episodes(0, dtype)
     end[:, 6] = True
-    before = gae(reward, value, next_value, end, GAMMA, LAMBDA)
+    discount, decay = GAMMA.to(dtype), LAMBDA.to(dtype)
+    before = gae(reward, value, next_value, end, discount, decay)
     for changed in (reward, value, next_value):
         changed[:, 7:] = float("nan")
-    after = gae(reward, value, next_value, end, GAMMA, LAMBDA)
+    after = gae(reward, value, next_value, end, discount, decay)
     assert torch.equal(before[:, :7], after[:, :7])
     assert after[:, -1].isnan().all()
 
@@ -81,19 +88,22 @@ def test_scaling_rewards_and_values_leaves_normalised_advantages(scale):
     torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-4 if scale < 1 else 1e-6)
 
 
+@either
 @pytest.mark.parametrize("seed", range(3))
-def test_discounted_sums_equal_a_loop(seed):
-    reward, _, _, end = episodes(seed)
-    start = torch.from_numpy(np.random.default_rng(seed).normal(size=(POP, ENV)))
-    sums, carried = discounted_sums(reward, end, GAMMA, start)
+def test_discounted_sums_equal_a_loop(seed, dtype):
+    reward, _, _, end = episodes(seed, dtype)
+    start = torch.from_numpy(np.random.default_rng(seed).normal(size=(POP, ENV))).to(dtype)
+    before, atol = start.clone(), TOLERANCE[dtype]
+    sums, carried = discounted_sums(reward, end, GAMMA.to(dtype), start)
+    assert torch.equal(start, before)
     for m in range(POP):
         for e in range(ENV):
             running = float(start[m, e])
             for t in range(TIME):
                 running = float(GAMMA[m]) * running + float(reward[m, t, e])
-                assert float(sums[m, t, e]) == pytest.approx(running, abs=1e-12)
+                assert float(sums[m, t, e]) == pytest.approx(running, abs=atol)
                 running = 0.0 if end[m, t, e] else running
-            assert float(carried[m, e]) == pytest.approx(running, abs=1e-12)
+            assert float(carried[m, e]) == pytest.approx(running, abs=atol)
 
 
 def test_discounted_sums_by_hand():
@@ -106,12 +116,21 @@ def test_discounted_sums_by_hand():
     assert carried.item() == 4
 
 
-def test_a_sum_that_is_not_finite_ends_with_its_episode():
-    reward, end = torch.ones(1, 3, 1), torch.tensor([False, True, False]).view(1, 3, 1)
+@either
+def test_a_sum_that_is_not_finite_ends_with_its_episode(dtype):
+    reward, end = torch.ones(1, 3, 1, dtype=dtype), torch.tensor([False, True, False]).view(1, 3, 1)
     reward[:, 0] = float("nan")
-    sums, carried = discounted_sums(reward, end, torch.ones(1), torch.zeros(1, 1))
+    sums, carried = discounted_sums(reward, end, torch.ones(1, dtype=dtype), torch.zeros(1, 1, dtype=dtype))
     assert sums.flatten().isnan().tolist() == [True, True, False]
     assert carried.item() == 1
+
+
+def test_advantages_can_be_differentiated():
+    # δ = r with γ = ½, λ = 1 and no values: A₀ = r₀ + ½ r₁ + ¼ r₂, and so on; Σ A = r₀ + 1½ r₁ + 1¾ r₂.
+    reward = torch.ones(1, 3, 1, requires_grad=True)
+    never, zero, half = torch.zeros(1, 3, 1, dtype=torch.bool), torch.zeros(1, 3, 1), torch.tensor([0.5])
+    (gradient,) = torch.autograd.grad(gae(reward, zero, zero, never, half, torch.ones(1)).sum(), reward)
+    assert gradient.flatten().tolist() == [1, 1.5, 1.75]
 
 
 def test_population_laws(check_laws):

@@ -12,6 +12,9 @@ POP, N, STEPS = 3, 11, 20
 RATES = torch.tensor([1e-3, 0.05, 0.3]).double()
 DECAYS = torch.tensor([0.03, 0.06, 0.09]).double()
 EVERYONE = torch.ones(POP, dtype=torch.bool)
+either = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32], ids=["pytorch", "compiled"]
+)  # float32 alone is
 
 
 @pytest.fixture
@@ -20,11 +23,14 @@ def normal():
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+@either
 @pytest.mark.parametrize("decays", [None, DECAYS])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("constants", [{}, {"betas": (0.5, 0.9), "eps": 1e-3}])
-def test_equals_torch_member_by_member(decays, decoupled, constants, normal):
-    params, grads = normal(POP, N), normal(STEPS, POP, N)
+def test_equals_torch_member_by_member(decays, decoupled, constants, dtype, normal):
+    # 1 − 0.999ᵗ keeps 4 digits in single precision at t = 1: an error of 3e-5 in a step of 0.3.
+    atol = 1e-12 if dtype == torch.float64 else 1e-4
+    params, grads, rates = normal(POP, N).to(dtype), normal(STEPS, POP, N).to(dtype), RATES.to(dtype)
     grads[:, :, 0] = 0  # the second moment of an idle parameter stays 0
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     theirs = [params[m].clone().requires_grad_() for m in range(POP)]
@@ -34,15 +40,16 @@ def test_equals_torch_member_by_member(decays, decoupled, constants, normal):
     ]
     state = initial_adam_state(params)
     for grad in grads:
-        adam_(params, grad, state, RATES, EVERYONE, weight_decay=decays, decoupled=decoupled, **constants)
+        own = None if decays is None else decays.to(dtype)
+        adam_(params, grad, state, rates, EVERYONE, weight_decay=own, decoupled=decoupled, **constants)
         for m, optimizer in enumerate(optimizers):
             theirs[m].grad = grad[m].clone()
             optimizer.step()
-            torch.testing.assert_close(params[m], theirs[m].detach(), atol=1e-12, rtol=0)
+            torch.testing.assert_close(params[m], theirs[m].detach(), atol=atol, rtol=0)
     for m, optimizer in enumerate(optimizers):
         reference = optimizer.state[theirs[m]]
-        torch.testing.assert_close(state.averages["exp_avg"][m], reference["exp_avg"], atol=1e-12, rtol=0)
-        torch.testing.assert_close(state.averages["exp_avg_sq"][m], reference["exp_avg_sq"], atol=1e-12, rtol=0)
+        torch.testing.assert_close(state.averages["exp_avg"][m], reference["exp_avg"], atol=atol / 10, rtol=0)
+        torch.testing.assert_close(state.averages["exp_avg_sq"][m], reference["exp_avg_sq"], atol=atol / 10, rtol=0)
         assert state.step[m] == float(reference["step"]) == STEPS
 
 
@@ -60,34 +67,33 @@ def test_the_first_step_by_hand():
     torch.testing.assert_close(params, torch.tensor([[0.925, 1.05]]).double())
 
 
-def test_single_precision_stays_close_to_double(normal):
-    params, grads = normal(POP, N), normal(STEPS, POP, N)
-    found = {}
-    for dtype in (torch.float32, torch.float64):
-        own, state = params.to(dtype), initial_adam_state(params.to(dtype))
-        for grad in grads.to(dtype):
-            adam_(own, grad, state, RATES.to(dtype), EVERYONE)
-        found[dtype] = own.double()
-    # 1 − 0.999ᵗ keeps 4 digits in single precision at t = 1: an error of 3e-5 in a step of 0.3.
-    torch.testing.assert_close(found[torch.float32], found[torch.float64], atol=1e-4, rtol=0)
+def test_parameters_need_not_be_contiguous(normal):
+    whole, grad = normal(POP, 2 * N).float(), normal(POP, N).float()
+    params = whole[:, ::2]
+    expected, rest = params.clone(memory_format=torch.contiguous_format), whole[:, 1::2].clone()
+    adam_(params, grad, initial_adam_state(params), RATES.float(), EVERYONE)
+    adam_(expected, grad, initial_adam_state(expected), RATES.float(), EVERYONE)
+    torch.testing.assert_close(params, expected)
+    assert torch.equal(whole[:, 1::2], rest)
 
 
+@either
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 7.0])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("steps_before", [0, 3])
-def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, normal):
-    params = normal(POP, N)
+def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, dtype, normal):
+    params, rates = normal(POP, N).to(dtype), RATES.to(dtype)
     state = initial_adam_state(params)
-    settings = {"weight_decay": DECAYS, "decoupled": decoupled}
+    settings = {"weight_decay": DECAYS.to(dtype), "decoupled": decoupled}
     for _ in range(steps_before):
-        adam_(params, normal(POP, N), state, RATES, EVERYONE, **settings)
+        adam_(params, normal(POP, N).to(dtype), state, rates, EVERYONE, **settings)
     whole = {"params": params, "state": state}
     before = tree.map(torch.clone, whole)
     calm = tree.map(torch.clone, whole)
-    grad = normal(POP, N)
-    adam_(calm["params"], grad, calm["state"], RATES, EVERYONE, **settings)
+    grad = normal(POP, N).to(dtype)
+    adam_(calm["params"], grad, calm["state"], rates, EVERYONE, **settings)
     grad[1] = garbage
-    adam_(params, grad, state, RATES, torch.tensor([True, False, True]), **settings)
+    adam_(params, grad, state, rates, torch.tensor([True, False, True]), **settings)
     for path, leaf in tree.items(whole):
         assert torch.equal(leaf[1], dict(tree.items(before))[path][1])
         assert torch.equal(leaf[[0, 2]], dict(tree.items(calm))[path][[0, 2]])

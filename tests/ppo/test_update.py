@@ -252,3 +252,39 @@ def test_rewards_are_divided_by_the_running_spread_of_the_discounted_return(env,
         delta = scaled[-1] + gamma[m] * rollout.next_value[m, -1] - rollout.value[m, -1]
         torch.testing.assert_close(samples.advantage[m, -1], delta, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(samples.target, samples.advantage + rollout.value)
+
+
+def test_rounded_gradients_point_the_same_way(env, make):
+    """One step with `gradient_precision: bfloat16`: what the policy says is exact, and the gradient nearly so."""
+    wide = "model.network.hidden_size=32", "model.network.encoder_layers=[32]", "model.network.head_layers=[32]"
+    once = "model.n_epochs=1", "model.n_minibatches=1", "model.max_grad_norm=1e9"
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        _, shard = make(env, *wide, *once, f"engine.gradient_precision={precision}")
+        rollout = shard.collector.collect(shard.member, shard.seat, shard.generators)
+        metrics, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
+        found[precision] = metrics, shard.member.optimizer.averages["exp_avg"]  # a tenth of the gradient
+    (exact, gradient), (rounded, near) = found.values()
+    for name in ("policy_loss", "value_loss", "approx_kl", "entropy_loss"):
+        assert torch.equal(exact[name], rounded[name]), name
+    error = (near - gradient).norm(dim=1) / gradient.norm(dim=1)
+    assert (error < 2**-7).all()
+    assert (error > 2**-14).all()
+
+
+def test_dropout_acts_in_updates_alone(env, make):
+    """The same rollout with and without; in the update each member leaves out its own, and learns as it would alone."""
+    deep = "model.network.recurrent_layers=2", "model.n_epochs=1", "model.n_minibatches=1"
+    config, whole = make(env, *deep, "model.network.recurrent_dropout=0.3")
+    _, plain = make(env, *deep)
+    rollout, same = rolled(whole, updates=0), rolled(plain, updates=0)
+    for name in ("log_prob", "value", "reward"):
+        assert torch.equal(getattr(rollout, name), getattr(same, name)), name
+    trees = whole.member, whole.seat, rollout
+    found, exact = update(whole, config, *trees), update(plain, config, *trees)
+    assert (exact["approx_kl"] < 1e-9).all()  # the policy that learns is the one that acted
+    assert (found["approx_kl"] > 1e-9).all()
+    for m in range(POP):
+        single = update(whole, config, *(tree.slice(t, m, m + 1) for t in trees), [m])
+        for name, leaf in single.items():
+            torch.testing.assert_close(found[name][m : m + 1], leaf, atol=1e-5, rtol=1e-4)

@@ -24,6 +24,7 @@ RICH = {
         "activation": "silu",
         "recurrent": "gru",
         "recurrent_layers": 2,
+        "recurrent_dropout": 0.25,
         "hidden_size": 7,
         "critic_recurrent": "shared",
         "head_layers": [6],
@@ -170,8 +171,15 @@ def test_it_learns_on_as_the_run_is_configured(name, tmp_path):
 
 
 def test_every_setting_of_a_network_is_carried_over():
-    renamed = {"hidden_size", "recurrent_layers", "head_layers", "critic_head_layers", "activation", "share_encoder"}
-    same = {"log_std_init", "use_sde", "sde_sample_freq"}
+    renamed = {
+        "hidden_size",
+        "recurrent_layers",
+        "recurrent_dropout",
+        "head_layers",
+        "critic_head_layers",
+        "activation",
+    }
+    same = {"share_encoder", "log_std_init", "use_sde", "sde_sample_freq"}
     assert {*NETWORK, *renamed, *same} == set(NetworkConfig.model_fields)
 
 

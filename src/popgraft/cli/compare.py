@@ -32,7 +32,7 @@ class Course:
 
     Attributes:
         final: score of its best agent over fresh episodes.
-        steps: environment steps of the whole population after every generation.
+        steps: environment steps of the whole population up to every generation, those of members behind it included.
         seconds: for which the run had been training then.
         best: score of the best member of every generation.
     """
@@ -99,8 +99,11 @@ def course(run: Run) -> Course:
     sign = 1 if run.config.pbt.metric_mode == "max" else -1
     best: dict[int, float] = {}
     steps: dict[int, int] = {}
+    taken: dict[int, int] = {}  # by member, since the run began: who is behind has no row in a generation
+    everybody = 0
     for record in scores:
-        steps[record.generation] = steps.get(record.generation, 0) + record.steps
+        everybody += record.steps - taken.get(record.member, 0)
+        taken[record.member], steps[record.generation] = record.steps, everybody
         known = best.get(record.generation, -sign * np.inf)
         best[record.generation] = max(known, record.score, key=lambda x: -np.inf if np.isnan(x) else sign * x)
     seconds, total, last = [], 0.0, 0.0

@@ -33,6 +33,9 @@ class NetworkConfig(Section):
     """Width of a recurrent layer."""
     recurrent_layers: Positive = 1
     """Number of recurrent layers."""
+    recurrent_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Share of what a recurrent layer hands to the next one that an update leaves out, drawn anew for every minibatch.
+    Who acts leaves out nothing, so that the policy in an update is not quite the one that acted."""
     critic_recurrent: Literal["separate", "shared", "detached", "none"] = "separate"
     """Whether the critic has its own memory, reads the actor's and shapes it, only reads it, or has none."""
     head_layers: list[Positive] = []
@@ -76,6 +79,16 @@ class NetworkConfig(Section):
             raise ValueError(
                 f"a critic with an encoder of its own cannot read the actor's memory, but critic_recurrent is "
                 f"{self.critic_recurrent!r}; set share_encoder: true or critic_recurrent: separate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_has_a_place(self) -> "NetworkConfig":
+        layers = 0 if self.recurrent == "none" else self.recurrent_layers
+        if self.recurrent_dropout and layers < 2:
+            raise ValueError(
+                f"recurrent_dropout={self.recurrent_dropout} acts between recurrent layers, of which there are "
+                f"{layers}; set recurrent_layers: 2 or recurrent_dropout: 0"
             )
         return self
 

@@ -14,7 +14,7 @@ from popgraft.execute.base import Executor, cores
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import resolve_device
-from popgraft.nn.native import native
+from popgraft.native import native
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from popgraft import tree
+from popgraft import native, tree
 
 Params = dict[str, Any]
 """Nested dict of parameter tensors."""
@@ -49,7 +49,7 @@ class Layout:
 
     def views(self, flat: Tensor) -> Params:
         """Names the parameters of a [pop, n] tensor: leaves [pop, *shape] that share its memory."""
-        parts = flat.split(self.sizes, dim=1)
+        parts = flat.split_with_sizes(self.sizes, dim=1)
         pairs = zip(self.shapes.items(), parts, strict=True)
         named = {path: part.view(len(part), *shape) for (path, shape), part in pairs}
         return tree.restore(self._example, named)
@@ -76,16 +76,25 @@ class _Tanh(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
+        if native.serves(grad):
+            grad, out = grad.contiguous(), torch.empty_like(y)
+            native.call("tanh_backward", (grad, y, out), (y.numel(),))
+            return out
         return torch.addcmul(grad, grad * y, y, value=-1)
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent, once differentiable: 2·sigmoid(2x) − 1, four times faster than torch.tanh on a CPU."""
+    """Hyperbolic tangent, once differentiable: compiled or 2·sigmoid(2x) − 1, both faster than torch.tanh on a CPU."""
     return _Tanh.apply(x) if x.requires_grad else _tanh(x)  # type: ignore[no-untyped-call]
 
 
 def _tanh(x: Tensor) -> Tensor:
-    return torch.sigmoid_(2 * x).mul_(2).sub_(1)
+    if native.serves(x):
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        native.call("tanh_forward", (x, y), (x.numel(),))
+        return y
+    return torch.sigmoid_(2.0 * x).mul_(2.0).sub_(1.0)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

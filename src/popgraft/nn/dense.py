@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.nn.blocks import ACTIVATIONS, Params, orthogonal
+from popgraft.nn.precision import affine
 
 
 class Linear:
@@ -32,8 +33,7 @@ class Linear:
     def __call__(self, params: Params, x: Float[Tensor, "pop *batch n_in"]) -> Float[Tensor, "pop *batch n_out"]:
         """Applies the layer to [pop, *batch, n_in]."""
         rows = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
-        y = torch.baddbmm(params["bias"].unsqueeze(1), rows, params["weight"].mT)
-        return y.view(*x.shape[:-1], self.n_out)
+        return affine(rows, params["weight"], params["bias"]).view(*x.shape[:-1], self.n_out)
 
 
 class LayerNorm:

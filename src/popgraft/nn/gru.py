@@ -9,6 +9,7 @@ batched matrix product, a step is one more and nine elementwise operations, and 
 elementwise derivative for the whole unroll at once, so that its loop holds five operations.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from popgraft.nn.blocks import Params, orthogonal
+from popgraft.nn.precision import affine, factors, product
 
 
 class _Recurrence(torch.autograd.Function):
@@ -49,6 +51,7 @@ class _Recurrence(torch.autograd.Function):
             torch.lerp(n, h, z, out=y[:, t])
             h_tm1 = y[:, t]
         ctx.save_for_backward(weight, keep, gates, h_in, n_h)
+        ctx.factors = factors(weight)
         return y
 
     @staticmethod
@@ -72,7 +75,7 @@ class _Recurrence(torch.autograd.Function):
             dh_in.baddbmm_(dgates[:, t], weight).mul_(keep[:, t])
         dweight = dbias_n = None
         if ctx.needs_input_grad[1]:  # not in an attack, which differentiates observations only
-            dweight = torch.bmm(dgates.flatten(1, 2).mT, h_in.flatten(1, 2))
+            dweight = product(dgates.flatten(1, 2).mT.to(ctx.factors), h_in.flatten(1, 2), like=weight)
             dbias_n = dgates[..., 2 * hidden :].sum((1, 2))
         torch.mul(dn, dh, out=dgates[..., 2 * hidden :])
         return dgates, dweight, dbias_n, dh_in, None
@@ -118,6 +121,7 @@ class GRU:
         x: Float[Tensor, "pop time batch n_in"],
         state: Float[Tensor, "pop batch state"],
         start: Bool[Tensor, "pop time batch"],
+        kept: Sequence[Float[Tensor, "pop time batch hidden"]] = (),
     ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
         """Unrolls over time.
 
@@ -126,6 +130,7 @@ class GRU:
             x: inputs.
             state: state before the first step.
             start: where an episode begins: the state is zeroed before that step.
+            kept: dropout: factors of what every layer but the last hands to the next; none: all is handed on.
 
         Returns:
             the last layer's output at every step, and the state after the last step.
@@ -136,10 +141,10 @@ class GRU:
         final = []
         for layer, h0 in enumerate(state.split(hidden, dim=-1)):
             p = params[f"layer{layer}"]
-            bias = (p["bias"] * double_n.squeeze(-1)).unsqueeze(1)
-            gates_x = torch.baddbmm(bias, x.flatten(1, 2), (p["weight_ih"] * double_n).mT)
+            gates_x = affine(x.flatten(1, 2), p["weight_ih"] * double_n, p["bias"] * double_n.squeeze(-1))
             gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
             weight_hh, bias_n = p["weight_hh"] * double_n, 2 * p["bias_n"]
             x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, keep)  # type: ignore[no-untyped-call]
             final.append(x[:, -1])
+            x = x * kept[layer] if layer < len(kept) else x
         return x, torch.cat(final, dim=-1)

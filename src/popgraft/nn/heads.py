@@ -103,7 +103,7 @@ class Categorical(ActionHead):
 
     def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Float[Tensor, "_ pop *batch"], ...]:
         """Logits of every sub-action, choices first."""
-        parts: tuple[Tensor, ...] = outputs.movedim(-1, 0).contiguous().split(self.sizes)
+        parts: tuple[Tensor, ...] = outputs.movedim(-1, 0).contiguous().split_with_sizes(self.sizes)
         return parts
 
     def sample(
@@ -113,9 +113,10 @@ class Categorical(ActionHead):
         actions = []
         for logits, u in zip(self._split(outputs), noise.unbind(-1), strict=True):
             cumulative = logits.softmax(0).cumsum(0)
+            below, whole = cumulative.narrow(0, 0, len(logits) - 1), cumulative.select(0, -1)
             # The last entry stands for 1, whatever rounding made of it; NaN compares as False and gives choice 0.
-            actions.append((cumulative[:-1] <= u * cumulative[-1]).sum(0))
-        return torch.stack(actions, dim=-1)
+            actions.append((below <= u * whole).sum(0))
+        return torch.stack(actions, dim=-1) if len(actions) > 1 else actions[0].unsqueeze(-1)
 
     def mode(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Int[Tensor, "pop *batch dims"]:
         """The largest logit of every sub-action."""

@@ -7,9 +7,10 @@
 projection of all steps is one batched matrix product; a step is one more, for the whole population, and a dozen
 elementwise operations on slices [:, t] of [pop, time, batch, ·] tensors, which are never copied into another layout.
 The backward pass computes every elementwise derivative for the whole unroll at once, so that its loop holds seven
-operations. On CPUs lstm.c does the same member by member, where it can be compiled.
+operations. On CPUs the compiled loop (`compiled.py`) does the same member by member, where it can be compiled.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popgraft.nn import native
+from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
+from popgraft.nn.precision import affine, factors, product
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -53,6 +55,7 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(o, tanh_c, out=y[:, t])
             h_tm1, c_tm1 = y[:, t], c
         ctx.save_for_backward(weight, h0, c0, keep, gates, cell, cell_tanh, y)
+        ctx.factors = factors(weight)
         return y, y[:, -1].clone(), cell[:, -1].clone()
 
     @staticmethod
@@ -85,7 +88,7 @@ class _Recurrence(torch.autograd.Function):
             return dgates, None, dh_next, dc, None
         h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
         # Its transpose, because a product with more columns than rows is the faster one.
-        dweight_t = torch.bmm(h_in.flatten(1, 2).mT, dgates.flatten(1, 2))
+        dweight_t = product(h_in.flatten(1, 2).mT.to(ctx.factors), dgates.flatten(1, 2), like=weight)
         return dgates, dweight_t.mT, dh_next, dc, None
 
 
@@ -130,6 +133,7 @@ class LSTM:
         x: Float[Tensor, "pop time batch n_in"],
         state: Float[Tensor, "pop batch state"],
         start: Bool[Tensor, "pop time batch"],
+        kept: Sequence[Float[Tensor, "pop time batch hidden"]] = (),
     ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
         """Unrolls over time.
 
@@ -138,20 +142,21 @@ class LSTM:
             x: inputs.
             state: state before the first step.
             start: where an episode begins: the state is zeroed before that step.
+            kept: dropout: factors of what every layer but the last hands to the next; none: all is handed on.
 
         Returns:
             the last layer's output at every step, and the state after the last step.
         """
-        hidden = self.n_out
-        keep = start.logical_not().to(x.dtype).unsqueeze(-1)
         final = []
-        for layer in range(self.layers):
+        for layer, own in enumerate(state.chunk(self.layers, dim=-1) if self.layers > 1 else [state]):
             p = params[f"layer{layer}"]
-            h0, c0 = state[..., 2 * layer * hidden : 2 * (layer + 1) * hidden].split(hidden, dim=-1)
-            bias = p["bias"].unsqueeze(1)
-            gates_x = torch.baddbmm(bias, x.flatten(1, 2), p["weight_ih"].mT)
-            gates_x = gates_x.view(*x.shape[:3], 4 * hidden)
-            recurrence = native.unroll if native.serves(gates_x) else _Recurrence.apply
-            x, h, c = recurrence(gates_x, p["weight_hh"], h0, c0, keep)
-            final += [h, c]
-        return x, torch.cat(final, dim=-1)
+            if compiled.unrolls(x, self.n_out):
+                x, last = compiled.unroll(x, (p["weight_ih"], p["weight_hh"], p["bias"]), own, start)
+            else:
+                gates_x = affine(x.flatten(1, 2), p["weight_ih"], p["bias"]).view(*x.shape[:3], 4 * self.n_out)
+                keep = start.logical_not().to(x.dtype).unsqueeze(-1)
+                x, *parts = _Recurrence.apply(gates_x, p["weight_hh"], *own.chunk(2, dim=-1), keep)  # type: ignore[no-untyped-call]
+                last = torch.cat(parts, dim=-1)
+            final.append(last)
+            x = x * kept[layer] if layer < len(kept) else x
+        return x, torch.cat(final, dim=-1) if self.layers > 1 else final[0]

@@ -1,6 +1,6 @@
 """The agent's network: encoder, actor and critic memory, action head and critic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +15,13 @@ from popgraft.nn.encoder import Encoder
 from popgraft.nn.gru import GRU
 from popgraft.nn.heads import make_head
 from popgraft.nn.lstm import LSTM
+from popgraft.rng import to_device
 from popgraft.spaces import Spaces
 
 Memory = LSTM | GRU
+
+Kept = tuple[Sequence[Float[Tensor, "pop time batch hidden"]], Sequence[Float[Tensor, "pop time batch hidden"]]]
+"""Dropout: factors of what every recurrent layer but the last hands to the next one, in the actor and in the critic."""
 
 
 class Unrolled(NamedTuple):
@@ -54,6 +58,7 @@ class Policy:
         self.actor_memory = _memory(config, features)
         own_critic_memory = config.critic_recurrent == "separate"
         self.critic_memory = _memory(config, features) if own_critic_memory else None
+        self.dropout = config.recurrent_dropout
         self.critic_reads_actor = config.critic_recurrent in ("shared", "detached") and self.actor_memory is not None
         self.critic_detached = config.critic_recurrent == "detached"
         recalled = self.actor_memory.n_out if self.actor_memory else features
@@ -118,6 +123,7 @@ class Policy:
         obs: dict[str, Tensor],
         state: Float[Tensor, "pop batch state"],
         start: Bool[Tensor, "pop time batch"],
+        kept: Kept = ((), ()),
     ) -> Unrolled:
         """Runs the network over time; acting is an unroll of one step.
 
@@ -126,16 +132,20 @@ class Policy:
             obs: every key [pop, time, batch, *shape].
             state: recurrent state before the first step.
             start: where an episode begins: the state is zeroed before that step.
+            kept: dropout of the actor's and of the critic's memory.
         """
         features = self.encoder(params["encoder"], obs)
-        actor_state, critic_state = state.split([self._actor_state, self.state_size - self._actor_state], dim=-1)
+        actor_state = state
+        if self.critic_memory:
+            parts = [self._actor_state, self.state_size - self._actor_state]
+            actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
         recalled = valued = features
         if self.critic_encoder:
             valued = self.critic_encoder(params["critic_encoder"], obs)
         if self.actor_memory:
-            recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start)
+            recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start, kept[0])
         if self.critic_memory:
-            valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start)
+            valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start, kept[1])
             state = torch.cat([actor_state, critic_state], dim=-1)
         else:
             state = actor_state
@@ -166,6 +176,24 @@ class Policy:
         if self.actor_memory:
             recalled, state = self.actor_memory(params["actor_memory"], recalled, state, start)
         return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled)), state
+
+    def draw_kept(self, generators: Sequence[torch.Generator], like: Float[Tensor, "pop time batch"]) -> Kept:
+        """Draws dropout for a minibatch: 1/(1 − p) or, with probability p, 0; nothing where p is 0.
+
+        Args:
+            generators: one per member.
+            like: has the minibatch's shape and device.
+        """
+        actor, critic = (
+            memory.layers - 1 if memory and self.dropout else 0 for memory in (self.actor_memory, self.critic_memory)
+        )
+        if not actor + critic:
+            return (), ()
+        assert self.actor_memory is not None
+        shape = actor + critic, *like.shape[1:], self.actor_memory.n_out
+        drawn = torch.stack([torch.rand(shape, generator=generator) for generator in generators], dim=1)
+        layers = to_device((drawn >= self.dropout) / (1 - self.dropout), like.device).unbind()
+        return layers[:actor], layers[actor:]
 
     def predict(
         self, params: Params, critic: Float[Tensor, "pop *batch critic"]

@@ -1,5 +1,7 @@
 """Running mean and variance per member, and the normalisation of observations and rewards by them."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,10 +47,21 @@ def update_(moments: Moments, x: Float[Tensor, "pop batch *shape"], valid: Float
     moments.count.copy_(total)
 
 
-def normalize(moments: Moments, x: Float[Tensor, "pop batch *shape"]) -> Float[Tensor, "pop batch *shape"]:
+class Standard(NamedTuple):
+    """μ and 1/√(σ² + eps), by which samples are normalised."""
+
+    mean: Float[Tensor, "pop 1 *shape"]
+    inverse: Float[Tensor, "pop 1 *shape"]
+
+
+def standard(moments: Moments) -> Standard:
+    """The statistics as they are now; the mean shares their memory."""
+    return Standard(moments.mean.unsqueeze(1), (moments.var + EPS).rsqrt().unsqueeze(1))
+
+
+def normalize(standard: Standard, x: Float[Tensor, "pop batch *shape"]) -> Float[Tensor, "pop batch *shape"]:
     """(x − μ)/√(σ² + eps), clipped to ±`CLIP`."""
-    inverse = (moments.var + EPS).rsqrt().unsqueeze(1)
-    return ((x - moments.mean.unsqueeze(1)) * inverse).clamp_(-CLIP, CLIP)
+    return ((x - standard.mean) * standard.inverse).clamp_(-CLIP, CLIP)
 
 
 def scale(moments: Moments, x: Float[Tensor, "pop *batch"]) -> Float[Tensor, "pop *batch"]:

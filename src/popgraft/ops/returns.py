@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from popgraft import native
+
 
 def gae(
     reward: Float[Tensor, "pop time env"],
@@ -32,14 +34,7 @@ def gae(
         Advantages; value + advantage is the λ-return.
     """
     delta = reward + gamma.view(-1, 1, 1) * next_value - value
-    decay = (gamma * gae_lambda).view(-1, 1)
-    advantage = torch.empty_like(delta)
-    running = torch.zeros_like(delta[:, 0])
-    for t in range(delta.shape[1] - 1, -1, -1):
-        following = running.masked_fill(end[:, t], 0)  # a factor of 0 would let NaN through
-        running = torch.addcmul(delta[:, t], decay, following)
-        advantage[:, t] = running
-    return advantage
+    return _accumulated(delta, end, gamma * gae_lambda, torch.zeros_like(delta[:, 0]), backward=True)[0]
 
 
 def discounted_sums(
@@ -59,9 +54,35 @@ def discounted_sums(
     Returns:
         Rₜ at every step (an episode's last step holds its whole sum), and the sum to carry into the next rollout.
     """
-    sums = torch.empty_like(reward)
-    running = start
-    for t in range(reward.shape[1]):
-        sums[:, t] = torch.addcmul(reward[:, t], gamma.view(-1, 1), running)
-        running = sums[:, t].masked_fill(end[:, t], 0)
-    return sums, running
+    return _accumulated(reward, end, gamma, start, backward=False)
+
+
+def _accumulated(
+    x: Float[Tensor, "pop time env"],
+    end: Bool[Tensor, "pop time env"],
+    decay: Float[Tensor, "pop"],
+    carry: Float[Tensor, "pop env"],
+    backward: bool,
+) -> tuple[Float[Tensor, "pop time env"], Float[Tensor, "pop env"]]:
+    """Sums over time that begin anew at the end of an episode, and what is carried on.
+
+    Args:
+        x: what is added at every step.
+        end: whether an episode ended with this step, so that nothing passes between it and the next.
+        decay: factor of the sum so far.
+        carry: the sum before the first step.
+        backward: whether the last step is the first.
+    """
+    if native.serves(x) and not x.requires_grad:
+        x, end, decay, running = x.contiguous(), end.contiguous(), decay.contiguous(), carry.clone()
+        sums = torch.empty_like(x)
+        native.call("accumulate", (x, end, decay, running, sums), (*x.shape, backward))
+        return sums, running
+    columns, running = [], carry
+    for now, ended in zip(*(reversed(z.unbind(1)) if backward else z.unbind(1) for z in (x, end)), strict=True):
+        # A factor of 0 would let NaN through.
+        before = running.masked_fill(ended, 0) if backward else running
+        running = torch.addcmul(now, decay.unsqueeze(1), before)
+        columns.append(running)
+        running = running if backward else running.masked_fill(ended, 0)
+    return torch.stack(columns[::-1] if backward else columns, 1), running

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from popgraft import native
 from popgraft.state import OptimizerState
 
 
@@ -47,6 +48,18 @@ def adam_(
     beta1, beta2 = betas
     exp_avg, exp_avg_sq = state.averages["exp_avg"], state.averages["exp_avg_sq"]
     moving = active.to(params.dtype)
+    state.step.add_(moving)
+    state.square_step.add_(moving)
+    step, square_step = state.step.clamp(min=1), state.square_step.clamp(min=1)
+    correction1, correction2 = 1 - beta1**step, (1 - beta2**square_step).sqrt()
+    if native.serves(params) and all(x.is_contiguous() for x in (params, exp_avg, exp_avg_sq)):
+        none = torch.zeros_like(moving)
+        decay = none if weight_decay is None or decoupled else weight_decay
+        kept = 1 - learning_rate * weight_decay if weight_decay is not None and decoupled else none + 1
+        own = torch.stack([moving, decay, kept, learning_rate / correction1, correction2], dim=1)
+        constants = torch.tensor([1 - beta1, 1 - beta2, eps])
+        native.call("adam", (params, grad.contiguous(), exp_avg, exp_avg_sq, own, constants), params.shape)
+        return
     row = moving.unsqueeze(1)
     grad = grad.masked_fill(active.logical_not().unsqueeze(1), 0)  # a resting member's gradient may be NaN
     rate = (learning_rate * moving).unsqueeze(1)
@@ -54,12 +67,7 @@ def adam_(
         params.mul_(1 - rate * weight_decay.unsqueeze(1))
     elif weight_decay is not None:
         grad = torch.addcmul(grad, params, row * weight_decay.unsqueeze(1))
-    state.step.add_(moving)
-    state.square_step.add_(moving)
-    step, square_step = state.step.clamp(min=1), state.square_step.clamp(min=1)
     exp_avg.lerp_(grad, row * (1 - beta1))
     exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
-    correction1 = (1 - beta1**step).unsqueeze(1)
-    correction2 = (1 - beta2**square_step).sqrt().unsqueeze(1)
-    denominator = exp_avg_sq.sqrt().div_(correction2).add_(eps)
-    params.sub_(exp_avg / denominator * (rate / correction1))
+    denominator = exp_avg_sq.sqrt().div_(correction2.unsqueeze(1)).add_(eps)
+    params.sub_(exp_avg / denominator * (rate / correction1.unsqueeze(1)))

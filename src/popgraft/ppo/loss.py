@@ -5,7 +5,7 @@ import dataclasses
 from jaxtyping import Float
 from torch import Tensor
 
-from popgraft.nn import Params, Policy
+from popgraft.nn import Kept, Params, Policy
 from popgraft.ops import losses
 from popgraft.ops.critic_losses import SampleLoss, critic_loss
 from popgraft.ops.kl_control import kl_penalty
@@ -31,7 +31,12 @@ class LossForm:
 
 
 def ppo_loss(
-    policy: Policy, params: Params, batch: Minibatch, values: dict[str, Float[Tensor, "pop"]], form: LossForm
+    policy: Policy,
+    params: Params,
+    batch: Minibatch,
+    values: dict[str, Float[Tensor, "pop"]],
+    form: LossForm,
+    kept: Kept = ((), ()),
 ) -> tuple[Float[Tensor, "pop"], Metrics]:
     """L = L_clip − ent_coef · H + vf_coef · L_critic + β · E_old[log π_old − log π] (Schulman et al. 2017, eqs. 8, 9).
 
@@ -43,12 +48,13 @@ def ppo_loss(
         batch: sequences of a rollout.
         values: hyperparameters as they are in force.
         form: what the loss consists of.
+        kept: dropout.
 
     Returns:
         The loss of every member, and what to log of it, detached.
     """
     samples, valid = batch.samples, batch.samples.valid
-    out = policy.unroll(params, samples.obs, batch.state, samples.start)
+    out = policy.unroll(params, samples.obs, batch.state, samples.start, kept)
     log_prob = policy.head.log_prob(params["head"], out.outputs, samples.action)
     entropy = mean(policy.head.entropy(params["head"], out.outputs), valid)
     log_ratio = losses.log_ratio(log_prob, samples.log_prob)

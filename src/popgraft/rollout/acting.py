@@ -10,27 +10,28 @@ from torch import Tensor
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import moments, return_scale
 from popgraft.rng import to_device
-from popgraft.state import Member, Normalizer, ReturnScale
+from popgraft.state import Member, ReturnScale
 
 
 @dataclasses.dataclass
 class Actor:
-    """A policy with the parameters and statistics it acts with, fixed for a rollout."""
+    """A policy with the parameters and statistics it acts with, as they were at the time."""
 
     policy: Policy
     params: Params
-    normalizer: Normalizer
+    standards: dict[str, moments.Standard]
     returns: ReturnScale
     device: torch.device
 
     @classmethod
     def of(cls, policy: Policy, member: Member) -> "Actor":
         """The members as they are now."""
-        return cls(policy, policy.views(member.params), member.normalizer, member.returns, member.params.device)
+        standards = {key: moments.standard(known) for key, known in member.normalizer.obs.items()}
+        return cls(policy, policy.views(member.params), standards, member.returns, member.params.device)
 
     def normalized(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Standardises the keys that have statistics; [pop, env, *shape] each."""
-        known = self.normalizer.obs
+        known = self.standards
         return {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
 
     def step(

@@ -141,10 +141,9 @@ class ArrayGrid(Grid):
         final = None
         if result.final.any():
             final = Final(self._copied(result.final), self._tensors(result.final_observations))
-        reward, terminated, truncated, valid, started = (
-            self._copied(x) for x in (result.reward, result.terminated, result.truncated, result.valid, result.started)
-        )
-        return Step(reward, terminated, truncated, valid, started, final)
+        flags = np.array((result.terminated, result.truncated, result.valid, result.started))  # a copy of all, at once
+        terminated, truncated, valid, started = torch.from_numpy(flags).to(self.device).unbind()
+        return Step(self._copied(result.reward), terminated, truncated, valid, started, final)
 
     def _copied(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.copy()).to(self.device)

@@ -37,6 +37,11 @@ class Collector:
         }
         self._raw = {key: buffer(*spec.shape) for key, spec in grid.spaces.obs.items() if not images[key]}
         self._start = buffer(dtype=torch.bool)
+        # Every step of the buffers, as it is written: an index per step would cost more than the copy.
+        self._obs_columns, self._raw_columns = (
+            {key: x.unbind(1) for key, x in buffers.items()} for buffers in (self._obs, self._raw)
+        )
+        self._start_columns = self._start.unbind(1)
         self._state = torch.zeros(pop, time // sequence_length, env, policy.state_size, device=device)
 
     @torch.no_grad()
@@ -50,21 +55,21 @@ class Collector:
         """
         actor = Actor.of(self.policy, member)
         head, device = self.policy.head, actor.device
-        noise = action_noise(self.policy, generators, self.time, self.shape[2], device)
+        noise = action_noise(self.policy, generators, self.time, self.shape[2], device).unbind(1)
         outputs, critic, actions, steps = [], [], [], []
         replaced: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(self.time):
             raw = self.grid.observe()
             obs = actor.normalized(raw)
-            for key, buffer in self._raw.items():
-                buffer[:, t] = raw[key]
-            for key, buffer in self._obs.items():
-                buffer[:, t] = obs[key]
+            for key, columns in self._raw_columns.items():
+                columns[t].copy_(raw[key])
+            for key, columns in self._obs_columns.items():
+                columns[t].copy_(obs[key])
             if t % self.sequence_length == 0:
                 self._state[:, t // self.sequence_length] = seat.carry
-            self._start[:, t] = seat.episode_start
+            self._start_columns[t].copy_(seat.episode_start)
             unrolled = actor.step(obs, seat.carry, seat.episode_start)
-            action = head.sample(actor.params["head"], unrolled.outputs[:, 0], noise[:, t])
+            action = head.sample(actor.params["head"], unrolled.outputs.select(1, 0), noise[t])
             step = self.grid.act(action)
             outputs.append(unrolled.outputs)
             critic.append(unrolled.critic)

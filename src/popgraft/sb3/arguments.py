@@ -50,6 +50,7 @@ class Settings(TypedDict, total=False):
     """
 
     sequence_length: int | None
+    gradient_precision: Literal["float32", "bfloat16"]
     encoder: str
     encoder_kwargs: dict[str, Any]
     encoder_layers: list[int]
@@ -92,6 +93,9 @@ class Settings(TypedDict, total=False):
 
 NETWORK = tuple(name for name in NetworkConfig.model_fields if name in Settings.__annotations__)
 """Settings of the network."""
+
+ENGINE = ("sequence_length", "gradient_precision")
+"""Settings of the engine."""
 
 TWINS: dict[str, tuple[set[str], set[str]]] = {
     "the optimizer": ({"optimizer", "optimizer_kwargs"}, {"optimizer_class", "optimizer_kwargs"}),
@@ -145,7 +149,8 @@ def run_config(
             "or VecNormalize(norm_reward=False)"
         )
     minibatches, length = batches(values["n_steps"], n_envs, batch_size, settings.get("sequence_length"))
-    own = {name: value for name, value in settings.items() if name not in (*NETWORK, "sequence_length", "vgs")}
+    engine = {name: settings[name] for name in ENGINE if name in settings} | {"sequence_length": length}
+    own = {name: value for name, value in settings.items() if name not in (*NETWORK, "vgs", *ENGINE)}
     vgs = settings.get("vgs", False)
     optimizer = optimizer_settings(policy.optimizer_class, policy.optimizer_kwargs or None)
     model = {
@@ -161,7 +166,7 @@ def run_config(
     # The environments are the user's own, and the engine never makes any: the source is but a name.
     env = {"factory": "stable_baselines3.common.vec_env:VecEnv", "num_envs": n_envs}
     pbt = {"population_size": 1, "exploit_method": "none"}
-    return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": {"sequence_length": length}})
+    return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
 
 
 def batches(n_steps: int, n_envs: int, batch_size: int | None, sequence_length: int | None) -> tuple[int, int]:
@@ -226,6 +231,7 @@ def network_arguments(config: NetworkConfig) -> tuple[dict[str, Any], dict[str, 
     policy_kwargs = {
         "lstm_hidden_size": config.hidden_size,
         "n_lstm_layers": config.recurrent_layers,
+        "lstm_kwargs": {"dropout": config.recurrent_dropout} if config.recurrent_dropout else None,
         "net_arch": {"pi": config.head_layers, "vf": critic_layers},
         "activation_fn": next(cls for cls, name in ACTIVATIONS.items() if name == config.activation),
         "share_features_extractor": config.share_encoder,

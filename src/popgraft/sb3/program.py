@@ -100,7 +100,7 @@ class ActingProgram(nn.Module):
         elif spec.image and not space.shape[0] < space.shape[2]:
             raw = raw.permute(0, 3, 1, 2)
         x = raw.reshape(1, -1, *spec.shape).to(torch.uint8 if spec.image else torch.float32)
-        return (moments.normalize(known[name], x) if name in known else x).unsqueeze(1)
+        return (moments.normalize(moments.standard(known[name]), x) if name in known else x).unsqueeze(1)
 
 
 def write(path: Path, model: Any) -> None:

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 
-from popgraft.nn.native import native
+from popgraft.native import native
 
 PACKAGES = ("popgraft", "torch", "numpy", "gymnasium")
 

@@ -1,0 +1,45 @@
+/* Vectors of float32 as wide as this processor's registers, and what LSTMs and activations make of them. */
+#ifndef POPGRAFT_VECTOR_H
+#define POPGRAFT_VECTOR_H
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define WIDTH 16 /* floats of a vector register */
+#elif defined(__AVX2__)
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
+typedef float row __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias)); /* anywhere in memory */
+
+#define INLINE static inline __attribute__((always_inline))
+#define LOAD(p) (*(const row *)(p))
+#define STORE(p, x) (*(row *)(p) = (x))
+
+INLINE vec pick(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
+
+/* e^x: 2^n times a polynomial on |r| <= ln(2)/2 (Cephes). NaN stays NaN. */
+INLINE vec vexp(vec x) {
+    x = pick(x > 88.0f, (vec){} + 88.0f, x);
+    x = pick(x < -87.0f, (vec){} - 87.0f, x);
+    vec n = x * 1.44269504f + 12582912.0f; /* rounds: the fraction falls off the mantissa */
+    n -= 12582912.0f;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ivec scale = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return p * (vec)scale;
+}
+
+INLINE vec vsigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
+INLINE vec vtanh(vec x) { return 2.0f / (1.0f + vexp(-2.0f * x)) - 1.0f; }
+
+#endif
