@@ -118,33 +118,50 @@ int lstm_forward(float *gates, const float *weight, const float *state, const ui
     return 0;
 }
 
+/* Columns of the recurrent weights [4H, H] that are multiplied together: four vectors while there are as many, then one. */
+INLINE int64_t together(int64_t u, int64_t hidden) { return hidden - u >= 4 * WIDTH ? 4 * WIDTH : WIDTH; }
+
+/* Blocks of these columns, one behind the other: [4H][columns]. */
+static void block(const float *weight, float *blocks, int64_t hidden) {
+    for (int64_t u = 0, n; u < hidden; u += n) {
+        n = together(u, hidden);
+        for (int64_t k = 0; k < 4 * hidden; k++)
+            memcpy(blocks + 4 * u * hidden + k * n, weight + k * hidden + u, n * sizeof(float));
+    }
+}
+
 /* dh = dgates weight, for some environments of a step; rows of dh, the first half of a state's, are 2H apart. */
-INLINE void product(int rows, const float *dgates, const float *weight, const uint8_t *start, float *dh, int64_t hidden) {
+INLINE void product(int rows, const float *dgates, const float *blocks, const uint8_t *start, float *dh, int64_t hidden) {
     int64_t u = 0;
     for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH) {
         vec acc[ROWS][4] = {};
-        PRODUCT(rows, acc, dgates, 4 * hidden, weight + u, hidden, 4 * hidden)
+        PRODUCT(rows, acc, dgates, 4 * hidden, blocks + 4 * u * hidden, 4 * WIDTH, 4 * hidden)
         for (int r = 0; r < rows; r++)
             for (int g = 0; g < 4; g++) STORE(dh + 2 * r * hidden + u + g * WIDTH, acc[r][g] * kept(start[r]));
     }
     for (; u < hidden; u += WIDTH) {
         vec acc[ROWS] = {};
+        const float *own = blocks + 4 * u * hidden;
         for (int64_t k = 0; k < 4 * hidden; k++)
-            for (int r = 0; r < rows; r++) acc[r] += dgates[r * 4 * hidden + k] * LOAD(weight + k * hidden + u);
+            for (int r = 0; r < rows; r++) acc[r] += dgates[r * 4 * hidden + k] * LOAD(own + k * WIDTH);
         for (int r = 0; r < rows; r++) STORE(dh + 2 * r * hidden + u, acc[r] * kept(start[r]));
     }
 }
 
 #if defined(__AVX512BF16__)
-/* Weights [4H, H] in bfloat16, two rows in one: [2H][H][2]. */
+INLINE __m512i rounded(const float *x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x))); }
+
+/* The same blocks in bfloat16, two rows in one: [2H][columns][2]. */
 static void pair(const float *weight, uint32_t *pairs, int64_t hidden) {
-    for (int64_t k = 0; k < 2 * hidden; k++)
-        for (int64_t u = 0; u < hidden; u += WIDTH) {
-            const float *first = weight + 2 * k * hidden + u;
-            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(first)));
-            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(first + hidden)));
-            _mm512_storeu_si512(pairs + k * hidden + u, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
+    for (int64_t u = 0, n; u < hidden; u += n) {
+        n = together(u, hidden);
+        for (int64_t k = 0; k < 2 * hidden; k++)
+            for (int64_t v = 0; v < n; v += WIDTH) {
+                const float *first = weight + 2 * k * hidden + u + v;
+                __m512i both = _mm512_or_si512(rounded(first), _mm512_slli_epi32(rounded(first + hidden), 16));
+                _mm512_storeu_si512(pairs + 2 * u * hidden + k * n + v, both);
+            }
+    }
 }
 
 /* `columns` vectors of dh = dgates weight, with factors in bfloat16, for some environments of a step. */
@@ -156,10 +173,10 @@ INLINE void columns_rounded(int rows, int columns, const uint16_t *dgates, const
     for (int64_t k = 0; k < 2 * hidden; k++)
         for (int r = 0; r < rows; r++) {
             int32_t two;
-            __builtin_memcpy(&two, dgates + r * 4 * hidden + 2 * k, sizeof two);
+            memcpy(&two, dgates + r * 4 * hidden + 2 * k, sizeof two);
             for (int g = 0; g < columns; g++)
                 acc[r][g] = _mm512_dpbf16_ps(acc[r][g], (__m512bh)_mm512_set1_epi32(two),
-                                             (__m512bh)_mm512_loadu_si512(pairs + k * hidden + g * WIDTH));
+                                             (__m512bh)_mm512_loadu_si512(pairs + (k * columns + g) * WIDTH));
         }
     for (int r = 0; r < rows; r++)
         for (int g = 0; g < columns; g++)
@@ -169,8 +186,9 @@ INLINE void columns_rounded(int rows, int columns, const uint16_t *dgates, const
 INLINE void product_rounded(int rows, const uint16_t *dgates, const uint32_t *pairs, const uint8_t *start, float *dh,
         int64_t hidden) {
     int64_t u = 0;
-    for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH) columns_rounded(rows, 4, dgates, pairs + u, start, dh + u, hidden);
-    for (; u < hidden; u += WIDTH) columns_rounded(rows, 1, dgates, pairs + u, start, dh + u, hidden);
+    for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH)
+        columns_rounded(rows, 4, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
+    for (; u < hidden; u += WIDTH) columns_rounded(rows, 1, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
 }
 #endif
 
@@ -208,9 +226,11 @@ int lstm_backward(const float *gates, const float *weight, const float *state, c
         const float *dy, float *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
         int64_t hidden) {
     int64_t layer = batch * hidden;
+    float *blocks = aligned_alloc(64, 4 * hidden * hidden * sizeof(float));
+    if (!blocks) return 1;
     for (int64_t m = 0; m < pop; m++) {
         float *own = dstate + 2 * m * layer;
-        const float *w = weight + m * 4 * hidden * hidden;
+        block(weight + m * 4 * hidden * hidden, blocks, hidden);
         for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
             int first = t == m * time;
             const float *c_before = first ? state + 2 * m * layer + hidden : cell + (t - 1) * layer;
@@ -219,10 +239,11 @@ int lstm_backward(const float *gates, const float *weight, const float *state, c
             step_back(gates + 4 * t * layer, cell + t * layer, c_before, first ? 2 * hidden : hidden, s, dy + t * layer, own,
                       d, dbias + 4 * m * hidden, batch, hidden);
             int64_t b = 0;
-            for (; b + ROWS <= batch; b += ROWS) product(ROWS, d + 4 * b * hidden, w, s + b, own + 2 * b * hidden, hidden);
-            for (; b < batch; b++) product(1, d + 4 * b * hidden, w, s + b, own + 2 * b * hidden, hidden);
+            for (; b + ROWS <= batch; b += ROWS) product(ROWS, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
+            for (; b < batch; b++) product(1, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
         }
     }
+    free(blocks);
     return 0;
 }
 
