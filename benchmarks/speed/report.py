@@ -97,6 +97,10 @@ def imports(results: Results) -> str:
     return table(["", "s"], [[name, spread(times, ".2f")] for name, times in results.items()])
 
 
+AGENTS = {"": "", "quantile": ", quantile critic", "bfloat16": ", bfloat16 gradients"}
+"""Agents of `worker.AGENTS`, as a row names them."""
+
+
 def population(results: Results) -> str:
     """Members on the reference work
 
@@ -106,11 +110,11 @@ def population(results: Results) -> str:
     rows = []
     for work, own in trials.items():
         settings = dict(work)
-        alone = trials[tuple((settings | {"population": 1}).items())] if "agent" not in settings else []
+        alone = trials.get(tuple((settings | {"population": 1}).items()), [])
         cost = [settings["population"] * ratio for ratio in ratios(alone, own)]
         rows.append(
             [
-                f"{settings['population']}{', quantile critic' if 'agent' in settings else ''}",
+                f"{settings['population']}{AGENTS[settings.get('agent', '')]}",
                 str(settings["sequence_length"]),
                 spread(column(own, "steps_per_second")),
                 spread(cost, ".2f"),
@@ -211,16 +215,23 @@ def overhead(results: Results) -> str:
 
 
 def ceiling(results: Results) -> str:
-    """The machine's batched float32 products, all cores"""
-    products, members = results["products"], results["members"]
-    useful = [trial["steps_per_second"] * trial["operations"] / 1e9 for trial in members if "operations" in trial]
+    """The machine's batched float32 products, all cores
+
+    Beside them what members reach in useful operations, and as a share of the products.
+    """
+    products = results["products"]
+    useful = {
+        name: [trial["steps_per_second"] * trial["operations"] / 1e9 for trial in trials if "operations" in trial]
+        for name, trials in results.items()
+        if name != "products"
+    }
     rows = []
-    for name in ("minibatch", "step", "large"):
-        rates = column(products, name)
-        share = [100 * own / rate for own, rate in zip(useful, rates, strict=False)]
-        rows.append([name, spread(rates, ".0f"), spread(share, ".0f")])
-    header = ["products", "GFLOP/s", "% reached by 16 members, useful operations"]
-    return table(header, rows) + f"\n\n16 members: {spread(useful, '.0f')} GFLOP/s."
+    for shape in ("minibatch", "step", "large"):
+        rates = column(products, shape)
+        shares = ([100 * own / rate for own, rate in zip(reached, rates, strict=False)] for reached in useful.values())
+        rows.append([shape, spread(rates, ".0f"), *(f"{spread(share, '.0f')} %" for share in shares)])
+    rows.append(["members", "", *(f"{spread(reached, '.0f')} GFLOP/s" for reached in useful.values())])
+    return table(["", "GFLOP/s", *useful], rows)
 
 
 def failed(results: Results) -> str:

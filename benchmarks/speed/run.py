@@ -142,11 +142,14 @@ def imports(args: argparse.Namespace) -> Any:
 
 
 def population(args: argparse.Namespace) -> Any:
-    """The cost of more members, over whole rollouts and in chunks of 32, with a scalar and a quantile critic."""
+    """The cost of more members, over whole rollouts and in chunks of 32; with a quantile critic, with bfloat16."""
     sizes = [1, 2] if args.quick else [1, 2, 4, 8, 16, 32]
     works = [{"population": n, "sequence_length": 128} for n in sizes]
     works += [{"population": n, "sequence_length": 32} for n in sizes if n in (1, 16, 32)]
-    works += [] if args.quick else [{"population": 16, "sequence_length": 128, "agent": "quantile"}]
+    if not args.quick:
+        works += [{"population": 16, "sequence_length": 128, "agent": "quantile"}]
+        works += [{"population": n, "sequence_length": 128, "agent": "bfloat16"} for n in (1, 16, 32)]
+        works += [{"population": n, "sequence_length": 32, "agent": "bfloat16"} for n in (16, 32)]
     return rounds(args.repetitions, {json.dumps(w): lambda w=w: own(**w, seconds=args.seconds) for w in works})
 
 
@@ -212,14 +215,14 @@ def overhead(args: argparse.Namespace) -> Any:
 
 
 def ceiling(args: argparse.Namespace) -> Any:
-    """The machine's batched products, and how much of them sixteen members reach."""
-    return rounds(
-        args.repetitions,
-        {
-            "products": lambda: own(kind="ceiling", seconds=args.seconds),
-            "members": lambda: own(population=2 if args.quick else 16, seconds=args.seconds),
-        },
-    )
+    """The machine's batched products, and how much of them members reach."""
+    works: dict[str, dict[str, Any]] = {
+        "16 members": {"population": 2 if args.quick else 16},
+        "32 members": {"population": 2 if args.quick else 32, "sequence_length": 32},
+        "32 members, bfloat16": {"population": 2 if args.quick else 32, "sequence_length": 32, "agent": "bfloat16"},
+    }
+    measures = {name: lambda w=work: own(**w, seconds=args.seconds) for name, work in works.items()}
+    return rounds(args.repetitions, {"products": lambda: own(kind="ceiling", seconds=args.seconds), **measures})
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {

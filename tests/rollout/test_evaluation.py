@@ -199,6 +199,21 @@ def test_a_reward_that_is_not_finite_gives_no_finite_score(play, reward):
     assert scores.mean.isfinite().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared", "none"])
+def test_the_critics_memory_does_not_matter(play, critic):
+    """What stands between the environments and the agents and changes nothing brings in the critic, and nothing else."""
+    given = *play(Voting, 2, 4, critic_recurrent=critic), SEEDS[:1] * 2, True, 100
+    seen = []
+
+    def look(params, obs, state, start):
+        seen.append(state.shape[-1])
+        return obs
+
+    plain, looked = evaluate(*given), evaluate(*given, look)
+    assert torch.equal(plain.mean, looked.mean)
+    assert set(seen) == {given[0].state_size}
+
+
 def test_members_are_scored_as_if_alone(play):
     policy, member, grid = play(Voting, 2, 8)
     both = evaluate(policy, member, grid, SEEDS, False, max_steps=100)

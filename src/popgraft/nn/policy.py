@@ -91,8 +91,8 @@ class Policy:
         if self.critic_encoder:
             self._blocks["critic_encoder"] = self.critic_encoder
         self.layout = Layout(self.init(torch.Generator()))
-        self._actor_state = self.actor_memory.state_size if self.actor_memory else 0
-        self.state_size = self._actor_state + (self.critic_memory.state_size if self.critic_memory else 0)
+        self.actor_state_size = self.actor_memory.state_size if self.actor_memory else 0
+        self.state_size = self.actor_state_size + (self.critic_memory.state_size if self.critic_memory else 0)
 
     @property
     def hidden_parts(self) -> dict[str, slice]:
@@ -137,7 +137,7 @@ class Policy:
         features = self.encoder(params["encoder"], obs)
         actor_state = state
         if self.critic_memory:
-            parts = [self._actor_state, self.state_size - self._actor_state]
+            parts = [self.actor_state_size, self.state_size - self.actor_state_size]
             actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
         recalled = valued = features
         if self.critic_encoder:
@@ -162,7 +162,7 @@ class Policy:
         start: Bool[Tensor, "pop time batch"],
     ) -> Float[Tensor, "pop time batch outputs"]:
         """The outputs of `unroll` alone, without the critic's part of the work."""
-        return self.act(params, obs, state[..., : self._actor_state], start)[0]
+        return self.act(params, obs, state[..., : self.actor_state_size], start)[0]
 
     def act(
         self,

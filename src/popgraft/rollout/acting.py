@@ -41,6 +41,14 @@ class Actor:
         one_step = {key: x.unsqueeze(1) for key, x in obs.items()}
         return self.policy.unroll(self.params, one_step, state, start.unsqueeze(1))
 
+    def act(
+        self, obs: dict[str, Tensor], state: Float[Tensor, "pop env actor"], start: Bool[Tensor, "pop env"]
+    ) -> tuple[Float[Tensor, "pop env outputs"], Float[Tensor, "pop env actor"]]:
+        """The actor's part of `step` alone: the parameters of the action distribution, and its memory's state."""
+        one_step = {key: x.unsqueeze(1) for key, x in obs.items()}
+        outputs, state = self.policy.act(self.params, one_step, state, start.unsqueeze(1))
+        return outputs.select(1, 0), state
+
     def predict(self, critic: Float[Tensor, "pop *batch critic"]) -> Float[Tensor, "pop *batch critics atoms"]:
         """Predictions of the return, in the critic's units."""
         return self.policy.predict(self.params, critic)

@@ -72,23 +72,28 @@ def _play(
     grid.reset(range(pop), seeds)
     actor = Actor.of(policy, member)
     head, params = policy.head, actor.params["head"]
-    seat = Seat.empty(pop, envs, policy.state_size, actor.device)
+    # An attack may ask the critic; who only acts does without its memory.
+    state_size = policy.actor_state_size if disturb is None else policy.state_size
+    seat = Seat.empty(pop, envs, state_size, actor.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     total = torch.zeros(pop, envs, dtype=torch.float64, device=actor.device)
     playing = torch.ones_like(total, dtype=torch.bool)
     for t in range(max_steps):
         obs = actor.normalized(grid.observe())
-        if disturb is not None:
+        if disturb is None:
+            outputs, seat.carry = actor.act(obs, seat.carry, seat.episode_start)
+        else:
             obs = disturb(actor.params, obs, seat.carry, seat.episode_start)
-        unrolled = actor.step(obs, seat.carry, seat.episode_start)
+            unrolled = actor.step(obs, seat.carry, seat.episode_start)
+            outputs, seat.carry = unrolled.outputs.select(1, 0), unrolled.state
         if deterministic:
-            action = head.mode(params, unrolled.outputs[:, 0])
+            action = head.mode(params, outputs)
         else:
             if t % NOISE_BLOCK == 0:
                 noise = action_noise(policy, generators, NOISE_BLOCK, envs, actor.device)
-            action = head.sample(params, unrolled.outputs[:, 0], noise[:, t % NOISE_BLOCK])
+            action = head.sample(params, outputs, noise[:, t % NOISE_BLOCK])
         step = grid.act(action)
-        seat.carry, seat.episode_start = unrolled.state, step.started
+        seat.episode_start = step.started
         total += step.reward.masked_fill(playing.logical_not(), 0)  # a failed member's reward is NaN
         playing &= (step.terminated | step.truncated).logical_not()
         for place in grid.failures:
