@@ -83,8 +83,8 @@ INLINE void step(int rows, const float *panels, const float *h, float *gates,
 }
 
 /* gates: the input's share [pop, time, batch, 4H], which is overwritten with the gates. weight [pop, 4H, H], start
- * [pop, time, batch]. state [pop, batch, 2H]: h and then c before the first step. Out: h_in (h before every step), cell and y
- * [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
+ * [pop, time, batch]. state [pop, batch, 2H]: h and then c before the first step. Out: h_in (h before every step), cell
+ * and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
 int lstm_forward(float *gates, const float *weight, const float *state, const uint8_t *start, float *h_in, float *cell,
         float *y, float *last, int64_t pop, int64_t time, int64_t batch, int64_t hidden) {
     float *panels = aligned_alloc(64, 4 * hidden * hidden * sizeof(float));
@@ -99,13 +99,11 @@ int lstm_forward(float *gates, const float *weight, const float *state, const ui
             const uint8_t *s = start + t * batch;
             for (int64_t b = 0; b < batch; b++)
                 for (int64_t u = 0; u < hidden; u++) h[b * hidden + u] = h_before[b * stride + u] * kept(s[b]);
-            int64_t b = 0;
-            for (; b + ROWS <= batch; b += ROWS)
-                step(ROWS, panels, h + b * hidden, g + 4 * b * hidden, c_before + b * stride, stride, s + b, c + b * hidden,
-                     out + b * hidden, hidden);
-            for (; b < batch; b++)
-                step(1, panels, h + b * hidden, g + 4 * b * hidden, c_before + b * stride, stride, s + b, c + b * hidden,
-                     out + b * hidden, hidden);
+            int64_t b = 0, at = 0;
+            for (; b + ROWS <= batch; b += ROWS, at += ROWS * hidden)
+                step(ROWS, panels, h + at, g + 4 * at, c_before + b * stride, stride, s + b, c + at, out + at, hidden);
+            for (; b < batch; b++, at += hidden)
+                step(1, panels, h + at, g + 4 * at, c_before + b * stride, stride, s + b, c + at, out + at, hidden);
             h_before = out, c_before = c, stride = hidden;
         }
         for (int64_t b = 0; b < batch; b++) {
@@ -118,7 +116,7 @@ int lstm_forward(float *gates, const float *weight, const float *state, const ui
     return 0;
 }
 
-/* Columns of the recurrent weights [4H, H] that are multiplied together: four vectors while there are as many, then one. */
+/* Columns of the recurrent weights [4H, H] that are multiplied together: four vectors where there are, or one. */
 INLINE int64_t together(int64_t u, int64_t hidden) { return hidden - u >= 4 * WIDTH ? 4 * WIDTH : WIDTH; }
 
 /* Blocks of these columns, one behind the other: [4H][columns]. */
@@ -131,7 +129,8 @@ static void block(const float *weight, float *blocks, int64_t hidden) {
 }
 
 /* dh = dgates weight, for some environments of a step; rows of dh, the first half of a state's, are 2H apart. */
-INLINE void product(int rows, const float *dgates, const float *blocks, const uint8_t *start, float *dh, int64_t hidden) {
+INLINE void product(int rows, const float *dgates, const float *blocks, const uint8_t *start, float *dh,
+        int64_t hidden) {
     int64_t u = 0;
     for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH) {
         vec acc[ROWS][4] = {};
@@ -149,7 +148,9 @@ INLINE void product(int rows, const float *dgates, const float *blocks, const ui
 }
 
 #if defined(__AVX512BF16__)
-INLINE __m512i rounded(const float *x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x))); }
+INLINE __m512i rounded(const float *x) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x)));
+}
 
 /* The same blocks in bfloat16, two rows in one: [2H][columns][2]. */
 static void pair(const float *weight, uint32_t *pairs, int64_t hidden) {
@@ -194,8 +195,9 @@ INLINE void product_rounded(int rows, const uint16_t *dgates, const uint32_t *pa
 
 /* One step back for all environments of a member: the gradient before its gates goes to dgates [batch, 4H], and what it
  * adds up to is added to dbias [4H]. */
-static void step_back(const float *gates, const float *cell, const float *c_before, int64_t stride, const uint8_t *start,
-        const float *dy, float *dstate, float *dgates, float *dbias, int64_t batch, int64_t hidden) {
+static void step_back(const float *gates, const float *cell, const float *c_before, int64_t stride,
+        const uint8_t *start, const float *dy, float *dstate, float *dgates, float *dbias, int64_t batch,
+        int64_t hidden) {
     for (int64_t u = 0; u < hidden; u += WIDTH) {
         vec sum[4];
         for (int g = 0; g < 4; g++) sum[g] = LOAD(dbias + g * hidden + u);
@@ -207,8 +209,9 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
             vec tanh_c = vtanh(LOAD(cell + at));
             vec dh_t = LOAD(dh) + LOAD(dy + at);
             vec dc_t = LOAD(dc) + dh_t * o * (1.0f - tanh_c * tanh_c);
-            vec out[4] = {dc_t * g * i * (1.0f - i), dc_t * (LOAD(c_before + b * stride + u) * kept(start[b])) * f * (1.0f - f),
-                          dc_t * i * (1.0f - g * g), dh_t * tanh_c * o * (1.0f - o)};
+            vec c_tm1 = LOAD(c_before + b * stride + u) * kept(start[b]);
+            vec out[4] = {dc_t * g * i * (1.0f - i), dc_t * c_tm1 * f * (1.0f - f), dc_t * i * (1.0f - g * g),
+                          dh_t * tanh_c * o * (1.0f - o)};
             for (int g4 = 0; g4 < 4; g4++) {
                 STORE(dgates + (4 * b + g4) * hidden + u, out[g4]);
                 sum[g4] += out[g4];
@@ -219,9 +222,9 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
     }
 }
 
-/* gates and cell as lstm_forward left them, with the state it was given; dy [pop, time, batch, H]. dstate [pop, batch, 2H]:
- * gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates [pop, time, batch, 4H],
- * and dbias. */
+/* gates and cell as lstm_forward left them, with the state it was given; dy [pop, time, batch, H]. dstate
+ * [pop, batch, 2H]: gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates
+ * [pop, time, batch, 4H], and dbias. */
 int lstm_backward(const float *gates, const float *weight, const float *state, const uint8_t *start, const float *cell,
         const float *dy, float *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
         int64_t hidden) {
@@ -232,14 +235,15 @@ int lstm_backward(const float *gates, const float *weight, const float *state, c
         float *own = dstate + 2 * m * layer;
         block(weight + m * 4 * hidden * hidden, blocks, hidden);
         for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
-            int first = t == m * time;
-            const float *c_before = first ? state + 2 * m * layer + hidden : cell + (t - 1) * layer;
+            int64_t now = t * layer, stride = t == m * time ? 2 * hidden : hidden;
+            const float *c_before = t == m * time ? state + 2 * m * layer + hidden : cell + now - layer;
             const uint8_t *s = start + t * batch;
-            float *d = dgates + 4 * t * layer;
-            step_back(gates + 4 * t * layer, cell + t * layer, c_before, first ? 2 * hidden : hidden, s, dy + t * layer, own,
-                      d, dbias + 4 * m * hidden, batch, hidden);
+            float *d = dgates + 4 * now;
+            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, d, dbias + 4 * m * hidden, batch,
+                      hidden);
             int64_t b = 0;
-            for (; b + ROWS <= batch; b += ROWS) product(ROWS, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
+            for (; b + ROWS <= batch; b += ROWS)
+                product(ROWS, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
             for (; b < batch; b++) product(1, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
         }
     }
@@ -260,12 +264,12 @@ int lstm_backward_rounded(const float *gates, const float *weight, const float *
         float *own = dstate + 2 * m * layer;
         pair(weight + m * 4 * hidden * hidden, pairs, hidden);
         for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
-            int first = t == m * time;
-            const float *c_before = first ? state + 2 * m * layer + hidden : cell + (t - 1) * layer;
+            int64_t now = t * layer, stride = t == m * time ? 2 * hidden : hidden;
+            const float *c_before = t == m * time ? state + 2 * m * layer + hidden : cell + now - layer;
             const uint8_t *s = start + t * batch;
-            uint16_t *d = dgates + 4 * t * layer;
-            step_back(gates + 4 * t * layer, cell + t * layer, c_before, first ? 2 * hidden : hidden, s, dy + t * layer, own,
-                      exact, dbias + 4 * m * hidden, batch, hidden);
+            uint16_t *d = dgates + 4 * now;
+            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, exact, dbias + 4 * m * hidden,
+                      batch, hidden);
             for (int64_t at = 0; at < 4 * layer; at += WIDTH)
                 _mm256_storeu_si256((__m256i *)(d + at), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(exact + at)));
             int64_t b = 0;

@@ -2,10 +2,10 @@
 #include <stdint.h>
 
 /* out[t] = x[t] + decay * (the sum so far), forward in time or backward. x, out [pop, time, env]; end [pop, time, env]:
- * whether the episode ended with a step, so that nothing passes between it and the next; decay [pop]; carry [pop, env]: the
- * sum before the first step, and then after the last. */
-int accumulate(const float *x, const uint8_t *end, const float *decay, float *carry, float *out, int64_t pop, int64_t time,
-        int64_t env, int64_t backward) {
+ * whether the episode ended with a step, so that nothing passes between it and the next; decay [pop]; carry [pop, env]:
+ * the sum before the first step, and then after the last. */
+int accumulate(const float *x, const uint8_t *end, const float *decay, float *carry, float *out, int64_t pop,
+        int64_t time, int64_t env, int64_t backward) {
     for (int64_t m = 0; m < pop; m++) {
         float *sum = carry + m * env;
         for (int64_t step = 0; step < time; step++) {
