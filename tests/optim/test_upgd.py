@@ -94,6 +94,34 @@ def test_equals_the_formulas_member_by_member(rule, normal):
         np.testing.assert_allclose(found["state"].averages["utility"][m], utility, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("n", [3, 16, 1000])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_single_precision_follows_the_formulas(rule, n, normal):
+    """Compiled, where it can be: rows shorter than a register of the processor, as long, and with a rest."""
+    sizes = [n // 3, n - n // 3]
+    params, grads, noises = normal(POP, n), normal(STEPS, POP, n), normal(STEPS, POP, n)
+    exact = run(params, grads, noises, rule, sizes=sizes)
+    rates, sigmas, decays = (x.float() for x in (RATES, SIGMAS, DECAYS))
+    found = run(params.float(), grads.float(), noises.float(), rule, rates, sigmas, decays, sizes)
+    for path, leaf in tree.items(exact):
+        ours = dict(tree.items(found))[path].double()
+        torch.testing.assert_close(ours, leaf, atol=1e-5, rtol=1e-4, msg=lambda text, path=path: f"{path}: {text}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["pytorch", "compiled"])
+def test_a_number_that_is_none_is_not_overlooked(dtype, normal):
+    """In any place of a row: the largest utility is none then, and neither is a parameter. Others go on."""
+    wide = lambda *shape: normal(*shape).to(dtype)  # noqa: E731
+    rates, sigmas, decays = (x.to(dtype) for x in (RATES, SIGMAS, DECAYS))
+    for place in (0, 15, 16, 40):
+        params, grad, noise = wide(POP, 41), wide(1, POP, 41), wide(1, POP, 41)
+        calm = run(params, grad, noise, ADAPTIVE, rates, sigmas, decays, [41])["params"]
+        grad[0, 1, place] = math.nan
+        found = run(params, grad, noise, ADAPTIVE, rates, sigmas, decays, [41])["params"]
+        assert found[1].isnan().all()
+        assert torch.equal(found[[0, 2]], calm[[0, 2]])
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_without_memory_of_utility_equals_the_authors_code(adaptive, normal):
     """FirstOrderGlobalUPGD, and AdaptiveUPGD of the paper's RL experiments: gates σ(u/max u), decoupled decay."""

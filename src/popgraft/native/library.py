@@ -26,6 +26,8 @@ FUNCTIONS = {
     "lstm_backward_rounded": (9, 4),
     "accumulate": (5, 4),
     "adam": (6, 2),
+    "upgd_track": (8, 3),
+    "upgd_descend": (8, 3),
     "tanh_forward": (2, 1),
     "tanh_backward": (3, 1),
 }

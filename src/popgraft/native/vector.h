@@ -39,6 +39,11 @@ INLINE vec vexp(vec x) {
     return p * (vec)scale;
 }
 
+INLINE vec vsqrt(vec x) {
+    for (int i = 0; i < WIDTH; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
+
 INLINE vec vsigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 INLINE vec vtanh(vec x) { return 2.0f / (1.0f + vexp(-2.0f * x)) - 1.0f; }
 

@@ -49,9 +49,9 @@ def affine(
     x: Float[Tensor, "pop rows n_in"], weight: Float[Tensor, "pop n_out n_in"], bias: Float[Tensor, "pop n_out"]
 ) -> Float[Tensor, "pop rows n_out"]:
     """W x + b."""
-    if factors(weight) == weight.dtype or not torch.is_grad_enabled():
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    if torch.is_grad_enabled() and factors(weight) != weight.dtype:
+        return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class _Affine(torch.autograd.Function):

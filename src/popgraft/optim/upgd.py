@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popgraft import tree
+from popgraft import native, tree
 from popgraft.state import OptimizerState
 
 BLOCK = 2**19
@@ -217,6 +217,17 @@ def track_(
         Least and largest utility, before the correction of its bias.
     """
     utility = averages["utility"]
+    if _compiled(params, grad, averages):
+        own = torch.cat([columns.keep_utility, columns.take_grad, columns.keep_square], dim=1)
+        extremes = own.new_empty(2, len(params))
+        moments = _moments(averages, rule)
+        native.call(
+            "upgd_track",
+            (params, grad, utility, *moments, own, _track_constants(rule), extremes),
+            (*params.shape, rule.adaptive),
+        )
+        low, high = extremes.unsqueeze(2).unbind()
+        return low, high
     utility.mul_(columns.keep_utility).addcmul_(grad, params, value=rule.beta_utility - 1)
     if rule.adaptive:
         averages["exp_avg"].lerp_(grad, columns.take_grad)
@@ -258,6 +269,20 @@ def descend_(
         `upgd_noise_std` and `upgd_gate_mean`, as `upgd_`.
     """
     std = _noise_std(grad, averages, columns, sizes, rule)
+    if _compiled(params, grad, averages) and noise.is_contiguous():
+        spread = std / columns.gain
+        if spread.shape[1] > 1:
+            _scale_(noise, spread, sizes)
+            spread = torch.ones_like(columns.gain)
+        pop = len(params)
+        own = torch.cat([eta.expand(pop, 1), spread, columns.eps, columns.length, columns.decay], dim=1)
+        mean = own.new_empty(pop)
+        native.call(
+            "upgd_descend",
+            (params, grad, averages["utility"], *_moments(averages, rule), noise, own, mean),
+            (*params.shape, rule.adaptive),
+        )
+        return {"upgd_noise_std": _root_mean_square(std, sizes), "upgd_gate_mean": mean}
     gate = torch.div(averages["utility"], -eta).sigmoid_()  # sigmoid(−x) = 1 − sigmoid(x)
     _scale_(noise, std / columns.gain, sizes)
     if rule.adaptive:
@@ -267,6 +292,23 @@ def descend_(
         noise.add_(grad)
     params.mul_(columns.decay).addcmul_(noise.mul_(gate), columns.length)
     return {"upgd_noise_std": _root_mean_square(std, sizes), "upgd_gate_mean": gate.mean(1)}
+
+
+def _compiled(params: Tensor, grad: Tensor, averages: dict[str, Tensor]) -> bool:
+    """Whether the compiled passes can work on these."""
+    return native.serves(params) and all(x.is_contiguous() for x in (params, grad, *averages.values()))
+
+
+def _moments(averages: dict[str, Tensor], rule: UPGDRule) -> tuple[Tensor, Tensor]:
+    """The moments, or what stands in their places where the rule has none."""
+    names = ("exp_avg", "exp_avg_sq") if rule.adaptive else ("utility", "utility")
+    return averages[names[0]], averages[names[1]]
+
+
+@functools.cache
+def _track_constants(rule: UPGDRule) -> Tensor:
+    """Factors of g∘θ in the utility, and of g² in the second moment."""
+    return torch.tensor([rule.beta_utility - 1, 1 - rule.betas[1]])
 
 
 def _noise_std(
