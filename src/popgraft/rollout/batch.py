@@ -100,6 +100,6 @@ def minibatches(
         first = members.unsqueeze(1) * (time * env) + chunk * (length * env) + place
         index = first.unsqueeze(1) + steps * env
         shape, rows = index.shape, index.flatten()
-        part = tree.map(lambda leaf, s=shape, r=rows: leaf.flatten(0, 2).index_select(0, r).unflatten(0, s), samples)
+        part = tree.map(lambda x, s=shape, r=rows: x.flatten(0, 2).index_select(0, r).view(*s, *x.shape[3:]), samples)
         sequence = (members.unsqueeze(1) * (chunks * env) + chosen).flatten()
         yield Minibatch(part, flat_state.index_select(0, sequence).unflatten(0, chosen.shape))
