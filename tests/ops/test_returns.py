@@ -106,6 +106,16 @@ def test_discounted_sums_equal_a_loop(seed, dtype):
             assert float(carried[m, e]) == pytest.approx(running, abs=atol)
 
 
+def test_other_types_and_strides_give_the_same_sums():
+    reward, _, _, end = episodes(0, torch.float32)
+    start = torch.from_numpy(np.random.default_rng(0).normal(size=(ENV, POP))).T
+    expected = discounted_sums(reward, end, GAMMA.float(), start.float().contiguous())
+    found = discounted_sums(reward.mT.contiguous().mT, end, GAMMA, start)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
 def test_discounted_sums_by_hand():
     # γ = ½ from a sum of 8: 1 + 4 = 5, 2 + 2½ = 4½ (end), 4; carried on: 4.
     end = torch.tensor([False, True, False]).view(1, 3, 1)

@@ -46,7 +46,7 @@ def _forward(
     """What the backward pass needs (weights, x, state, start, gates, h before every step, c after it), h after every
     step, and the last state.
     """
-    weight_hh, state, start = weight_hh.contiguous(), state.contiguous(), start.contiguous()
+    weight_hh, state, start = weight_hh.contiguous(), state.to(x.dtype).contiguous(), start.contiguous()
     gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_ih.mT)
     sizes = *x.shape[:3], weight_hh.shape[-1]
     h_in, cell, y = (gates.new_empty(sizes) for _ in range(3))

@@ -74,7 +74,8 @@ def _accumulated(
         backward: whether the last step is the first.
     """
     if native.serves(x) and not x.requires_grad:
-        x, end, decay, running = x.contiguous(), end.contiguous(), decay.contiguous(), carry.clone()
+        x, end, decay = x.contiguous(), end.contiguous(), decay.to(x.dtype).contiguous()
+        running = carry.to(x.dtype).clone(memory_format=torch.contiguous_format)
         sums = torch.empty_like(x)
         native.call("accumulate", (x, end, decay, running, sums), (*x.shape, backward))
         return sums, running

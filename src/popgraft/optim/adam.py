@@ -56,8 +56,8 @@ def adam_(
         none = torch.zeros_like(moving)
         decay = none if weight_decay is None or decoupled else weight_decay
         kept = 1 - learning_rate * weight_decay if weight_decay is not None and decoupled else none + 1
-        own = torch.stack([moving, decay, kept, learning_rate / correction1, correction2], dim=1)
-        constants = torch.tensor([1 - beta1, 1 - beta2, eps])
+        own = torch.stack([moving, decay, kept, learning_rate / correction1, correction2], dim=1).to(params.dtype)
+        constants = torch.tensor([1 - beta1, 1 - beta2, eps], dtype=params.dtype)
         native.call("adam", (params, grad.contiguous(), exp_avg, exp_avg_sq, own, constants), params.shape)
         return
     row = moving.unsqueeze(1)

@@ -218,7 +218,7 @@ def track_(
     """
     utility = averages["utility"]
     if _compiled(params, grad, averages):
-        own = torch.cat([columns.keep_utility, columns.take_grad, columns.keep_square], dim=1)
+        own = torch.cat([columns.keep_utility, columns.take_grad, columns.keep_square], dim=1).to(params.dtype)
         extremes = own.new_empty(2, len(params))
         moments = _moments(averages, rule)
         native.call(
@@ -275,7 +275,9 @@ def descend_(
             _scale_(noise, spread, sizes)
             spread = torch.ones_like(columns.gain)
         pop = len(params)
-        own = torch.cat([eta.expand(pop, 1), spread, columns.eps, columns.length, columns.decay], dim=1)
+        own = torch.cat([eta.expand(pop, 1), spread, columns.eps, columns.length, columns.decay], dim=1).to(
+            params.dtype
+        )
         mean = own.new_empty(pop)
         native.call(
             "upgd_descend",
@@ -308,7 +310,7 @@ def _moments(averages: dict[str, Tensor], rule: UPGDRule) -> tuple[Tensor, Tenso
 @functools.cache
 def _track_constants(rule: UPGDRule) -> Tensor:
     """Factors of g∘θ in the utility, and of g² in the second moment."""
-    return torch.tensor([rule.beta_utility - 1, 1 - rule.betas[1]])
+    return torch.tensor([rule.beta_utility - 1, 1 - rule.betas[1]], dtype=torch.float32)
 
 
 def _noise_std(
