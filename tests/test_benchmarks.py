@@ -30,6 +30,7 @@ def test_the_reference_work_is_what_its_name_says(run: ModuleType) -> None:
     assert own["operations"] == 26 * weights
 
 
+@pytest.mark.slow
 def test_models_of_both_libraries_are_called_alike(run: ModuleType) -> None:
     own, other = (run.own(kind=name, **TINY) for name in ("DistributionalPPO", "RecurrentPPO"))
     # Two torch.nn.LSTMs with a second bias; one value instead of 21 quantiles of 64 features and a bias.

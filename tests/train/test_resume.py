@@ -146,7 +146,13 @@ def check_same(found: Run, expected: Run) -> None:
         assert curves(found.folder.tensorboard / folder.name) == curves(folder)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# What a variant adds to "everything" is one decision of many; each takes four seconds.
+SLOW = {"truncation", "training scores", "explore always", "episodes that go on"}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
+)
 def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -> None:
     straight = train(make("straight", **VARIANTS[variant]))
     assert straight.lineage or "always" in variant
