@@ -47,7 +47,7 @@ def check_same(found, expected):
         torch.testing.assert_close(leaf, other, atol=0, rtol=0, equal_nan=True, msg=lambda text, p=path: f"{p}: {text}")
 
 
-@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+@pytest.mark.parametrize("env", ["CartPole", pytest.param("Pendulum", marks=pytest.mark.slow)])
 def test_processes_make_no_difference(env, execute):
     """The same shards, in this process or in two others: equal to the bit, also after grafts across the border."""
     executors = [execute(kind, env=env) for kind in (InlineExecutor, ProcessExecutor)]

@@ -147,7 +147,7 @@ def check_same(found: Run, expected: Run) -> None:
 
 
 # What a variant adds to "everything" is one decision of many; each takes four seconds.
-SLOW = {"truncation", "training scores", "explore always", "episodes that go on"}
+SLOW = {"truncation", "training scores", "explore always", "episodes that go on", "reset"}
 
 
 @pytest.mark.parametrize(
