@@ -15,7 +15,7 @@ from popgraft.state import Member, ReturnScale
 
 @dataclasses.dataclass
 class Actor:
-    """A policy with the parameters and statistics it acts with, as they were at the time."""
+    """A policy with the parameters that it acts with, and its statistics as they were when it began."""
 
     policy: Policy
     params: Params
