@@ -55,8 +55,8 @@ class Standard(NamedTuple):
 
 
 def standard(moments: Moments) -> Standard:
-    """The statistics as they are now, whatever becomes of them."""
-    return Standard(moments.mean.unsqueeze(1).clone(), (moments.var + EPS).rsqrt().unsqueeze(1))
+    """The statistics as they are now; the mean shares their memory."""
+    return Standard(moments.mean.unsqueeze(1), (moments.var + EPS).rsqrt().unsqueeze(1))
 
 
 def normalize(standard: Standard, x: Float[Tensor, "pop batch *shape"]) -> Float[Tensor, "pop batch *shape"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,29 +11,32 @@ from torch import Tensor
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import moments, return_scale
 from popgraft.rng import to_device
-from popgraft.state import Member, ReturnScale
+from popgraft.state import Member, Normalizer, ReturnScale
 
 
 @dataclasses.dataclass
 class Actor:
-    """A policy with the parameters that it acts with, and its statistics as they were when it began."""
+    """A policy with the parameters and statistics it acts with; they are the member's own."""
 
     policy: Policy
     params: Params
-    standards: dict[str, moments.Standard]
+    normalizer: Normalizer
     returns: ReturnScale
     device: torch.device
 
     @classmethod
     def of(cls, policy: Policy, member: Member) -> "Actor":
-        """The members as they are now."""
-        standards = {key: moments.standard(known) for key, known in member.normalizer.obs.items()}
-        return cls(policy, policy.views(member.params), standards, member.returns, member.params.device)
+        """The members, as they are and will be."""
+        return cls(policy, policy.views(member.params), member.normalizer, member.returns, member.params.device)
 
     def normalized(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Standardises the keys that have statistics; [pop, env, *shape] each."""
-        known = self.standards
-        return {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
+        return self.normalization()(obs)
+
+    def normalization(self) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        """`normalized` for as long as nobody updates the statistics, which are prepared once."""
+        known = {key: moments.standard(statistics) for key, statistics in self.normalizer.obs.items()}
+        return lambda obs: {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
 
     def step(
         self, obs: dict[str, Tensor], state: Float[Tensor, "pop env state"], start: Bool[Tensor, "pop env"]

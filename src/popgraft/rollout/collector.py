@@ -54,13 +54,13 @@ class Collector:
             generators: one per member, from which its action noise is drawn in one block.
         """
         actor = Actor.of(self.policy, member)
-        head, device = self.policy.head, actor.device
+        head, device, normalized = self.policy.head, actor.device, actor.normalization()
         noise = action_noise(self.policy, generators, self.time, self.shape[2], device).unbind(1)
         outputs, critic, actions, steps = [], [], [], []
         replaced: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(self.time):
             raw = self.grid.observe()
-            obs = actor.normalized(raw)
+            obs = normalized(raw)
             for key, columns in self._raw_columns.items():
                 columns[t].copy_(raw[key])
             for key, columns in self._obs_columns.items():
@@ -78,7 +78,7 @@ class Collector:
             seat.carry, seat.episode_start = unrolled.state, step.started
             if step.final is not None:
                 # The step's own episode went on to an observation that the environment has already replaced.
-                last = actor.normalized(step.final.observations)
+                last = normalized(step.final.observations)
                 after = actor.step(last, seat.carry, torch.zeros_like(seat.episode_start))
                 replaced[t] = step.final.where, actor.values(actor.predict(after.critic[:, 0]))
         whole = torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1)
