@@ -22,8 +22,7 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 FUNCTIONS = {
     "lstm_forward": (8, 4),
-    "lstm_backward": (9, 4),
-    "lstm_backward_rounded": (9, 4),
+    "lstm_backward": (9, 5),
     "accumulate": (5, 4),
     "adam": (6, 2),
     "upgd_track": (8, 3),
@@ -32,8 +31,6 @@ FUNCTIONS = {
     "tanh_backward": (3, 1),
 }
 """How many tensors every function takes, and how many whole numbers behind them."""
-ROUNDED = "lstm_backward_rounded"
-"""The function that only processors with products of bfloat16 numbers have."""
 PATIENCE = 60
 """Seconds that a compiler may take."""
 
@@ -69,11 +66,9 @@ def native() -> Native:
         return Native(None, reason=f"{compiler} failed: {first}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Native(None, reason=f"{compiler} did not get it done: {error}")
-    rounds = hasattr(library, ROUNDED)
     for name, (tensors, numbers) in FUNCTIONS.items():
-        if rounds or name != ROUNDED:
-            getattr(library, name).argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * numbers
-    return Native(library, library.width(), rounds)
+        getattr(library, name).argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * numbers
+    return Native(library, library.width(), bool(library.rounds()))
 
 
 def serves(x: Tensor) -> bool:

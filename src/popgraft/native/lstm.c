@@ -147,6 +147,15 @@ INLINE void product(int rows, const float *dgates, const float *blocks, const ui
     }
 }
 
+/* The same for all environments of a step. */
+static void products(const float *dgates, const float *blocks, const uint8_t *start, float *dh, int64_t batch,
+        int64_t hidden) {
+    int64_t b = 0;
+    for (; b + ROWS <= batch; b += ROWS)
+        product(ROWS, dgates + 4 * b * hidden, blocks, start + b, dh + 2 * b * hidden, hidden);
+    for (; b < batch; b++) product(1, dgates + 4 * b * hidden, blocks, start + b, dh + 2 * b * hidden, hidden);
+}
+
 #if defined(__AVX512BF16__)
 INLINE __m512i rounded(const float *x) {
     return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x)));
@@ -191,6 +200,20 @@ INLINE void product_rounded(int rows, const uint16_t *dgates, const uint32_t *pa
         columns_rounded(rows, 4, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
     for (; u < hidden; u += WIDTH) columns_rounded(rows, 1, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
 }
+/* The same for all environments of a step, whose exact dgates [batch, 4H] are rounded into `dgates`. */
+static void products_rounded(const float *exact, uint16_t *dgates, const uint32_t *pairs, const uint8_t *start,
+        float *dh, int64_t batch, int64_t hidden) {
+    for (int64_t at = 0; at < 4 * batch * hidden; at += WIDTH)
+        _mm256_storeu_si256((__m256i *)(dgates + at), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(exact + at)));
+    int64_t b = 0;
+    for (; b + ROWS <= batch; b += ROWS)
+        product_rounded(ROWS, dgates + 4 * b * hidden, pairs, start + b, dh + 2 * b * hidden, hidden);
+    for (; b < batch; b++) product_rounded(1, dgates + 4 * b * hidden, pairs, start + b, dh + 2 * b * hidden, hidden);
+}
+
+int64_t rounds(void) { return 1; }
+#else
+int64_t rounds(void) { return 0; }
 #endif
 
 /* One step back for all environments of a member: the gradient before its gates goes to dgates [batch, 4H], and what it
@@ -224,61 +247,35 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
 
 /* gates and cell as lstm_forward left them, with the state it was given; dy [pop, time, batch, H]. dstate
  * [pop, batch, 2H]: gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates
- * [pop, time, batch, 4H], and dbias. */
+ * [pop, time, batch, 4H], and dbias. With `rounding`, where rounds() allows it, the factors of all products are in
+ * bfloat16, and dgates is too. */
 int lstm_backward(const float *gates, const float *weight, const float *state, const uint8_t *start, const float *cell,
-        const float *dy, float *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
-        int64_t hidden) {
+        const float *dy, void *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
+        int64_t hidden, int64_t rounding) {
     int64_t layer = batch * hidden;
-    float *blocks = aligned_alloc(64, 4 * hidden * hidden * sizeof(float));
-    if (!blocks) return 1;
-    for (int64_t m = 0; m < pop; m++) {
-        float *own = dstate + 2 * m * layer;
-        block(weight + m * 4 * hidden * hidden, blocks, hidden);
-        for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
-            int64_t now = t * layer, stride = t == m * time ? 2 * hidden : hidden;
-            const float *c_before = t == m * time ? state + 2 * m * layer + hidden : cell + now - layer;
-            const uint8_t *s = start + t * batch;
-            float *d = dgates + 4 * now;
-            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, d, dbias + 4 * m * hidden, batch,
-                      hidden);
-            int64_t b = 0;
-            for (; b + ROWS <= batch; b += ROWS)
-                product(ROWS, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
-            for (; b < batch; b++) product(1, d + 4 * b * hidden, blocks, s + b, own + 2 * b * hidden, hidden);
-        }
-    }
-    free(blocks);
-    return 0;
-}
-
-#if defined(__AVX512BF16__)
-/* The same with the factors of all products in bfloat16, and dgates too. */
-int lstm_backward_rounded(const float *gates, const float *weight, const float *state, const uint8_t *start,
-        const float *cell, const float *dy, uint16_t *dgates, float *dstate, float *dbias, int64_t pop, int64_t time,
-        int64_t batch, int64_t hidden) {
-    int64_t layer = batch * hidden;
-    float *exact = aligned_alloc(64, 4 * layer * sizeof(float));
-    uint32_t *pairs = aligned_alloc(64, 2 * hidden * hidden * sizeof(uint32_t));
-    int failed = !exact || !pairs;
+    void *blocks = aligned_alloc(64, 4 * hidden * hidden * sizeof(float)); /* pairs take half of it */
+    float *exact = rounding ? aligned_alloc(64, 4 * layer * sizeof(float)) : NULL;
+    int failed = !blocks || (rounding && !exact);
     for (int64_t m = 0; m < pop && !failed; m++) {
         float *own = dstate + 2 * m * layer;
-        pair(weight + m * 4 * hidden * hidden, pairs, hidden);
+        const float *w = weight + m * 4 * hidden * hidden;
+#if defined(__AVX512BF16__)
+        if (rounding) pair(w, blocks, hidden);
+#endif
+        if (!rounding) block(w, blocks, hidden);
         for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
             int64_t now = t * layer, stride = t == m * time ? 2 * hidden : hidden;
             const float *c_before = t == m * time ? state + 2 * m * layer + hidden : cell + now - layer;
             const uint8_t *s = start + t * batch;
-            uint16_t *d = dgates + 4 * now;
-            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, exact, dbias + 4 * m * hidden,
-                      batch, hidden);
-            for (int64_t at = 0; at < 4 * layer; at += WIDTH)
-                _mm256_storeu_si256((__m256i *)(d + at), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(exact + at)));
-            int64_t b = 0;
-            for (; b + ROWS <= batch; b += ROWS)
-                product_rounded(ROWS, d + 4 * b * hidden, pairs, s + b, own + 2 * b * hidden, hidden);
-            for (; b < batch; b++) product_rounded(1, d + 4 * b * hidden, pairs, s + b, own + 2 * b * hidden, hidden);
+            float *d = rounding ? exact : (float *)dgates + 4 * now;
+            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, d, dbias + 4 * m * hidden, batch,
+                      hidden);
+#if defined(__AVX512BF16__)
+            if (rounding) products_rounded(d, (uint16_t *)dgates + 4 * now, blocks, s, own, batch, hidden);
+#endif
+            if (!rounding) products(d, blocks, s, own, batch, hidden);
         }
     }
-    free(exact), free(pairs);
+    free(blocks), free(exact);
     return failed;
 }
-#endif

@@ -1,18 +1,9 @@
 /* The hyperbolic tangent of contiguous float32, and its gradient. */
-#include <string.h>
-
 #include "vector.h"
 
 /* y = tanh(x), for n numbers. */
 int tanh_forward(const float *x, float *y, int64_t n) {
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) STORE(y + i, vtanh(LOAD(x + i)));
-    if (i < n) {
-        float rest[WIDTH] = {0};
-        memcpy(rest, x + i, (n - i) * sizeof(float));
-        STORE(rest, vtanh(LOAD(rest)));
-        memcpy(y + i, rest, (n - i) * sizeof(float));
-    }
+    for (int64_t i = 0; i < n; i += WIDTH) give(y + i, vtanh(take(x + i, n - i)), n - i);
     return 0;
 }
 

@@ -1,27 +1,8 @@
 /* A step of UPGD or AdaptiveUPGD for a whole population, in two passes over contiguous float32 (upgd.py). Between them
  * the largest utility must be known. */
 #include <math.h>
-#include <string.h>
 
 #include "vector.h"
-
-/* WIDTH numbers, or those that are left and the last of them again. */
-INLINE vec take(const float *p, int64_t left) {
-    if (left >= WIDTH) return LOAD(p);
-    float rest[WIDTH];
-    for (int64_t i = 0; i < WIDTH; i++) rest[i] = p[i < left ? i : left - 1];
-    return LOAD(rest);
-}
-
-INLINE void give(float *p, vec x, int64_t left) {
-    if (left >= WIDTH) {
-        STORE(p, x);
-        return;
-    }
-    float rest[WIDTH];
-    STORE(rest, x);
-    memcpy(p, rest, left * sizeof(float));
-}
 
 /* Averages of utility and, where the rule is adaptive, of moments. params, grad, utility, exp_avg, exp_avg_sq [pop, n];
  * own [pop, 3]: what is kept of the utility, what is taken of the gradient, what is kept of the second moment; constants

@@ -3,6 +3,7 @@
 #define POPGRAFT_VECTOR_H
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__AVX512F__)
 #define WIDTH 16 /* floats of a vector register */
@@ -19,6 +20,24 @@ typedef float row __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias))
 #define INLINE static inline __attribute__((always_inline))
 #define LOAD(p) (*(const row *)(p))
 #define STORE(p, x) (*(row *)(p) = (x))
+
+/* WIDTH numbers, or those that are left and the last of them again. */
+INLINE vec take(const float *p, int64_t left) {
+    if (left >= WIDTH) return LOAD(p);
+    float rest[WIDTH];
+    for (int64_t i = 0; i < WIDTH; i++) rest[i] = p[i < left ? i : left - 1];
+    return LOAD(rest);
+}
+
+INLINE void give(float *p, vec x, int64_t left) {
+    if (left >= WIDTH) {
+        STORE(p, x);
+        return;
+    }
+    float rest[WIDTH];
+    STORE(rest, x);
+    memcpy(p, rest, left * sizeof(float));
+}
 
 INLINE vec pick(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
 

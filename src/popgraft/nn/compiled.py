@@ -72,8 +72,8 @@ class _Layer(torch.autograd.Function):
         dgates = torch.empty_like(gates, dtype=ctx.factors if rounds else None)
         dstate = dlast.clone(memory_format=torch.contiguous_format)
         dbias = gates.new_zeros(len(gates), gates.shape[-1])
-        name = "lstm_backward_rounded" if rounds else "lstm_backward"
-        call(name, (gates, weight_hh, state, start, cell, dy.contiguous(), dgates, dstate, dbias), cell.shape)
+        tensors = gates, weight_hh, state, start, cell, dy.contiguous(), dgates, dstate, dbias
+        call("lstm_backward", tensors, (*cell.shape, rounds))
         dgates = dgates.to(ctx.factors)
         dx = product(dgates, weight_ih, like=x).view_as(x) if of_x else None
         if not of_weights:  # an attack, which differentiates observations only

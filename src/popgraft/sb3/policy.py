@@ -16,8 +16,8 @@ from popgraft import tree
 from popgraft.config import NetworkConfig, load_as
 from popgraft.errors import ConfigError
 from popgraft.nn import Params, Policy, Unrolled
-from popgraft.ops import moments, return_scale
-from popgraft.rollout.acting import action_noise
+from popgraft.ops import return_scale
+from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
 from popgraft.sb3.optimizer import EngineOptimizer
@@ -156,9 +156,9 @@ class MlpLstmPolicy(BasePolicy):
             normalizes_reward: whether the statistics of rewards belong to the state dict.
         """
         self.member = member
-        self._views = self.network.views(member.params)
+        self._actor = Actor.of(self.network, member)
         self.generator = generator
-        for name, child in _module(self._views, nn.Parameter).named_children():
+        for name, child in _module(self._actor.params, nn.Parameter).named_children():
             self.add_module(name, child)
         normalizer: dict[str, Any] = {"obs": member.normalizer.obs} if member.normalizer.obs else {}
         if normalizes_reward:
@@ -215,8 +215,8 @@ class MlpLstmPolicy(BasePolicy):
     ) -> tuple[Tensor, Memory]:
         """Actions as the head stores them, and the actor's state."""
         states = None if lstm_states is None else RNNStates(lstm_states, lstm_states)
-        step = self._unroll(self._views, observation, states, episode_starts, len(episode_starts))
-        action = self._choose(self._views, step, deterministic)
+        step = self._unroll(self._actor.params, observation, states, episode_starts, len(episode_starts))
+        action = self._choose(self._actor.params, step, deterministic)
         return action, self._states(step).pi
 
     def forward(
@@ -263,17 +263,18 @@ class MlpLstmPolicy(BasePolicy):
     def _params(self) -> Params:
         """The parameters stacked, with gradients that arrive in `parameters()`."""
         named = dict(self.named_parameters())
-        return tree.restore(self._views, {path: named[path].unsqueeze(0) for path in self.network.layout.shapes})
+        return tree.restore(self._actor.params, {path: named[path].unsqueeze(0) for path in self.network.layout.shapes})
 
     def _unroll(
         self, params: Params, obs: dict[str, Tensor], states: RNNStates | None, starts: Tensor, sequences: int
     ) -> Unrolled:
         """Runs sequences [sequences · time, ...], one behind the other."""
         batch = {key: x.unflatten(0, (sequences, -1)).transpose(0, 1).unsqueeze(0) for key, x in obs.items()}
-        known = {key: moments.standard(statistics) for key, statistics in self.member.normalizer.obs.items()}
+        known = self.member.normalizer.obs
+        flat = {key: x.flatten(1, 2) if key in known else x for key, x in batch.items()}
         seen = {
-            key: moments.normalize(known[key], x.flatten(1, 2)).unflatten(1, x.shape[1:3]) if key in known else x
-            for key, x in batch.items()
+            key: x.unflatten(1, batch[key].shape[1:3]) if key in known else x
+            for key, x in self._actor.normalized(flat).items()
         }
         start = starts.to(self.device).bool().view(sequences, -1).T.unsqueeze(0)
         if states is None:
