@@ -5,8 +5,8 @@
 #include "vector.h"
 
 /* Averages of utility and, where the rule is adaptive, of moments. params, grad, utility, exp_avg, exp_avg_sq [pop, n];
- * own [pop, 3]: what is kept of the utility, what is taken of the gradient, what is kept of the second moment; constants
- * [2]: factors of g theta and of g^2. Out: extremes [2, pop]: least and largest utility, NaN where one is. */
+ * own [pop, 3]: what is kept of the utility, what is taken of the gradient, what is kept of the second moment;
+ * constants [2]: factors of g theta and of g^2. Out: extremes [2, pop]: least and largest utility, NaN where one is. */
 int upgd_track(const float *params, const float *grad, float *utility, float *exp_avg, float *exp_avg_sq,
         const float *own, const float *constants, float *extremes, int64_t pop, int64_t n, int64_t adaptive) {
     for (int64_t m = 0; m < pop; m++) {
@@ -39,8 +39,8 @@ int upgd_track(const float *params, const float *grad, float *utility, float *ex
     return 0;
 }
 
-/* The step itself. noise [pop, n]; own [pop, 5]: eta, factor of the noise, epsilon, factor of the direction, what is kept
- * of the parameters. Out: gate [pop], the mean of 1 - s. */
+/* The step itself. noise [pop, n]; own [pop, 5]: eta, factor of the noise, epsilon, factor of the direction, what is
+ * kept of the parameters. Out: gate [pop], the mean of 1 - s. */
 int upgd_descend(float *params, const float *grad, const float *utility, const float *exp_avg, const float *exp_avg_sq,
         const float *noise, const float *own, float *gate, int64_t pop, int64_t n, int64_t adaptive) {
     for (int64_t m = 0; m < pop; m++) {
