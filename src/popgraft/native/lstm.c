@@ -82,16 +82,16 @@ INLINE void step(int rows, const float *panels, const float *h, float *gates,
     }
 }
 
-/* gates: the input's share [pop, time, batch, 4H], which is overwritten with the gates. weight [pop, 4H, H], start
- * [pop, time, batch]. state [pop, batch, 2H]: h and then c before the first step. Out: h_in (h before every step), cell
+/* gates: the input's share [pop, time, batch, 4H], which is overwritten with the gates. weight [pop, 4H, H], whose
+ * members lie `apart` numbers. start [pop, time, batch]. state [pop, batch, 2H]: h and then c before the first step. Out: h_in (h before every step), cell
  * and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
 int lstm_forward(float *gates, const float *weight, const float *state, const uint8_t *start, float *h_in, float *cell,
-        float *y, float *last, int64_t pop, int64_t time, int64_t batch, int64_t hidden) {
+        float *y, float *last, int64_t pop, int64_t time, int64_t batch, int64_t hidden, int64_t apart) {
     float *panels = aligned_alloc(64, 4 * hidden * hidden * sizeof(float));
     if (!panels) return 1;
     int64_t layer = batch * hidden;
     for (int64_t m = 0; m < pop; m++) {
-        pack(weight + m * 4 * hidden * hidden, panels, hidden);
+        pack(weight + m * apart, panels, hidden);
         const float *h_before = state + 2 * m * layer, *c_before = h_before + hidden;
         int64_t stride = 2 * hidden; /* from one environment's state before a step to the next one's */
         for (int64_t t = m * time; t < (m + 1) * time; t++) {
@@ -245,20 +245,20 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
     }
 }
 
-/* gates and cell as lstm_forward left them, with the state it was given; dy [pop, time, batch, H]. dstate
+/* gates and cell as lstm_forward left them, with the weight and state it was given; dy [pop, time, batch, H]. dstate
  * [pop, batch, 2H]: gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates
  * [pop, time, batch, 4H], and dbias. With `rounding`, where rounds() allows it, the factors of all products are in
  * bfloat16, and dgates is too. */
 int lstm_backward(const float *gates, const float *weight, const float *state, const uint8_t *start, const float *cell,
         const float *dy, void *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
-        int64_t hidden, int64_t rounding) {
+        int64_t hidden, int64_t apart, int64_t rounding) {
     int64_t layer = batch * hidden;
     void *blocks = aligned_alloc(64, 4 * hidden * hidden * sizeof(float)); /* pairs take half of it */
     float *exact = rounding ? aligned_alloc(64, 4 * layer * sizeof(float)) : NULL;
     int failed = !blocks || (rounding && !exact);
     for (int64_t m = 0; m < pop && !failed; m++) {
         float *own = dstate + 2 * m * layer;
-        const float *w = weight + m * 4 * hidden * hidden;
+        const float *w = weight + m * apart;
 #if defined(__AVX512BF16__)
         if (rounding) pair(w, blocks, hidden);
 #endif

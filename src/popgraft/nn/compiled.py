@@ -46,12 +46,13 @@ def _forward(
     """What the backward pass needs (weights, x, state, start, gates, h before every step, c after it), h after every
     step, and the last state.
     """
-    weight_hh, state, start = weight_hh.contiguous(), state.to(x.dtype).contiguous(), start.contiguous()
+    weight_hh, state, start = weight_hh.flatten(1), state.to(x.dtype).contiguous(), start.contiguous()
     gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_ih.mT)
-    sizes = *x.shape[:3], weight_hh.shape[-1]
+    sizes = *x.shape[:3], gates.shape[-1] // 4
     h_in, cell, y = (gates.new_empty(sizes) for _ in range(3))
     last = torch.empty_like(state)
-    call("lstm_forward", (gates, weight_hh, state, start, h_in, cell, y, last), sizes)
+    tensors = gates, weight_hh, state, start, h_in, cell, y, last
+    call("lstm_forward", tensors, (*sizes, weight_hh.stride(0)))
     return weight_ih, weight_hh, x, state, start, gates, h_in, cell, y, last
 
 
@@ -73,7 +74,7 @@ class _Layer(torch.autograd.Function):
         dstate = dlast.clone(memory_format=torch.contiguous_format)
         dbias = gates.new_zeros(len(gates), gates.shape[-1])
         tensors = gates, weight_hh, state, start, cell, dy.contiguous(), dgates, dstate, dbias
-        call("lstm_backward", tensors, (*cell.shape, rounds))
+        call("lstm_backward", tensors, (*cell.shape, weight_hh.stride(0), rounds))
         dgates = dgates.to(ctx.factors)
         dx = product(dgates, weight_ih, like=x).view_as(x) if of_x else None
         if not of_weights:  # an attack, which differentiates observations only

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from popgraft.nn.blocks import Params, orthogonal
-from popgraft.nn.precision import affine, factors, product
+from popgraft.nn.precision import affine, factors, of_weight
 
 
 class _Recurrence(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _Recurrence(torch.autograd.Function):
             dh_in.baddbmm_(dgates[:, t], weight).mul_(keep[:, t])
         dweight = dbias_n = None
         if ctx.needs_input_grad[1]:  # not in an attack, which differentiates observations only
-            dweight = product(dgates.flatten(1, 2).mT.to(ctx.factors), h_in.flatten(1, 2), like=weight)
+            dweight = of_weight(dgates.flatten(1, 2).to(ctx.factors), h_in.flatten(1, 2), like=weight)
             dbias_n = dgates[..., 2 * hidden :].sum((1, 2))
         torch.mul(dn, dh, out=dgates[..., 2 * hidden :])
         return dgates, dweight, dbias_n, dh_in, None

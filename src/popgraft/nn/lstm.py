@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
-from popgraft.nn.precision import affine, factors, product
+from popgraft.nn.precision import affine, factors, of_weight
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -87,9 +87,8 @@ class _Recurrence(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:  # an attack, which differentiates observations only
             return dgates, None, dh_next, dc, None
         h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
-        # Its transpose, because a product with more columns than rows is the faster one.
-        dweight_t = product(h_in.flatten(1, 2).mT.to(ctx.factors), dgates.flatten(1, 2), like=weight)
-        return dgates, dweight_t.mT, dh_next, dc, None
+        dweight = of_weight(dgates.flatten(1, 2).to(ctx.factors), h_in.flatten(1, 2), like=weight)
+        return dgates, dweight, dh_next, dc, None
 
 
 class LSTM:

@@ -45,17 +45,26 @@ def product(
     return torch.bmm(a, b.to(a.dtype)).to(like.dtype)
 
 
+def of_weight(
+    dy: Float[Tensor, "pop rows n_out"], x: Float[Tensor, "pop rows n_in"], like: Float[Tensor, "..."]
+) -> Float[Tensor, "pop n_out n_in"]:
+    """Gradient dyᵀ x of a layer's weight, with factors of dy's type; of few columns if any, which are slow, few rows."""
+    if dy.shape[-1] > x.shape[-1]:
+        return product(x.to(dy.dtype).mT, dy, like).mT
+    return product(dy.mT, x, like)
+
+
 def affine(
     x: Float[Tensor, "pop rows n_in"], weight: Float[Tensor, "pop n_out n_in"], bias: Float[Tensor, "pop n_out"]
 ) -> Float[Tensor, "pop rows n_out"]:
     """W x + b."""
-    if torch.is_grad_enabled() and factors(weight) != weight.dtype:
+    if torch.is_grad_enabled():
         return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class _Affine(torch.autograd.Function):
-    """`affine` with rounded factors in its gradient."""
+    """`affine` with a gradient of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -67,7 +76,10 @@ class _Affine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rounded = dy.to(ctx.dtype)
-        dx = product(rounded, weight, like=dy) if of_x else None
-        return dx, product(rounded.mT, x, like=dy) if of_weight else None, dy.sum(1) if of_bias else None
+        return (
+            product(rounded, weight, like=dy) if needs_x else None,
+            of_weight(rounded, x, like=dy) if needs_weight else None,
+            dy.sum(1) if needs_bias else None,
+        )
