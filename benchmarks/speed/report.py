@@ -97,7 +97,7 @@ def imports(results: Results) -> str:
     return table(["", "s"], [[name, spread(times, ".2f")] for name, times in results.items()])
 
 
-AGENTS = {"": "", "quantile": ", quantile critic", "bfloat16": ", bfloat16 gradients"}
+AGENTS = {"": "", "quantile": ", quantile critic", "bfloat16": ", bfloat16"}
 """Agents of `worker.AGENTS`, as a row names them."""
 
 

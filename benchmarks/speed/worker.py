@@ -30,7 +30,7 @@ WORKLOAD = Path(__file__).with_name("workload.yaml")
 AGENTS: dict[str, dict[str, Any]] = {
     "reference": {"model.network.critic": "scalar"},
     "quantile": {},
-    "bfloat16": {"model.network.critic": "scalar", "engine.gradient_precision": "bfloat16"},
+    "bfloat16": {"model.network.critic": "scalar", "model.network.precision": "bfloat16"},
     "default": {
         "model.network.critic_recurrent": "separate",
         "model.network.twin_critics": True,
@@ -38,7 +38,7 @@ AGENTS: dict[str, dict[str, Any]] = {
         "model.vgs.enabled": True,
     },
 }
-"""What is set beside the workload: nothing but a scalar critic; 21 quantiles; gradients with bfloat16 factors;
+"""What is set beside the workload: nothing but a scalar critic; 21 quantiles; bfloat16 factors;
 memories of actor and critic apart, twin critics of 21 quantiles, AdaptiveUPGD and the variance gradient scaler."""
 
 

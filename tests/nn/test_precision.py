@@ -1,13 +1,12 @@
-"""Products of the gradient with rounded factors, against the same products in float64."""
+"""Products with rounded factors, against the same products in float64."""
 
 import pytest
 import torch
 
 from popgraft import tree
-from popgraft.nn import gradient_factors
 from popgraft.nn.gru import GRU
 from popgraft.nn.lstm import LSTM
-from popgraft.nn.precision import affine
+from popgraft.nn.precision import affine, rounded_to
 
 POP, ROWS, N_IN, N_OUT = 3, 40, 32, 48
 
@@ -18,7 +17,7 @@ def draw(*shape):
 
 def gradients(x, weight, bias, dy, factors):
     leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias)]
-    with gradient_factors(factors):
+    with rounded_to(factors):
         y = affine(*leaves)
     return y, *torch.autograd.grad((y * dy).sum(), leaves)
 
@@ -49,7 +48,7 @@ def test_a_narrow_layer_is_left_alone():
 
 def test_what_is_computed_outside_is_left_alone():
     x, weight, bias, dy = draw(POP, ROWS, N_IN), draw(POP, N_OUT, N_IN), draw(POP, N_OUT), draw(POP, ROWS, N_OUT)
-    with pytest.raises(ZeroDivisionError), gradient_factors(torch.bfloat16):
+    with pytest.raises(ZeroDivisionError), rounded_to(torch.bfloat16):
         _ = 1 / 0
     ours, weight_gradient = gradients(x, weight, bias, dy, None)[1:3]
     torch.testing.assert_close(ours.double(), dy.double() @ weight.double(), rtol=1e-5, atol=1e-4)
@@ -60,7 +59,7 @@ def test_only_what_is_asked_for():
     x, weight, bias, dy = draw(POP, ROWS, N_IN), draw(POP, N_OUT, N_IN), draw(POP, N_OUT), draw(POP, ROWS, N_OUT)
     whole = gradients(x, weight, bias, dy, torch.bfloat16)[1]
     seen = x.clone().requires_grad_()
-    with gradient_factors(torch.bfloat16):
+    with rounded_to(torch.bfloat16):
         (found,) = torch.autograd.grad((affine(seen, weight, bias) * dy).sum(), seen)
     assert torch.equal(found, whole)
 
@@ -74,7 +73,7 @@ def test_memories_in_pytorch_round_the_same_products(make):
 
     def run(factors):
         leaves = tree.map(lambda leaf: leaf.double().requires_grad_(), params)
-        with gradient_factors(factors):
+        with rounded_to(factors):
             y, _ = memory(leaves, x, state, start)
         named = dict(tree.items(leaves))
         return y, dict(

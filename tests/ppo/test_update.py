@@ -255,18 +255,17 @@ def test_rewards_are_divided_by_the_running_spread_of_the_discounted_return(env,
 
 
 def test_rounded_gradients_point_the_same_way(env, make):
-    """One step with `gradient_precision: bfloat16`: what the policy says is exact, and the gradient nearly so."""
+    """One step with `precision: bfloat16`: who learns is who acted, and the gradient is nearly exact."""
     wide = "model.network.hidden_size=32", "model.network.encoder_layers=[32]", "model.network.head_layers=[32]"
     once = "model.n_epochs=1", "model.n_minibatches=1", "model.max_grad_norm=1e9"
     found = {}
     for precision in ("float32", "bfloat16"):
-        _, shard = make(env, *wide, *once, f"engine.gradient_precision={precision}")
+        _, shard = make(env, *wide, *once, f"model.network.precision={precision}")
         rollout = shard.collector.collect(shard.member, shard.seat, shard.generators)
         metrics, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
         found[precision] = metrics, shard.member.optimizer.averages["exp_avg"]  # a tenth of the gradient
     (exact, gradient), (rounded, near) = found.values()
-    for name in ("policy_loss", "value_loss", "approx_kl", "entropy_loss"):
-        assert torch.equal(exact[name], rounded[name]), name
+    assert (rounded["approx_kl"] <= exact["approx_kl"].abs() + 1e-12).all()
     error = (near - gradient).norm(dim=1) / gradient.norm(dim=1)
     assert (error < 2**-7).all()
     assert (error > 2**-14).all()

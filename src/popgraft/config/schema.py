@@ -72,9 +72,6 @@ class EngineConfig(Section):
 
     sequence_length: Positive | None = None
     """Steps of backpropagation through time; null: the whole rollout."""
-    gradient_precision: Literal["float32", "bfloat16"] = "float32"
-    """Factors of the matrix products in the backward pass. `bfloat16` rounds them to eight significant bits and adds
-    up in float32, faster where the processor has such products; the forward pass stays float32."""
     device: str = "auto"
     """A torch device; `auto` takes CUDA where there is one."""
     threads: Positive = 1

@@ -1,7 +1,10 @@
-/* The unroll of an LSTM layer over time and its gradient, on one core, in contiguous float32.
+/* A layer of an LSTM over time, and its gradient, on one core, in contiguous float32.
  *
  * Members are independent: each is unrolled by itself, with its weights in the cache and its gates in registers. The
  * equations are those of lstm.py. H, the hidden units, must be a multiple of width().
+ *
+ * With `rounding`, where rounds() allows it, the factors of all products are in bfloat16. Two neighbours, the even one
+ * first, then lie in the 32 bits of one float: a `unit`. Without it a unit is a number.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +21,7 @@
 #define ROWS 4
 #endif
 
+typedef float unit __attribute__((may_alias));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t four_indices __attribute__((vector_size(16)));
 
@@ -26,16 +30,51 @@ int64_t width(void) { return WIDTH; }
 /* What is left of the state where an episode starts, and where it goes on. */
 INLINE float kept(uint8_t start) { return start ? 0.0f : 1.0f; }
 
-/* acc[r][g] += sum over k of a[r][k] * panel[k][g], for some rows r and four vectors g. */
-#define PRODUCT(rows, acc, a, lda, panel, ldp, depth)                                                     \
-    for (int64_t k = 0; k < (depth); k++) {                                                               \
-        const float *p = (panel) + k * (ldp);                                                             \
-        vec w0 = LOAD(p), w1 = LOAD(p + WIDTH), w2 = LOAD(p + 2 * WIDTH), w3 = LOAD(p + 3 * WIDTH);       \
-        for (int r = 0; r < (rows); r++) {                                                                \
-            float s = (a)[r * (lda) + k];                                                                 \
-            acc[r][0] += s * w0, acc[r][1] += s * w1, acc[r][2] += s * w2, acc[r][3] += s * w3;           \
-        }                                                                                                 \
-    }
+#if defined(__AVX512BF16__)
+int64_t rounds(void) { return 1; }
+
+/* n numbers in bfloat16, and a zero behind them where n is odd. */
+INLINE void round_to(const float *x, int64_t n, void *out) {
+    uint16_t *to = out;
+    for (; n >= WIDTH; n -= WIDTH, x += WIDTH, to += WIDTH)
+        _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x)));
+    if (!n) return;
+    __m512 rest = _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), x);
+    __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rest));
+    _mm512_mask_cvtepi32_storeu_epi16(to, (__mmask16)((1u << (n + n % 2)) - 1), wide);
+}
+
+/* acc + s0 w0 + s1 w1, with two numbers in every unit. */
+INLINE vec add_both(vec acc, float s, vec w) {
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_ps(s), (__m512bh)w);
+}
+#else
+int64_t rounds(void) { return 0; }
+INLINE void round_to(const float *x, int64_t n, void *out) { (void)x, (void)n, (void)out; }
+INLINE vec add_both(vec acc, float s, vec w) { return acc + s * w; }
+#endif
+
+/* Units of n numbers. */
+INLINE int64_t units(int rounding, int64_t n) { return rounding ? (n + 1) / 2 : n; }
+
+/* n numbers as units. */
+INLINE void place(int rounding, const float *x, int64_t n, unit *out) {
+    if (rounding) round_to(x, n, out);
+    else memcpy(out, x, (size_t)n * sizeof *x);
+}
+
+/* acc[r][v] += sum over k of a[r][k] * panel[k][v], for some rows r, `apart` units, and some vectors v. */
+INLINE void multiply(int rounding, int rows, int vectors, const unit *a, int64_t apart, const unit *panel,
+        int64_t depth, vec acc[ROWS][4]) {
+    for (int64_t k = 0; k < depth; k++, panel += vectors * WIDTH)
+        for (int r = 0; r < rows; r++) {
+            float s = a[r * apart + k];
+            for (int v = 0; v < vectors; v++) {
+                vec w = LOAD(panel + v * WIDTH);
+                acc[r][v] = rounding ? add_both(acc[r][v], s, w) : acc[r][v] + s * w;
+            }
+        }
+}
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -43,8 +82,8 @@ INLINE float kept(uint8_t start) { return start ? 0.0f : 1.0f; }
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_indices){__VA_ARGS__})
 #endif
 
-/* Four numbers of every row, four rows apart by `stride`, become four columns that are `apart`. */
-INLINE void transpose(const float *from, int64_t stride, float *to, int64_t apart) {
+/* Four units of every row, four rows apart by `stride`, become four columns that are `apart`. */
+INLINE void transpose(const unit *from, int64_t stride, unit *to, int64_t apart) {
     four a = *(const four *)from, b = *(const four *)(from + stride);
     four c = *(const four *)(from + 2 * stride), d = *(const four *)(from + 3 * stride);
     four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
@@ -53,168 +92,172 @@ INLINE void transpose(const float *from, int64_t stride, float *to, int64_t apar
     *(four *)(to + 2 * apart) = SHUFFLE(ab, cd, 0, 1, 4, 5), *(four *)(to + 3 * apart) = SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
-/* Panels of the gates' weights [4H, H]: for every WIDTH units, [H][4 gates][WIDTH]. */
-static void pack(const float *weight, float *panels, int64_t hidden) {
+/* Panels of the gates' weights [4H, n]: for every WIDTH hidden units, [n in units][4 gates][WIDTH]. `rows` is room for
+ * WIDTH rows of units. */
+INLINE void panel(int rounding, const float *weight, int64_t n, unit *panels, unit *rows, int64_t hidden) {
+    int64_t depth = units(rounding, n);
     for (int64_t u = 0; u < hidden; u += WIDTH)
-        for (int64_t g = 0; g < 4; g++)
-            for (int64_t v = 0; v < WIDTH; v += 4)
-                for (int64_t k = 0; k < hidden; k += 4)
-                    transpose(weight + (g * hidden + u + v) * hidden + k, hidden,
-                              panels + (u * hidden + k * WIDTH) * 4 + g * WIDTH + v, 4 * WIDTH);
+        for (int64_t g = 0; g < 4; g++) {
+            const unit *from = weight + (g * hidden + u) * n;
+            if (rounding) {
+                for (int64_t v = 0; v < WIDTH; v++) round_to(weight + (g * hidden + u + v) * n, n, rows + v * depth);
+                from = rows;
+            }
+            unit *to = panels + u * 4 * depth + g * WIDTH;
+            for (int64_t v = 0; v < WIDTH; v += 4) {
+                int64_t k = 0;
+                for (; k + 4 <= depth; k += 4)
+                    transpose(from + v * depth + k, depth, to + k * 4 * WIDTH + v, 4 * WIDTH);
+                for (; k < depth; k++)
+                    for (int64_t w = v; w < v + 4; w++) to[k * 4 * WIDTH + w] = from[w * depth + k];
+            }
+        }
 }
 
-/* One step of some environments; `gates` holds the share of the input before, and the gates after it. */
-INLINE void step(int rows, const float *panels, const float *h, float *gates,
+/* What inputs add to the gates of WIDTH hidden units, and their bias, for some environments and steps. */
+INLINE void share(int rounding, int rows, const unit *panel, const float *bias, const unit *in, int64_t apart,
+        int64_t depth, float *gates, int64_t hidden) {
+    vec acc[ROWS][4];
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < 4; g++) acc[r][g] = LOAD(bias + g * hidden);
+    multiply(rounding, rows, 4, in, apart, panel, depth, acc);
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < 4; g++) STORE(gates + (r * 4 + g) * hidden, acc[r][g]);
+}
+
+/* One step of WIDTH hidden units in some environments; `gates` holds the share of the input before, and the gates after
+ * it. `h` is apart as `share` has it. */
+INLINE void step(int rounding, int rows, const unit *panel, const unit *h, int64_t apart, float *gates,
         const float *c_before, int64_t stride, const uint8_t *start, float *c, float *y, int64_t hidden) {
-    for (int64_t u = 0; u < hidden; u += WIDTH) {
-        vec acc[ROWS][4];
-        for (int r = 0; r < rows; r++)
-            for (int g = 0; g < 4; g++) acc[r][g] = LOAD(gates + (r * 4 + g) * hidden + u);
-        PRODUCT(rows, acc, h, hidden, panels + u * 4 * hidden, 4 * WIDTH, hidden)
-        for (int r = 0; r < rows; r++) {
-            vec i = vsigmoid(acc[r][0]), f = vsigmoid(acc[r][1]), g = vtanh(acc[r][2]), o = vsigmoid(acc[r][3]);
-            vec cell = f * (LOAD(c_before + r * stride + u) * kept(start[r])) + i * g;
-            float *out = gates + r * 4 * hidden + u;
-            STORE(out, i); STORE(out + hidden, f); STORE(out + 2 * hidden, g); STORE(out + 3 * hidden, o);
-            STORE(c + r * hidden + u, cell);
-            STORE(y + r * hidden + u, o * vtanh(cell));
-        }
+    vec acc[ROWS][4];
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < 4; g++) acc[r][g] = LOAD(gates + (r * 4 + g) * hidden);
+    multiply(rounding, rows, 4, h, apart, panel, units(rounding, hidden), acc);
+    for (int r = 0; r < rows; r++) {
+        vec i = vsigmoid(acc[r][0]), f = vsigmoid(acc[r][1]), g = vtanh(acc[r][2]), o = vsigmoid(acc[r][3]);
+        vec cell = f * (LOAD(c_before + r * stride) * kept(start[r])) + i * g;
+        float *out = gates + r * 4 * hidden;
+        STORE(out, i); STORE(out + hidden, f); STORE(out + 2 * hidden, g); STORE(out + 3 * hidden, o);
+        STORE(c + r * hidden, cell);
+        STORE(y + r * hidden, o * vtanh(cell));
     }
 }
 
-/* gates: the input's share [pop, time, batch, 4H], which is overwritten with the gates. weight [pop, 4H, H], whose
- * members lie `apart` numbers. start [pop, time, batch]. state [pop, batch, 2H]: h and then c before the first step. Out: h_in (h before every step), cell
- * and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
-int lstm_forward(float *gates, const float *weight, const float *state, const uint8_t *start, float *h_in, float *cell,
-        float *y, float *last, int64_t pop, int64_t time, int64_t batch, int64_t hidden, int64_t apart) {
-    float *panels = aligned_alloc(64, 4 * hidden * hidden * sizeof(float));
-    if (!panels) return 1;
-    int64_t layer = batch * hidden;
-    for (int64_t m = 0; m < pop; m++) {
-        pack(weight + m * apart, panels, hidden);
+/* Whole tiles of rows, and the rows that are left one by one. */
+#define TILES(b, count, tile)                                                                             \
+    for (int64_t b = 0; b < (count);) {                                                                   \
+        if ((count) - b >= ROWS) { tile(ROWS); b += ROWS; }                                               \
+        else { tile(1); b++; }                                                                            \
+    }
+
+INLINE int pack(int rounding, const float *weight_ih, const float *weight_hh, unit *panels, int64_t pop, int64_t hidden,
+        int64_t n_in, int64_t apart_ih, int64_t apart_hh) {
+    int64_t of_x = 4 * hidden * units(rounding, n_in), of_h = 4 * hidden * units(rounding, hidden);
+    unit *rows = malloc((size_t)(WIDTH * (n_in + hidden)) * sizeof(unit));
+    for (int64_t m = 0; m < pop && rows; m++, panels += of_x + of_h) {
+        panel(rounding, weight_ih + m * apart_ih, n_in, panels, rows, hidden);
+        panel(rounding, weight_hh + m * apart_hh, hidden, panels + of_x, rows, hidden);
+    }
+    free(rows);
+    return !rows;
+}
+
+/* weight_ih [pop, 4H, n_in] and weight_hh [pop, 4H, H], whose members lie `apart` numbers. Out: panels [pop, 4H, units of
+ * n_in and of H], as lstm_forward reads both. */
+int lstm_pack(const float *weight_ih, const float *weight_hh, void *panels, int64_t pop, int64_t hidden, int64_t n_in,
+        int64_t apart_ih, int64_t apart_hh, int64_t rounding) {
+    return rounding ? pack(1, weight_ih, weight_hh, panels, pop, hidden, n_in, apart_ih, apart_hh)
+                    : pack(0, weight_ih, weight_hh, panels, pop, hidden, n_in, apart_ih, apart_hh);
+}
+
+INLINE int forward(int rounding, const float *x, const unit *panels, const float *bias, const float *state,
+        const uint8_t *start, unit *inputs, float *gates, float *cell, float *y, float *last, int64_t pop, int64_t time,
+        int64_t batch, int64_t hidden, int64_t n_in) {
+    int64_t seen = units(rounding, n_in), depth = seen + units(rounding, hidden);
+    int64_t layer = batch * hidden, count = time * batch;
+    float *h_kept = malloc((size_t)hidden * sizeof(float));
+    for (int64_t m = 0; m < pop && h_kept; m++, panels += 4 * hidden * depth) {
+        const unit *panels_h = panels + 4 * hidden * seen;
+        unit *in = inputs + m * count * depth;
+        float *g = gates + 4 * m * time * layer;
+        for (int64_t b = 0; b < count; b++) place(rounding, x + (m * count + b) * n_in, n_in, in + b * depth);
+        for (int64_t u = 0; u < hidden; u += WIDTH) {
+#define SHARE(rows)                                                                                       \
+    share(rounding, rows, panels + u * 4 * seen, bias + m * 4 * hidden + u, in + b * depth, depth, seen, \
+          g + 4 * b * hidden + u, hidden)
+            TILES(b, count, SHARE)
+        }
         const float *h_before = state + 2 * m * layer, *c_before = h_before + hidden;
         int64_t stride = 2 * hidden; /* from one environment's state before a step to the next one's */
-        for (int64_t t = m * time; t < (m + 1) * time; t++) {
-            float *h = h_in + t * layer, *g = gates + 4 * t * layer, *c = cell + t * layer, *out = y + t * layer;
-            const uint8_t *s = start + t * batch;
-            for (int64_t b = 0; b < batch; b++)
-                for (int64_t u = 0; u < hidden; u++) h[b * hidden + u] = h_before[b * stride + u] * kept(s[b]);
-            int64_t b = 0, at = 0;
-            for (; b + ROWS <= batch; b += ROWS, at += ROWS * hidden)
-                step(ROWS, panels, h + at, g + 4 * at, c_before + b * stride, stride, s + b, c + at, out + at, hidden);
-            for (; b < batch; b++, at += hidden)
-                step(1, panels, h + at, g + 4 * at, c_before + b * stride, stride, s + b, c + at, out + at, hidden);
+        for (int64_t t = 0; t < time; t++, in += batch * depth, g += 4 * layer) {
+            float *c = cell + (m * time + t) * layer, *out = y + (m * time + t) * layer;
+            const uint8_t *s = start + (m * time + t) * batch;
+            for (int64_t b = 0; b < batch; b++) {
+                for (int64_t u = 0; u < hidden; u++) h_kept[u] = h_before[b * stride + u] * kept(s[b]);
+                place(rounding, h_kept, hidden, in + b * depth + seen);
+            }
+            for (int64_t u = 0; u < hidden; u += WIDTH) {
+#define STEP(rows)                                                                                        \
+    step(rounding, rows, panels_h + u * 4 * (depth - seen), in + b * depth + seen, depth, g + 4 * b * hidden + u, \
+         c_before + b * stride + u, stride, s + b, c + b * hidden + u, out + b * hidden + u, hidden)
+                TILES(b, batch, STEP)
+            }
             h_before = out, c_before = c, stride = hidden;
         }
         for (int64_t b = 0; b < batch; b++) {
             float *own = last + 2 * (m * layer + b * hidden);
-            memcpy(own, h_before + b * stride, hidden * sizeof(float));
-            memcpy(own + hidden, c_before + b * stride, hidden * sizeof(float));
+            memcpy(own, h_before + b * stride, (size_t)hidden * sizeof(float));
+            memcpy(own + hidden, c_before + b * stride, (size_t)hidden * sizeof(float));
         }
     }
-    free(panels);
-    return 0;
+    free(h_kept);
+    return !h_kept;
+}
+
+/* x [pop, time, batch, n_in]; panels as lstm_pack left them; bias [pop, 4H]. start [pop, time, batch]. state [pop, batch, 2H]: h and then c before the
+ * first step. Out: inputs [pop, time, batch, units of x and then of h before the step], gates [pop, time, batch, 4H],
+ * cell and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
+int lstm_forward(const float *x, const void *panels, const float *bias, const float *state, const uint8_t *start,
+        void *inputs, float *gates, float *cell, float *y, float *last, int64_t pop, int64_t time, int64_t batch,
+        int64_t hidden, int64_t n_in, int64_t rounding) {
+#define FORWARD(rounding)                                                                                 \
+    forward(rounding, x, panels, bias, state, start, inputs, gates, cell, y, last, pop, time, batch, hidden, n_in)
+    return rounding ? FORWARD(1) : FORWARD(0);
 }
 
 /* Columns of the recurrent weights [4H, H] that are multiplied together: four vectors where there are, or one. */
-INLINE int64_t together(int64_t u, int64_t hidden) { return hidden - u >= 4 * WIDTH ? 4 * WIDTH : WIDTH; }
+INLINE int64_t together(int64_t u, int64_t hidden) { return hidden - u >= 4 * WIDTH ? 4 : 1; }
 
-/* Blocks of these columns, one behind the other: [4H][columns]. */
-static void block(const float *weight, float *blocks, int64_t hidden) {
-    for (int64_t u = 0, n; u < hidden; u += n) {
-        n = together(u, hidden);
-        for (int64_t k = 0; k < 4 * hidden; k++)
-            memcpy(blocks + 4 * u * hidden + k * n, weight + k * hidden + u, n * sizeof(float));
-    }
-}
-
-/* dh = dgates weight, for some environments of a step; rows of dh, the first half of a state's, are 2H apart. */
-INLINE void product(int rows, const float *dgates, const float *blocks, const uint8_t *start, float *dh,
-        int64_t hidden) {
-    int64_t u = 0;
-    for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH) {
-        vec acc[ROWS][4] = {};
-        PRODUCT(rows, acc, dgates, 4 * hidden, blocks + 4 * u * hidden, 4 * WIDTH, 4 * hidden)
-        for (int r = 0; r < rows; r++)
-            for (int g = 0; g < 4; g++) STORE(dh + 2 * r * hidden + u + g * WIDTH, acc[r][g] * kept(start[r]));
-    }
-    for (; u < hidden; u += WIDTH) {
-        vec acc[ROWS] = {};
-        const float *own = blocks + 4 * u * hidden;
-        for (int64_t k = 0; k < 4 * hidden; k++)
-            for (int r = 0; r < rows; r++) acc[r] += dgates[r * 4 * hidden + k] * LOAD(own + k * WIDTH);
-        for (int r = 0; r < rows; r++) STORE(dh + 2 * r * hidden + u, acc[r] * kept(start[r]));
-    }
-}
-
-/* The same for all environments of a step. */
-static void products(const float *dgates, const float *blocks, const uint8_t *start, float *dh, int64_t batch,
-        int64_t hidden) {
-    int64_t b = 0;
-    for (; b + ROWS <= batch; b += ROWS)
-        product(ROWS, dgates + 4 * b * hidden, blocks, start + b, dh + 2 * b * hidden, hidden);
-    for (; b < batch; b++) product(1, dgates + 4 * b * hidden, blocks, start + b, dh + 2 * b * hidden, hidden);
-}
-
-#if defined(__AVX512BF16__)
-INLINE __m512i rounded(const float *x) {
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x)));
-}
-
-/* The same blocks in bfloat16, two rows in one: [2H][columns][2]. */
-static void pair(const float *weight, uint32_t *pairs, int64_t hidden) {
-    for (int64_t u = 0, n; u < hidden; u += n) {
-        n = together(u, hidden);
-        for (int64_t k = 0; k < 2 * hidden; k++)
-            for (int64_t v = 0; v < n; v += WIDTH) {
-                const float *first = weight + 2 * k * hidden + u + v;
-                __m512i both = _mm512_or_si512(rounded(first), _mm512_slli_epi32(rounded(first + hidden), 16));
-                _mm512_storeu_si512(pairs + 2 * u * hidden + k * n + v, both);
+/* Blocks of these columns, one behind the other: [4H in units][columns]. */
+INLINE void block(int rounding, const float *weight, unit *blocks, int64_t hidden) {
+    int64_t depth = units(rounding, 4 * hidden);
+    for (int64_t u = 0, vectors; u < hidden; u += vectors * WIDTH) {
+        vectors = together(u, hidden);
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t v = 0; v < vectors * WIDTH; v += WIDTH) {
+                unit *to = blocks + u * depth + k * vectors * WIDTH + v;
+                if (!rounding) {
+                    STORE(to, LOAD(weight + k * hidden + u + v));
+                    continue;
+                }
+                const float *even = weight + 2 * k * hidden + u + v;
+                uint16_t pairs[2][WIDTH];
+                round_to(even, WIDTH, pairs[0]), round_to(even + hidden, WIDTH, pairs[1]);
+                for (int w = 0; w < WIDTH; w++)
+                    memcpy((uint16_t *)(to + w), &pairs[0][w], 2), memcpy((uint16_t *)(to + w) + 1, &pairs[1][w], 2);
             }
     }
 }
 
-/* `columns` vectors of dh = dgates weight, with factors in bfloat16, for some environments of a step. */
-INLINE void columns_rounded(int rows, int columns, const uint16_t *dgates, const uint32_t *pairs, const uint8_t *start,
+/* Some columns of dh = dgates weight, for some environments; rows of dh, the first half of a state's, are 2H apart. */
+INLINE void product(int rounding, int rows, int vectors, const unit *dgates, const unit *blocks, const uint8_t *start,
         float *dh, int64_t hidden) {
-    __m512 acc[ROWS][4];
+    int64_t depth = units(rounding, 4 * hidden);
+    vec acc[ROWS][4] = {};
+    multiply(rounding, rows, vectors, dgates, depth, blocks, depth, acc);
     for (int r = 0; r < rows; r++)
-        for (int g = 0; g < columns; g++) acc[r][g] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < 2 * hidden; k++)
-        for (int r = 0; r < rows; r++) {
-            int32_t two;
-            memcpy(&two, dgates + r * 4 * hidden + 2 * k, sizeof two);
-            for (int g = 0; g < columns; g++)
-                acc[r][g] = _mm512_dpbf16_ps(acc[r][g], (__m512bh)_mm512_set1_epi32(two),
-                                             (__m512bh)_mm512_loadu_si512(pairs + (k * columns + g) * WIDTH));
-        }
-    for (int r = 0; r < rows; r++)
-        for (int g = 0; g < columns; g++)
-            _mm512_storeu_ps(dh + 2 * r * hidden + g * WIDTH, _mm512_mul_ps(acc[r][g], _mm512_set1_ps(kept(start[r]))));
+        for (int v = 0; v < vectors; v++) STORE(dh + 2 * r * hidden + v * WIDTH, acc[r][v] * kept(start[r]));
 }
-
-INLINE void product_rounded(int rows, const uint16_t *dgates, const uint32_t *pairs, const uint8_t *start, float *dh,
-        int64_t hidden) {
-    int64_t u = 0;
-    for (; u + 4 * WIDTH <= hidden; u += 4 * WIDTH)
-        columns_rounded(rows, 4, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
-    for (; u < hidden; u += WIDTH) columns_rounded(rows, 1, dgates, pairs + 2 * u * hidden, start, dh + u, hidden);
-}
-/* The same for all environments of a step, whose exact dgates [batch, 4H] are rounded into `dgates`. */
-static void products_rounded(const float *exact, uint16_t *dgates, const uint32_t *pairs, const uint8_t *start,
-        float *dh, int64_t batch, int64_t hidden) {
-    for (int64_t at = 0; at < 4 * batch * hidden; at += WIDTH)
-        _mm256_storeu_si256((__m256i *)(dgates + at), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(exact + at)));
-    int64_t b = 0;
-    for (; b + ROWS <= batch; b += ROWS)
-        product_rounded(ROWS, dgates + 4 * b * hidden, pairs, start + b, dh + 2 * b * hidden, hidden);
-    for (; b < batch; b++) product_rounded(1, dgates + 4 * b * hidden, pairs, start + b, dh + 2 * b * hidden, hidden);
-}
-
-int64_t rounds(void) { return 1; }
-#else
-int64_t rounds(void) { return 0; }
-#endif
 
 /* One step back for all environments of a member: the gradient before its gates goes to dgates [batch, 4H], and what it
  * adds up to is added to dbias [4H]. */
@@ -245,37 +288,46 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
     }
 }
 
-/* gates and cell as lstm_forward left them, with the weight and state it was given; dy [pop, time, batch, H]. dstate
- * [pop, batch, 2H]: gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates
- * [pop, time, batch, 4H], and dbias. With `rounding`, where rounds() allows it, the factors of all products are in
- * bfloat16, and dgates is too. */
-int lstm_backward(const float *gates, const float *weight, const float *state, const uint8_t *start, const float *cell,
-        const float *dy, void *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
-        int64_t hidden, int64_t apart, int64_t rounding) {
-    int64_t layer = batch * hidden;
-    void *blocks = aligned_alloc(64, 4 * hidden * hidden * sizeof(float)); /* pairs take half of it */
-    float *exact = rounding ? aligned_alloc(64, 4 * layer * sizeof(float)) : NULL;
-    int failed = !blocks || (rounding && !exact);
+INLINE int backward(int rounding, const float *gates, const float *weight, const float *state, const uint8_t *start,
+        const float *cell, const float *dy, unit *dgates, float *dstate, float *dbias, int64_t pop, int64_t time,
+        int64_t batch, int64_t hidden, int64_t apart) {
+    int64_t layer = batch * hidden, depth = units(rounding, 4 * hidden);
+    unit *blocks = aligned_alloc(64, (size_t)(depth * hidden) * sizeof(unit));
+    float *exact = malloc((size_t)(4 * layer) * sizeof(float));
+    int failed = !blocks || !exact;
     for (int64_t m = 0; m < pop && !failed; m++) {
         float *own = dstate + 2 * m * layer;
-        const float *w = weight + m * apart;
-#if defined(__AVX512BF16__)
-        if (rounding) pair(w, blocks, hidden);
-#endif
-        if (!rounding) block(w, blocks, hidden);
+        block(rounding, weight + m * apart, blocks, hidden);
         for (int64_t t = (m + 1) * time - 1; t >= m * time; t--) {
             int64_t now = t * layer, stride = t == m * time ? 2 * hidden : hidden;
             const float *c_before = t == m * time ? state + 2 * m * layer + hidden : cell + now - layer;
             const uint8_t *s = start + t * batch;
-            float *d = rounding ? exact : (float *)dgates + 4 * now;
-            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, d, dbias + 4 * m * hidden, batch,
-                      hidden);
-#if defined(__AVX512BF16__)
-            if (rounding) products_rounded(d, (uint16_t *)dgates + 4 * now, blocks, s, own, batch, hidden);
-#endif
-            if (!rounding) products(d, blocks, s, own, batch, hidden);
+            unit *d = dgates + t * batch * depth;
+            step_back(gates + 4 * now, cell + now, c_before, stride, s, dy + now, own, rounding ? exact : d,
+                      dbias + 4 * m * hidden, batch, hidden);
+            if (rounding) round_to(exact, 4 * layer, d);
+            for (int64_t u = 0, vectors; u < hidden; u += vectors * WIDTH) {
+                vectors = together(u, hidden);
+                const unit *own_block = blocks + u * depth;
+                float *dh = own + u;
+#define WIDE(rows) product(rounding, rows, 4, d + b * depth, own_block, s + b, dh + 2 * b * hidden, hidden)
+#define NARROW(rows) product(rounding, rows, 1, d + b * depth, own_block, s + b, dh + 2 * b * hidden, hidden)
+                if (vectors == 4) TILES(b, batch, WIDE)
+                else TILES(b, batch, NARROW)
+            }
         }
     }
     free(blocks), free(exact);
     return failed;
+}
+
+/* gates and cell as lstm_forward left them, with the weight and state it was given; dy [pop, time, batch, H]. dstate
+ * [pop, batch, 2H]: gradient of the last state, which becomes that of the first. dbias [pop, 4H]: zeros. Out: dgates
+ * [pop, time, batch, 4H in units], and dbias. */
+int lstm_backward(const float *gates, const float *weight, const float *state, const uint8_t *start, const float *cell,
+        const float *dy, void *dgates, float *dstate, float *dbias, int64_t pop, int64_t time, int64_t batch,
+        int64_t hidden, int64_t apart, int64_t rounding) {
+#define BACKWARD(rounding)                                                                                \
+    backward(rounding, gates, weight, state, start, cell, dy, dgates, dstate, dbias, pop, time, batch, hidden, apart)
+    return rounding ? BACKWARD(1) : BACKWARD(0);
 }

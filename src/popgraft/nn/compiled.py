@@ -1,4 +1,4 @@
-"""A layer of an LSTM whose loop over time is compiled."""
+"""A layer of an LSTM that is compiled."""
 
 from typing import Any
 
@@ -16,11 +16,24 @@ def unrolls(x: Tensor, hidden: int) -> bool:
     return serves(x) and hidden % native().width == 0
 
 
+def pack(
+    weight_ih: Float[Tensor, "pop gates n_in"], weight_hh: Float[Tensor, "pop gates hidden"]
+) -> Float[Tensor, "pop gates n"]:
+    """The weights in the order and precision in which the loop reads them."""
+    pop, gates, hidden = weight_hh.shape
+    n_in, dtype = weight_ih.shape[-1], _units(weight_hh)
+    panels = weight_hh.new_empty(pop, gates, _even(n_in, dtype) + hidden, dtype=dtype)
+    ih, hh = weight_ih.flatten(1), weight_hh.flatten(1)
+    call("lstm_pack", (ih, hh, panels), (pop, hidden, n_in, ih.stride(0), hh.stride(0), dtype == torch.bfloat16))
+    return panels
+
+
 def unroll(
     x: Float[Tensor, "pop time batch n_in"],
     weights: tuple[Tensor, Tensor, Tensor],
     state: Float[Tensor, "pop batch state"],
     start: Bool[Tensor, "pop time batch"],
+    panels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer over time.
 
@@ -29,36 +42,55 @@ def unroll(
         weights: of the input [pop, 4H, n_in], of the recurrence [pop, 4H, H], and the bias [pop, 4H].
         state: (h, c) before the first step.
         start: where the state is zeroed before a step.
+        panels: the weights again, if they are packed.
 
     Returns:
         h of every step [pop, time, batch, H], and the state after the last.
     """
-    given = x, *weights, state, start
+    given = x, *weights, state, start, panels
     if torch.is_grad_enabled():
         return _Layer.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
     *_, y, last = _forward(*given)
     return y, last
 
 
+def _units(weight: Tensor) -> torch.dtype:
+    """Type of the factors of all products with these recurrent weights, as long as the processor has such products."""
+    dtype = factors(weight)
+    return dtype if dtype != torch.bfloat16 or native().rounds else weight.dtype
+
+
+def _even(n: int, dtype: torch.dtype) -> int:
+    """Room for n factors: those in bfloat16 come in pairs."""
+    return n + n % 2 if dtype == torch.bfloat16 else n
+
+
 def _forward(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, state: Tensor, start: Tensor
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    start: Tensor,
+    panels: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """What the backward pass needs (weights, x, state, start, gates, h before every step, c after it), h after every
-    step, and the last state.
+    """What the backward pass needs (weights, state, start, x beside h before every step, gates, c after it), h after
+    every step, and the last state.
     """
-    weight_hh, state, start = weight_hh.flatten(1), state.to(x.dtype).contiguous(), start.contiguous()
-    gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_ih.mT)
-    sizes = *x.shape[:3], gates.shape[-1] // 4
-    h_in, cell, y = (gates.new_empty(sizes) for _ in range(3))
+    panels = pack(weight_ih, weight_hh) if panels is None else panels
+    steps, n_in, hidden, dtype = x.shape[:3], x.shape[-1], weight_hh.shape[-1], panels.dtype
+    inputs = x.new_empty(*steps, panels.shape[-1], dtype=dtype)
+    gates, cell, y = x.new_empty(*steps, 4 * hidden), x.new_empty(*steps, hidden), x.new_empty(*steps, hidden)
+    state, start = state.to(x.dtype).contiguous(), start.contiguous()
     last = torch.empty_like(state)
-    tensors = gates, weight_hh, state, start, h_in, cell, y, last
-    call("lstm_forward", tensors, (*sizes, weight_hh.stride(0)))
-    return weight_ih, weight_hh, x, state, start, gates, h_in, cell, y, last
+    tensors = x.contiguous(), panels, bias.contiguous(), state, start, inputs, gates, cell, y, last
+    call("lstm_forward", tensors, (*steps, hidden, n_in, dtype == torch.bfloat16))
+    return weight_ih, weight_hh, state, start, inputs, gates, cell, y, last
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
         *saved, y, last = _forward(*given)
         ctx.save_for_backward(*saved)
         ctx.factors = factors(given[2])
@@ -67,19 +99,18 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        weight_ih, weight_hh, x, state, start, gates, h_in, cell = ctx.saved_tensors
+        weight_ih, weight_hh, state, start, inputs, gates, cell = ctx.saved_tensors
         of_x, of_weights = ctx.needs_input_grad[:2]
-        rounds = ctx.factors == torch.bfloat16 and native().rounds
-        dgates = torch.empty_like(gates, dtype=ctx.factors if rounds else None)
+        n_in, hidden, own = weight_ih.shape[-1], cell.shape[-1], weight_hh.flatten(1)
+        dgates = torch.empty_like(gates, dtype=inputs.dtype)
         dstate = dlast.clone(memory_format=torch.contiguous_format)
-        dbias = gates.new_zeros(len(gates), gates.shape[-1])
-        tensors = gates, weight_hh, state, start, cell, dy.contiguous(), dgates, dstate, dbias
-        call("lstm_backward", tensors, (*cell.shape, weight_hh.stride(0), rounds))
-        dgates = dgates.to(ctx.factors)
-        dx = product(dgates, weight_ih, like=x).view_as(x) if of_x else None
+        dbias = gates.new_zeros(len(gates), 4 * hidden)
+        tensors = gates, own, state, start, cell, dy.contiguous(), dgates, dstate, dbias
+        call("lstm_backward", tensors, (*cell.shape, own.stride(0), dgates.dtype == torch.bfloat16))
+        rows = dgates.flatten(1, 2).to(ctx.factors)
+        dx = product(rows, weight_ih, like=gates).view(*cell.shape[:3], n_in) if of_x else None
         if not of_weights:  # an attack, which differentiates observations only
-            return dx, None, None, None, dstate, None
-        inputs = torch.cat([x, h_in], dim=-1).flatten(1, 2)  # one product, because those with few columns are slow
-        of_both = product(dgates.mT, inputs, like=x)
-        of_input, of_recurrence = of_both.split_with_sizes([x.shape[-1], h_in.shape[-1]], dim=-1)
-        return dx, of_input, of_recurrence, dbias, dstate, None
+            return dx, None, None, None, dstate, None, None
+        # One product for both weights, because those with few columns are slow.
+        of_both = product(rows.mT, inputs.flatten(1, 2), like=gates)
+        return dx, of_both[..., :n_in], of_both[..., -hidden:], dbias, dstate, None, None

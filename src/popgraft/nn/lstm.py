@@ -126,6 +126,12 @@ class LSTM:
             }
         return params
 
+    def prepared(self, params: Params) -> Params:
+        """The parameters with what every call makes of them; right for as long as they do not change."""
+        if not compiled.unrolls(params["layer0"]["bias"], self.n_out):
+            return params
+        return {name: {**p, "panels": compiled.pack(p["weight_ih"], p["weight_hh"])} for name, p in params.items()}
+
     def __call__(
         self,
         params: Params,
@@ -137,7 +143,7 @@ class LSTM:
         """Unrolls over time.
 
         Args:
-            params: what `init` made, stacked.
+            params: what `init` made, stacked, or `prepared`.
             x: inputs.
             state: state before the first step.
             start: where an episode begins: the state is zeroed before that step.
@@ -150,7 +156,8 @@ class LSTM:
         for layer, own in enumerate(state.chunk(self.layers, dim=-1) if self.layers > 1 else [state]):
             p = params[f"layer{layer}"]
             if compiled.unrolls(x, self.n_out):
-                x, last = compiled.unroll(x, (p["weight_ih"], p["weight_hh"], p["bias"]), own, start)
+                weights = p["weight_ih"], p["weight_hh"], p["bias"]
+                x, last = compiled.unroll(x, weights, own, start, p.get("panels"))
             else:
                 gates_x = affine(x.flatten(1, 2), p["weight_ih"], p["bias"]).view(*x.shape[:3], 4 * self.n_out)
                 keep = start.logical_not().to(x.dtype).unsqueeze(-1)

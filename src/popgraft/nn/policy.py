@@ -15,6 +15,7 @@ from popgraft.nn.encoder import Encoder
 from popgraft.nn.gru import GRU
 from popgraft.nn.heads import make_head
 from popgraft.nn.lstm import LSTM
+from popgraft.nn.precision import rounded_to
 from popgraft.rng import to_device
 from popgraft.spaces import Spaces
 
@@ -59,6 +60,7 @@ class Policy:
         own_critic_memory = config.critic_recurrent == "separate"
         self.critic_memory = _memory(config, features) if own_critic_memory else None
         self.dropout = config.recurrent_dropout
+        self.factors = torch.bfloat16 if config.precision == "bfloat16" else None
         self.critic_reads_actor = config.critic_recurrent in ("shared", "detached") and self.actor_memory is not None
         self.critic_detached = config.critic_recurrent == "detached"
         recalled = self.actor_memory.n_out if self.actor_memory else features
@@ -117,6 +119,12 @@ class Policy:
         """Named parameters that share the memory of a flat tensor."""
         return self.layout.views(flat)
 
+    def prepared(self, params: Params) -> Params:
+        """Named parameters with what every call makes of them; right for as long as they do not change."""
+        memories = {"actor_memory": self.actor_memory, "critic_memory": self.critic_memory}
+        with rounded_to(self.factors):
+            return params | {name: memory.prepared(params[name]) for name, memory in memories.items() if memory}
+
     def unroll(
         self,
         params: Params,
@@ -128,31 +136,32 @@ class Policy:
         """Runs the network over time; acting is an unroll of one step.
 
         Args:
-            params: named parameters.
+            params: named parameters, `prepared` or not.
             obs: every key [pop, time, batch, *shape].
             state: recurrent state before the first step.
             start: where an episode begins: the state is zeroed before that step.
             kept: dropout of the actor's and of the critic's memory.
         """
-        features = self.encoder(params["encoder"], obs)
-        actor_state = state
-        if self.critic_memory:
-            parts = [self.actor_state_size, self.state_size - self.actor_state_size]
-            actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
-        recalled = valued = features
-        if self.critic_encoder:
-            valued = self.critic_encoder(params["critic_encoder"], obs)
-        if self.actor_memory:
-            recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start, kept[0])
-        if self.critic_memory:
-            valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start, kept[1])
-            state = torch.cat([actor_state, critic_state], dim=-1)
-        else:
-            state = actor_state
-        if self.critic_reads_actor:
-            valued = recalled.detach() if self.critic_detached else recalled
-        outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
-        return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
+        with rounded_to(self.factors):
+            features = self.encoder(params["encoder"], obs)
+            actor_state = state
+            if self.critic_memory:
+                parts = [self.actor_state_size, self.state_size - self.actor_state_size]
+                actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
+            recalled = valued = features
+            if self.critic_encoder:
+                valued = self.critic_encoder(params["critic_encoder"], obs)
+            if self.actor_memory:
+                recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start, kept[0])
+            if self.critic_memory:
+                valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start, kept[1])
+                state = torch.cat([actor_state, critic_state], dim=-1)
+            else:
+                state = actor_state
+            if self.critic_reads_actor:
+                valued = recalled.detach() if self.critic_detached else recalled
+            outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
+            return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
 
     def outputs(
         self,
@@ -172,10 +181,11 @@ class Policy:
         start: Bool[Tensor, "pop time batch"],
     ) -> tuple[Float[Tensor, "pop time batch outputs"], Float[Tensor, "pop batch actor"]]:
         """The actor's part of `unroll`: outputs, and its own memory's state after the last step."""
-        recalled = self.encoder(params["encoder"], obs)
-        if self.actor_memory:
-            recalled, state = self.actor_memory(params["actor_memory"], recalled, state, start)
-        return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled)), state
+        with rounded_to(self.factors):
+            recalled = self.encoder(params["encoder"], obs)
+            if self.actor_memory:
+                recalled, state = self.actor_memory(params["actor_memory"], recalled, state, start)
+            return self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled)), state
 
     def draw_kept(self, generators: Sequence[torch.Generator], like: Float[Tensor, "pop time batch"]) -> Kept:
         """Draws dropout for a minibatch: 1/(1 − p) or, with probability p, 0; nothing where p is 0.
@@ -199,7 +209,8 @@ class Policy:
         self, params: Params, critic: Float[Tensor, "pop *batch critic"]
     ) -> Float[Tensor, "pop *batch critics atoms"]:
         """Predictions of the return by every critic, in its units."""
-        return self.critic(params["critic"], critic)
+        with rounded_to(self.factors):
+            return self.critic(params["critic"], critic)
 
 
 def _memory(config: NetworkConfig, n_in: int) -> Memory | None:

@@ -1,9 +1,9 @@
-"""Matrix products of the gradient with factors of fewer bits.
+"""Matrix products with factors of fewer bits.
 
-Two thirds of an update's operations are products in the backward pass. Processors that multiply bfloat16 numbers
-(AVX512-BF16, AMX, tensor cores) take half the time for them, or less. Factors and results are rounded to eight
-significant bits, sums are float32. The forward pass, and with it actions, values and probability ratios, stays as it
-is.
+Processors that multiply bfloat16 numbers (AVX512-BF16, AMX, tensor cores) take half the time for them, or less. Factors
+are rounded to eight significant bits, sums are float32. What rounds is the gradient of every layer, and the compiled
+LSTM forward too, who acts as much as who learns, so that probability ratios are those of one function. Layers that are
+not recurrent stay exact forward, and with them what comes from the heads.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ _factors: ContextVar[torch.dtype | None] = ContextVar("factors", default=None)
 
 
 @contextlib.contextmanager
-def gradient_factors(dtype: torch.dtype | None) -> Iterator[None]:
-    """What is computed within takes factors of this type into the products of its backward pass; None: as they are."""
+def rounded_to(dtype: torch.dtype | None) -> Iterator[None]:
+    """What is computed within takes factors of this type into its products, backward whenever it comes; None: exact."""
     token = _factors.set(dtype)
     try:
         yield
@@ -33,7 +33,7 @@ def gradient_factors(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def factors(weight: Float[Tensor, "pop n_out n_in"]) -> torch.dtype:
-    """Type of the factors in the gradient of a layer with these weights, if it is computed now."""
+    """Type of the factors in the products of a layer with these weights, if it is computed now."""
     dtype = _factors.get()
     return weight.dtype if dtype is None or min(weight.shape[1:]) < SMALLEST else dtype
 
@@ -48,7 +48,10 @@ def product(
 def of_weight(
     dy: Float[Tensor, "pop rows n_out"], x: Float[Tensor, "pop rows n_in"], like: Float[Tensor, "..."]
 ) -> Float[Tensor, "pop n_out n_in"]:
-    """Gradient dyᵀ x of a layer's weight, with factors of dy's type; of few columns if any, which are slow, few rows."""
+    """Gradient dyᵀ x of a layer's weight, with factors of dy's type.
+
+    It has the wider of both on the right: products with few columns are slower than those with few rows.
+    """
     if dy.shape[-1] > x.shape[-1]:
         return product(x.to(dy.dtype).mT, dy, like).mT
     return product(dy.mT, x, like)

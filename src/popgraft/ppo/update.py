@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popgraft.adversary import Adversary, Sequences, scheduled_radius
 from popgraft.config import Config
-from popgraft.nn import Params, Policy, gradient_factors
+from popgraft.nn import Params, Policy
 from popgraft.ops import critic_losses, entropy_schedule, kl_control, moments, return_scale
 from popgraft.ops.diagnostics import recurrent_statistics
 from popgraft.ops.reduce import explained_variance
@@ -51,7 +51,6 @@ class Learner:
         adversary, updates = config.model.adversary, config.generations * config.pbt.perturbation_interval
         self.adversary = Adversary(policy, adversary) if adversary.enabled else None
         self.attacks = (adversary.warmup_updates, adversary.max_updates or updates)
-        self.factors = torch.bfloat16 if config.engine.gradient_precision == "bfloat16" else None
         self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
 
     def learn_(
@@ -167,13 +166,12 @@ class Learner:
                 flat = member.params.detach().requires_grad_()
                 params = self.policy.views(flat)
                 kept = self.policy.draw_kept(generators, batch.samples.valid)
-                with gradient_factors(self.factors):
-                    loss, metrics = ppo_loss(self.policy, params, batch, values, self.form, kept)
-                    if self.adversary:
-                        penalty, found = self.robust_term(self.adversary, params, batch, values, generators, attacked)
-                        begun = {"sa_ppo/enabled": member.age >= self.attacks[0], "sa_ppo/update_count": member.age}
-                        metrics |= found | {name: value.to(loss.dtype) for name, value in begun.items()}
-                        loss = loss + penalty
+                loss, metrics = ppo_loss(self.policy, params, batch, values, self.form, kept)
+                if self.adversary:
+                    penalty, found = self.robust_term(self.adversary, params, batch, values, generators, attacked)
+                    begun = {"sa_ppo/enabled": member.age >= self.attacks[0], "sa_ppo/update_count": member.age}
+                    metrics |= found | {name: value.to(loss.dtype) for name, value in begun.items()}
+                    loss = loss + penalty
                 close = close & (metrics["approx_kl"] <= KL_TOLERANCE * values["target_kl"])
                 (grad,) = torch.autograd.grad(loss.sum(), flat)
                 if not sums and MOMENTUM in member.optimizer.averages:

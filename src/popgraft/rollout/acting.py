@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import moments, return_scale
+from popgraft.ops.moments import Standard
 from popgraft.rng import to_device
 from popgraft.state import Member, Normalizer, ReturnScale
 
@@ -23,20 +23,24 @@ class Actor:
     normalizer: Normalizer
     returns: ReturnScale
     device: torch.device
+    standards: dict[str, Standard] | None = None
 
     @classmethod
     def of(cls, policy: Policy, member: Member) -> "Actor":
         """The members, as they are and will be."""
         return cls(policy, policy.views(member.params), member.normalizer, member.returns, member.params.device)
 
+    def prepared(self) -> "Actor":
+        """Who acts faster, and is the same for as long as nobody updates parameters or statistics."""
+        return dataclasses.replace(self, params=self.policy.prepared(self.params), standards=self._standards())
+
     def normalized(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Standardises the keys that have statistics; [pop, env, *shape] each."""
-        return self.normalization()(obs)
+        known = self._standards() if self.standards is None else self.standards
+        return {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
 
-    def normalization(self) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-        """`normalized` for as long as nobody updates the statistics, which are prepared once."""
-        known = {key: moments.standard(statistics) for key, statistics in self.normalizer.obs.items()}
-        return lambda obs: {key: moments.normalize(known[key], x) if key in known else x for key, x in obs.items()}
+    def _standards(self) -> dict[str, Standard]:
+        return {key: moments.standard(statistics) for key, statistics in self.normalizer.obs.items()}
 
     def step(
         self, obs: dict[str, Tensor], state: Float[Tensor, "pop env state"], start: Bool[Tensor, "pop env"]

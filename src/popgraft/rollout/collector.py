@@ -53,14 +53,13 @@ class Collector:
             seat: recurrent state and episode starts, updated in place.
             generators: one per member, from which its action noise is drawn in one block.
         """
-        actor = Actor.of(self.policy, member)
-        head, device, normalized = self.policy.head, actor.device, actor.normalization()
-        noise = action_noise(self.policy, generators, self.time, self.shape[2], device).unbind(1)
+        actor, head = Actor.of(self.policy, member).prepared(), self.policy.head
+        noise = action_noise(self.policy, generators, self.time, self.shape[2], actor.device).unbind(1)
         outputs, critic, actions, steps = [], [], [], []
         replaced: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(self.time):
             raw = self.grid.observe()
-            obs = normalized(raw)
+            obs = actor.normalized(raw)
             for key, columns in self._raw_columns.items():
                 columns[t].copy_(raw[key])
             for key, columns in self._obs_columns.items():
@@ -78,7 +77,7 @@ class Collector:
             seat.carry, seat.episode_start = unrolled.state, step.started
             if step.final is not None:
                 # The step's own episode went on to an observation that the environment has already replaced.
-                last = normalized(step.final.observations)
+                last = actor.normalized(step.final.observations)
                 after = actor.step(last, seat.carry, torch.zeros_like(seat.episode_start))
                 replaced[t] = step.final.where, actor.values(actor.predict(after.critic[:, 0]))
         whole = torch.cat(outputs, 1), torch.cat(critic, 1), torch.stack(actions, 1)

@@ -70,8 +70,8 @@ def _play(
     """Return of every episode, and what failed environments said."""
     pop, envs = grid.pop, grid.num_envs
     grid.reset(range(pop), seeds)
-    actor = Actor.of(policy, member)
-    head, params, normalized = policy.head, actor.params["head"], actor.normalization()
+    actor = Actor.of(policy, member).prepared()
+    head, params = policy.head, actor.params["head"]
     # An attack may ask the critic; who only acts does without its memory.
     state_size = policy.actor_state_size if disturb is None else policy.state_size
     seat = Seat.empty(pop, envs, state_size, actor.device)
@@ -79,7 +79,7 @@ def _play(
     total = torch.zeros(pop, envs, dtype=torch.float64, device=actor.device)
     playing = torch.ones_like(total, dtype=torch.bool)
     for t in range(max_steps):
-        obs = normalized(grid.observe())
+        obs = actor.normalized(grid.observe())
         if disturb is None:
             outputs, seat.carry = actor.act(obs, seat.carry, seat.episode_start)
         else:

@@ -50,7 +50,6 @@ class Settings(TypedDict, total=False):
     """
 
     sequence_length: int | None
-    gradient_precision: Literal["float32", "bfloat16"]
     encoder: str
     encoder_kwargs: dict[str, Any]
     encoder_layers: list[int]
@@ -63,6 +62,7 @@ class Settings(TypedDict, total=False):
     support: tuple[float, float]
     twin_critics: bool
     twin_reduce: Literal["min", "mean"]
+    precision: Literal["float32", "bfloat16"]
     layer_norm: bool
     optimizer: Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
     optimizer_kwargs: dict[str, Any]
@@ -94,7 +94,7 @@ class Settings(TypedDict, total=False):
 NETWORK = tuple(name for name in NetworkConfig.model_fields if name in Settings.__annotations__)
 """Settings of the network."""
 
-ENGINE = ("sequence_length", "gradient_precision")
+ENGINE = ("sequence_length",)
 """Settings of the engine."""
 
 TWINS: dict[str, tuple[set[str], set[str]]] = {

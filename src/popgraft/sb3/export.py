@@ -87,7 +87,6 @@ def arguments_of(config: Config, member: Member) -> dict[str, Any]:
         "sde_sample_freq": network.sde_sample_freq or -1,
         "batch_size": config.sequence_length * config.sequences // config.model.n_minibatches,
         "sequence_length": config.sequence_length,
-        "gradient_precision": config.engine.gradient_precision,
     }
 
 
