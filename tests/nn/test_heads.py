@@ -7,6 +7,7 @@ from torch import distributions
 
 from popgraft import tree
 from popgraft.errors import ConfigError
+from popgraft.native import native
 from popgraft.nn.heads import make_head
 from popgraft.spaces import ActionSpec
 
@@ -174,6 +175,20 @@ def test_outputs_that_are_not_finite_still_give_a_valid_action(kind, value):
         assert (action >= 0).all()
         assert (action < torch.tensor(SPECS[kind].sizes)).all()
         head.log_prob({}, outputs, action)
+
+
+@pytest.mark.skipif(native().library is None, reason=native().reason)
+@pytest.mark.parametrize("sizes", [(2,), (4,), (16, 2), (17,), (3, 40, 2)])
+def test_the_compiled_draw_is_that_of_pytorch(sizes):
+    """Both of the same single-precision logits, in single and in double precision."""
+    head = make_head(ActionSpec("multi_discrete", sizes=sizes, start=(0,) * len(sizes), shape=(len(sizes),)), N_IN)
+    generator = torch.Generator().manual_seed(sum(sizes))
+    outputs = 3 * torch.randn(3, 2, 400, head.n_outputs, generator=generator)
+    noise = torch.rand(2, 3, 400, len(sizes), generator=generator).transpose(0, 1)
+    expected = head.sample({}, outputs.double(), noise.double())
+    found = head.sample({}, outputs, noise)
+    assert torch.equal(found, expected)
+    assert all(len(found[..., dim].unique()) == size for dim, size in enumerate(sizes))
 
 
 def test_initial_policy_is_nearly_uniform_with_unit_spread():

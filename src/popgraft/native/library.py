@@ -24,6 +24,7 @@ FUNCTIONS = {
     "lstm_pack": (3, 6),
     "lstm_forward": (10, 6),
     "lstm_backward": (9, 6),
+    "choose": (4, 2),
     "accumulate": (5, 4),
     "adam": (6, 2),
     "upgd_track": (8, 3),

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from popgraft import native
 from popgraft.errors import ConfigError
 from popgraft.nn.blocks import Params
 from popgraft.nn.dense import Linear
@@ -100,6 +101,7 @@ class Categorical(ActionHead):
     def __init__(self, n_in: int, sizes: Sequence[int]) -> None:
         super().__init__(n_in, sum(sizes), len(sizes))
         self.sizes = list(sizes)
+        self._sizes = torch.tensor(self.sizes)
 
     def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Float[Tensor, "_ pop *batch"], ...]:
         """Logits of every sub-action, choices first."""
@@ -110,6 +112,11 @@ class Categorical(ActionHead):
         self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch dims"]
     ) -> Int[Tensor, "pop *batch dims"]:
         """Inverse of the cumulative distribution: the first choice whose cumulative probability exceeds the noise."""
+        if native.serves(outputs):
+            chosen = torch.empty(noise.shape, dtype=torch.int64)
+            tensors = outputs.contiguous(), noise.to(outputs.dtype).contiguous(), self._sizes, chosen
+            native.call("choose", tensors, (chosen.numel() // len(self.sizes), len(self.sizes)))
+            return chosen
         actions = []
         for logits, u in zip(self._split(outputs), noise.unbind(-1), strict=True):
             cumulative = logits.softmax(0).cumsum(0)
