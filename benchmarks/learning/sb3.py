@@ -4,10 +4,12 @@
     python benchmarks/learning/sb3.py cartpole --algorithm contrib --out benchmarks/learning/results
 
 The environments hide velocities, so that a memory is needed. Observations and rewards are normalised by VecNormalize,
-as in the Zoo. The score is the mean return of `EPISODES` deterministic episodes after training, on seeds of their own.
+as in the Zoo. The score is the mean return of `EPISODES` deterministic episodes, on seeds of their own: of the agent at
+the end of training, and of the one that EvalCallback found best of `LOOKS` on the way, as the Zoo keeps it.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -22,6 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
@@ -31,7 +34,9 @@ from torch import nn
 from popgraft import DistributionalPPO
 
 EPISODES = 100
-"""Of the evaluation after training."""
+"""Of an evaluation."""
+LOOKS = 20
+"""Evaluations while training."""
 
 POLICY = {"ortho_init": False, "lstm_hidden_size": 64, "net_arch": {"pi": [64], "vf": [64]}}
 TASKS: dict[str, dict[str, Any]] = {
@@ -106,6 +111,16 @@ class Hidden(gym.ObservationWrapper):  # type: ignore[type-arg]
         return observation * self._seen
 
 
+class Keep(BaseCallback):
+    """Remembers the agent, and the statistics of what it sees."""
+
+    def _on_step(self) -> bool:
+        env: Any = self.model.get_env()
+        self.policy, self.statistics = copy.deepcopy((self.model.policy.state_dict(), env.obs_rms))
+        self.steps = self.num_timesteps
+        return True
+
+
 def run(task: str, algorithm: str, seed: int) -> dict[str, Any]:
     """Trains and evaluates one agent."""
     settings = dict(TASKS[task])
@@ -114,6 +129,11 @@ def run(task: str, algorithm: str, seed: int) -> dict[str, Any]:
     def make(count: int, first: int) -> Any:
         return make_vec_env(lambda: Hidden(gym.make(name), seen), n_envs=count, seed=first)
 
+    def evaluated(first: int, statistics: Any) -> VecNormalize:
+        fresh = VecNormalize(make(10, first + 1_000 * seed), training=False, norm_reward=False)
+        fresh.obs_rms = statistics
+        return fresh
+
     env = VecNormalize(make(n_envs, seed), gamma=settings["gamma"])
     began = time.perf_counter()
     if algorithm == "contrib":
@@ -121,17 +141,18 @@ def run(task: str, algorithm: str, seed: int) -> dict[str, Any]:
     else:
         settings |= OWN[algorithm].get(task, {})
         model = DistributionalPPO("MlpLstmPolicy", env, seed=seed, device="cpu", **settings)
-    model.learn(steps)
+    on_the_way = {"n_eval_episodes": EPISODES, "eval_freq": steps // LOOKS // n_envs, "verbose": 0}
+    best = Keep()
+    model.learn(steps, EvalCallback(evaluated(50_000, env.obs_rms), callback_on_new_best=best, **on_the_way))
     seconds = time.perf_counter() - began
-    fresh = VecNormalize(make(10, 10_000 + 1_000 * seed), training=False, norm_reward=False)
-    fresh.obs_rms = env.obs_rms
-    returns, _ = evaluate_policy(model, fresh, EPISODES, return_episode_rewards=True)
-    return {
-        "seed": seed,
-        "mean": round(float(np.mean(returns)), 2),
-        "std": round(float(np.std(returns)), 2),
-        "seconds": round(seconds, 1),
-    }
+
+    def score(statistics: Any) -> dict[str, float]:
+        returns, _ = evaluate_policy(model, evaluated(10_000, statistics), EPISODES, return_episode_rewards=True)
+        return {"mean": round(float(np.mean(returns)), 2), "std": round(float(np.std(returns)), 2)}
+
+    result = {"seed": seed, **score(env.obs_rms), "seconds": round(seconds, 1)}
+    model.policy.load_state_dict(best.policy)
+    return result | {"best": score(best.statistics) | {"steps": best.steps}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,14 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"sb3_{options.task}_{options.algorithm}_{options.first}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
-    means = [row["mean"] for row in rows]
-    spread = statistics.stdev(means) if len(means) > 1 else 0.0
-    perfect = sum(row["std"] == 0 for row in rows)
     seconds = statistics.median(row["seconds"] for row in rows)
-    print(
-        f"| {options.task} | {options.algorithm} | {len(rows)} | {statistics.mean(means):.1f} ± {spread:.1f} | "
-        f"{min(means):.1f} | {perfect} | {seconds:.0f} s |"
-    )
+    for name, scores in (("at the end", rows), ("best", [row["best"] for row in rows])):
+        means = [score["mean"] for score in scores]
+        spread = statistics.stdev(means) if len(means) > 1 else 0.0
+        perfect = sum(score["std"] == 0 for score in scores)
+        cells = [options.task, options.algorithm, name, len(rows), f"{statistics.mean(means):.1f} ± {spread:.1f}"]
+        cells += [f"{statistics.median(means):.1f}", f"{min(means):.1f}", perfect, f"{seconds:.0f} s"]
+        print(f"| {' | '.join(map(str, cells))} |")
     return 0
 
 

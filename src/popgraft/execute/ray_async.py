@@ -74,9 +74,14 @@ class AsyncRayExecutor(RayExecutor):
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source; it travels to the actors by cloudpickle.
 
+    Attributes:
+        rescue: finds members that lay on a machine that is gone; from then on those lie ready.
+
     Raises:
         ConfigError: there is no cluster at `execute.address`.
     """
+
+    rescue: Callable[[list[int]], Member]
 
     def _prepare(self) -> None:
         self._turns = [Turn() for _ in self.shards]
@@ -132,7 +137,10 @@ class AsyncRayExecutor(RayExecutor):
         heirs = [member for member in members if member in decision.reasons]
         donors = {int(decision.parents[heir]) for heir in heirs} & self._home.keys()  # the record is nobody's
         own = sorted(donors & set(members))
-        given = [([donor], self._laid[donor]) for donor in sorted(donors - set(own))]
+        others = sorted(donors - set(own))
+        if others:
+            self.lying_ready(others)  # what is gone is replaced here, not missed over there
+        given = [([donor], self._laid[donor]) for donor in others]
         if record is not None:
             given.append(([len(decision.parents)], ray.put(pack(record.state))))
         changed = members if self._arguments[0].pbt.explore_always else heirs
@@ -149,23 +157,19 @@ class AsyncRayExecutor(RayExecutor):
             rows: its members, as they were when they were laid ready last.
         """
         place, turn = loss.place, self._turns[loss.place]
-        for row, member in enumerate(loss.members):
-            self._laid[member] = ray.put(pack(tree.slice(rows, row, row + 1)))
+        self._lay(loss.members, rows)
         self._remake(place)
         back: list[Message] = [("shard", ()), ("restore", (pack(rows),)), ("restart", (generation,))]
         turn.left, turn.answers = deque([*back, *turn.graft, *turn.generation]), {}
 
     def lying_ready(self, members: Sequence[int]) -> Member:
-        """Members as they were laid ready last.
-
-        Raises:
-            ShardLost: the machine on which some of them lay is gone.
-        """
-        references = [self._laid[member] for member in members]
+        """Members as they were laid ready last; from `rescue` where the machine on which some of them lay is gone."""
         try:
-            found = ray.get(references, timeout=ARRIVAL)
+            found = ray.get([self._laid[member] for member in members], timeout=ARRIVAL)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            raise ShardLost("a machine on which members lay ready is gone") from None
+            rescued = self.rescue(list(members))
+            self._lay(members, rescued)
+            return rescued
         return tree.concatenate([unpack(rows, self._like) for rows in found])
 
     def blank(self) -> Member:
@@ -173,11 +177,7 @@ class AsyncRayExecutor(RayExecutor):
         return tree.map(lambda leaf: leaf.new_zeros((len(self._home), *leaf.shape[1:])), self._like)
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:
-        """Members as they were laid ready last, and as grafts since then leave them.
-
-        Raises:
-            ShardLost: the machine on which some of them lay is gone.
-        """
+        """Members as they were laid ready last, and as grafts since then leave them."""
         wanted = members.tolist()
         parts, order = [], []
         for place, all_here in enumerate(self.parts):
@@ -201,6 +201,10 @@ class AsyncRayExecutor(RayExecutor):
         """Sends every shard its members."""
         super().restore(member)
         self._lay_everyone()
+
+    def _lay(self, members: Sequence[int], rows: Member) -> None:
+        for row, member in enumerate(members):
+            self._laid[member] = ray.put(pack(tree.slice(rows, row, row + 1)))
 
     def _lay_everyone(self) -> None:
         for shard in self.shards:

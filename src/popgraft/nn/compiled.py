@@ -21,10 +21,11 @@ def pack(
 ) -> Float[Tensor, "pop gates n"]:
     """The weights in the order and precision in which the loop reads them."""
     pop, gates, hidden = weight_hh.shape
-    n_in, dtype = weight_ih.shape[-1], _units(weight_hh)
-    panels = weight_hh.new_empty(pop, gates, _even(n_in, dtype) + hidden, dtype=dtype)
+    n_in, rounding = weight_ih.shape[-1], factors(weight_hh) == torch.bfloat16 and native().rounds
+    room = n_in + n_in % 2 if rounding else n_in  # factors in bfloat16 come in pairs
+    panels = weight_hh.new_empty(pop, gates, room + hidden, dtype=torch.bfloat16 if rounding else None)
     ih, hh = weight_ih.flatten(1), weight_hh.flatten(1)
-    call("lstm_pack", (ih, hh, panels), (pop, hidden, n_in, ih.stride(0), hh.stride(0), dtype == torch.bfloat16))
+    call("lstm_pack", (ih, hh, panels), (pop, hidden, n_in, ih.stride(0), hh.stride(0), rounding))
     return panels
 
 
@@ -54,17 +55,6 @@ def unroll(
     return y, last
 
 
-def _units(weight: Tensor) -> torch.dtype:
-    """Type of the factors of all products with these recurrent weights, as long as the processor has such products."""
-    dtype = factors(weight)
-    return dtype if dtype != torch.bfloat16 or native().rounds else weight.dtype
-
-
-def _even(n: int, dtype: torch.dtype) -> int:
-    """Room for n factors: those in bfloat16 come in pairs."""
-    return n + n % 2 if dtype == torch.bfloat16 else n
-
-
 def _forward(
     x: Tensor,
     weight_ih: Tensor,
@@ -78,13 +68,13 @@ def _forward(
     every step, and the last state.
     """
     panels = pack(weight_ih, weight_hh) if panels is None else panels
-    steps, n_in, hidden, dtype = x.shape[:3], x.shape[-1], weight_hh.shape[-1], panels.dtype
-    inputs = x.new_empty(*steps, panels.shape[-1], dtype=dtype)
+    steps, n_in, hidden = x.shape[:3], x.shape[-1], weight_hh.shape[-1]
+    inputs = x.new_empty(*steps, panels.shape[-1], dtype=panels.dtype)
     gates, cell, y = x.new_empty(*steps, 4 * hidden), x.new_empty(*steps, hidden), x.new_empty(*steps, hidden)
     state, start = state.to(x.dtype).contiguous(), start.contiguous()
     last = torch.empty_like(state)
     tensors = x.contiguous(), panels, bias.contiguous(), state, start, inputs, gates, cell, y, last
-    call("lstm_forward", tensors, (*steps, hidden, n_in, dtype == torch.bfloat16))
+    call("lstm_forward", tensors, (*steps, hidden, n_in, panels.dtype == torch.bfloat16))
     return weight_ih, weight_hh, state, start, inputs, gates, cell, y, last
 
 

@@ -38,6 +38,7 @@ class AsyncTraining(Training):
     schedule: Schedule
 
     def _start(self) -> None:
+        self.executor.rescue = self._from_disk
         super()._start()
         self._saved, self._measured = self.state.generation, -1
         for members in self.executor.parts:
@@ -131,18 +132,18 @@ class AsyncTraining(Training):
         if loss.times == ATTEMPTS:
             raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in one generation, so the run ends")
         logger.warning("%s; making it anew", loss.error)
-        try:
-            rows, where = self.executor.lying_ready(loss.members), "the beginning of the generation they were in"
-        except ShardLost:
-            rows, where = self._from_disk(loss.members)
-        self.executor.replace(loss, int(self.state.rounds.sum()), rows)
-        self.tell_event("lost", f"{loss.error}; members {loss.members} are rebuilt, and go on from {where}")
+        self.executor.replace(loss, int(self.state.rounds.sum()), self.executor.lying_ready(loss.members))
+        self.tell_event("lost", f"{loss.error}; members {loss.members} are rebuilt, and begin their generation again")
 
-    def _from_disk(self, members: list[int]) -> tuple[Member, str]:
+    def _from_disk(self, members: list[int]) -> Member:
+        """Members whose machine is gone, as the newest snapshot has them."""
         self.background.wait()
         point = newest_point(self.run.folder, logger.warning)
         assert point is not None, "a run that recovers begins with a point"
         tensors = read_point(self, *point, self.executor.blank())
-        rows = tree.gather(tensors["member"], torch.tensor(members))
+        rows: Member = tree.gather(tensors["member"], torch.tensor(members))
         self.state.age[members] = rows.age
-        return rows, f"snapshot {point[0]}"
+        text = f"the machine on which members {members} lay ready is gone; they go on from snapshot {point[0]}"
+        logger.warning("%s", text)
+        self.tell_event("lost", text)
+        return rows

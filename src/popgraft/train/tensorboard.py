@@ -5,8 +5,10 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter
 
 from popgraft.disk import reason
 from popgraft.errors import StoreError
@@ -25,19 +27,22 @@ class TensorBoard(Observer):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, FileWriter] = {}
 
     def on_start(self, plan: Plan) -> None:
         """Opens the event files."""
         with self._writing():
             for place in (*places(plan.config.pbt.population_size), POPULATION):
-                self._writers[place] = SummaryWriter(str(self._folder / place))
+                self._writers[place] = FileWriter(str(self._folder / place))
 
     def on_generation(self, generation: Generation) -> None:
         """Writes every update of every member, and the population's scores."""
+        points: dict[tuple[str, int], list[Any]] = {}  # an event each: it costs more than the values in it
+        for place, tag, value, step in scalars(generation):
+            points.setdefault((place, step), []).append(Summary.Value(tag=tag, simple_value=value))
         with self._writing():
-            for place, tag, value, step in scalars(generation):
-                self._writers[place].add_scalar(tag, value, step)
+            for (place, step), values in points.items():
+                self._writers[place].add_summary(Summary(value=values), step)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every event file, with everything in it that has been written so far."""
@@ -65,7 +70,7 @@ class TensorBoard(Observer):
             try:
                 writer.close()
             except OSError as error:
-                logger.warning("the event file in %s may lack its end: %s", writer.log_dir, reason(error))
+                logger.warning("the event file in %s may lack its end: %s", writer.get_logdir(), reason(error))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
