@@ -68,16 +68,16 @@ def mib(trials: Sequence[Results]) -> str:
 def peers(results: Results) -> str:
     """The reference work, beside other libraries
 
-    What × means: popgraft with as many agents, and popgraft with 32, divided by the row, in the same round.
+    What × means: popgraft with as many agents, with 32, and with 32 in bfloat16, divided by the row, in the same round.
     """
-    one, many = results["popgraft|1"], results.get("popgraft|32", [])
+    one, larger = results["popgraft|1"], [results.get(f"popgraft{kind}|32", []) for kind in ("", ", bfloat16")]
     rows, failures = [], []
     for key, trials in results.items():
         name, agents = key.split("|")
         same = ratios(results.get(f"popgraft|{agents}", one), trials)
-        largest = ratios(many, trials) if int(agents) == 8 else []
+        more = [spread(ratios(many, trials) if int(agents) == 8 else [], ".1f") for many in larger]
         processes = column(trials, "processes")
-        cells = [spread(column(trials, "steps_per_second")), spread(same, ".1f"), spread(largest, ".1f"), mib(trials)]
+        cells = [spread(column(trials, "steps_per_second")), spread(same, ".1f"), *more, mib(trials)]
         rows.append([name, agents, *cells, f"{max(processes):.0f}" if processes else "–"])
         failures += [f"- {name}, {agents}: {trial['error']}" for trial in trials if "error" in trial]
     versions = {
@@ -88,7 +88,8 @@ def peers(results: Results) -> str:
         if name not in ("torch", "gymnasium", "numpy", "stable-baselines3")
     }
     known = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-    header = ["", "agents", "steps/s, all agents", "× as many here", "× 32 here", "MiB, peak / held", "processes"]
+    header = ["", "agents", "steps/s, all agents", "× as many here", "× 32 here", "× 32 in bfloat16"]
+    header += ["MiB, peak / held", "processes"]
     return "\n".join([table(header, rows), "", f"Peers: {known}.", *failures])
 
 

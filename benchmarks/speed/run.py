@@ -116,6 +116,8 @@ def peers(args: argparse.Namespace) -> Any:
 
     for agents in (1,) if args.quick else (1, 8, 32):
         measures[f"popgraft|{agents}"] = lambda agents=agents: own(population=agents, seconds=args.seconds)
+    if not args.quick:
+        measures["popgraft, bfloat16|32"] = lambda: own(population=32, agent="bfloat16", seconds=args.seconds)
     for name, (peer, extra, sizes) in ROWS.items():
         if peer in (["sb3_by_hand"] if args.quick else args.peers):
             for agents in (1,) if args.quick else sizes:

@@ -317,7 +317,7 @@ def test_members_of_a_machine_that_is_gone_come_from_disk(asks_first, monkeypatc
         rows = [ray.get(executor._laid[member]) for member in (2, 3)]
         executor._laid.update(zip((2, 3), ray.get(holder.hold.remote(rows)), strict=True))
         ray.kill(holder)
-        with pytest.raises(ray.exceptions.OwnerDiedError):
+        with contextlib.suppress(ray.exceptions.OwnerDiedError):  # which takes a moment
             while True:
                 ray.get(executor._laid[2])
                 time.sleep(0.1)

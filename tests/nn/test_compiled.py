@@ -133,8 +133,8 @@ def test_rounding_changes_little(time, batch, hidden):
         for ours, expected in zip(found, theirs(*given[1:], member), strict=True):
             # A factor is off by 2⁻⁹ of itself at most; sums of many and steps in time keep about that share.
             assert (ours[member] - expected).norm() < 2**-7 * expected.norm()
-    if hidden >= 32:
-        assert all((ours != expected).any() for ours, expected in zip(found[2:], exact[2:], strict=True))
+    if hidden >= 32 and native().rounds:
+        assert all((ours != expected).any() for ours, expected in zip(found, exact, strict=True))
 
 
 @compiled
