@@ -96,6 +96,18 @@ def test_steps_of_members_that_are_behind_count(config: Path) -> None:
     assert cells[6:8] == ["1 of 1", "256"]
 
 
+def test_what_is_written_late_does_not_shorten_a_run(config: Path) -> None:
+    """After a pause, members that were behind end the first two generations, the second one last."""
+    path = make("apart", config, 9.0, [1.0, 2.0, 3.0])
+    with RunDatabase(RunFolder(path).database) as database:
+        connection = database._connection
+        connection.execute("INSERT INTO events VALUES (1030, NULL, 'stopped', 'interrupted')")
+        for number, ended in enumerate((4615, 4640, 4630)):
+            connection.execute("UPDATE metrics SET time = ? WHERE generation = ?", (ended, number))
+        connection.commit()
+    assert course(Run(path)).seconds == [30 + 5, 30 + 30, 30 + 20]
+
+
 def test_what_cannot_be_compared_is_named(config: Path) -> None:
     make("c", config, None, [1.0])
     unfinished = popgraft("compare", "c")

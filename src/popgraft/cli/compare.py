@@ -13,6 +13,7 @@ from popgraft.cli.picture import save
 from popgraft.cli.progress import clock
 from popgraft.cli.table import table
 from popgraft.config import flat_config
+from popgraft.dashboard.data import elapsed
 from popgraft.errors import StoreError
 from popgraft.store import RunDatabase
 from popgraft.train import Run, readable
@@ -95,7 +96,8 @@ def course(run: Run) -> Course:
             f"{run.path} has no final score, because its training has not ended; run: popgraft resume {run.path}"
         )
     with RunDatabase(run.folder.database, read_only=True) as database:
-        scores, ends, begins = database.scores(), database.metrics(), database.sessions()
+        scores, ends = database.scores(), [record.time for record in database.metrics()]
+        begins, written = [session.time for session in database.sessions()], [event.time for event in database.events()]
     sign = 1 if run.config.pbt.metric_mode == "max" else -1
     best: dict[int, float] = {}
     steps: dict[int, int] = {}
@@ -106,13 +108,7 @@ def course(run: Run) -> Course:
         taken[record.member], steps[record.generation] = record.steps, everybody
         known = best.get(record.generation, -sign * np.inf)
         best[record.generation] = max(known, record.score, key=lambda x: -np.inf if np.isnan(x) else sign * x)
-    seconds, total, last = [], 0.0, 0.0
-    for end in ends:
-        last = max(
-            [last, *(begin.time for begin in begins if begin.time < end.time)]
-        )  # a run that stood still in between
-        total, last = total + end.time - last, end.time
-        seconds.append(total)
+    seconds = elapsed(begins, ends + written, ends)
     return Course(run.summary["final_score"], list(steps.values()), seconds, list(best.values()))
 
 
@@ -142,7 +138,7 @@ def draw(groups: Sequence[Group], threshold: float | None, path: Path) -> None:
         length = min(len(run.steps) for run in group.runs)
         scores = np.array([run.best[:length] for run in group.runs])
         mean, low, high = np.array([interquartile_interval(each, DRAWN) for each in scores.T]).T
-        steps = group.runs[0].steps[:length]
+        steps = np.median([run.steps[:length] for run in group.runs], axis=0)
         curves.plot(steps, mean, label=group.name)
         curves.fill_between(steps, low, high, alpha=0.15, linewidth=0)
         mean, low, high = interquartile_interval(group.finals)

@@ -1,10 +1,11 @@
 """What a run has left in its folder, as arrays over generations and members."""
 
+import bisect
 import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,9 @@ class RunData:
     @property
     def seconds(self) -> float:
         """Time spent on training, over all processes that took part; NaN where it is not known."""
-        limits = [session.time for session in self.sessions] + [math.inf]
-        spent = []
-        for began, over in itertools.pairwise(limits):
-            times = [*self.ended, *(event.time for event in self.events)]
-            spent.append(max((time for time in times if began <= time < over), default=began) - began)
-        return sum(spent) if self.sessions else math.nan
+        times = [time for time in (*self.ended, *(event.time for event in self.events)) if math.isfinite(time)]
+        begins = [session.time for session in self.sessions]
+        return elapsed(begins, times, [max(times + begins)])[0] if begins else math.nan
 
 
 def read(path: str | Path | Run) -> RunData:
@@ -248,6 +246,21 @@ def read(path: str | Path | Run) -> RunData:
         found=found,
         replay=_replay(run.path / FOLDER / FILE),
     )
+
+
+def elapsed(begins: Sequence[float], written: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Seconds for which a run had been training at some moments.
+
+    Args:
+        begins: when processes began to train it, in order.
+        written: when something was written: a process has trained until the last time before another one began.
+        moments: times like these.
+    """
+    before = [0.0]
+    for began, over in itertools.pairwise(begins):
+        before.append(before[-1] + max((time for time in written if began <= time < over), default=began) - began)
+    sessions = [max(bisect.bisect_right(begins, moment) - 1, 0) for moment in moments]
+    return [before[i] + moment - begins[i] for i, moment in zip(sessions, moments, strict=True)]
 
 
 def quartiles(values: Float[Array, "row pop"]) -> Float[Array, "3 row"]:
