@@ -74,10 +74,11 @@ def test_ratios_are_those_of_a_round(run: ModuleType) -> None:
         "popgraft|1": [measured(1)],
         "popgraft|8": [measured(speed) for speed in (1000, 6000, 3000)],
         "popgraft|32": [measured(speed) for speed in (2000, 12000, 6000)],
+        "popgraft, bfloat16|32": [measured(speed) for speed in (3000, 18000, 9000)],
         "Peer|8": [measured(speed) for speed in (100, 200, 250)],
     }
     text = run.report.peers(results)
-    row = "| Peer | 8 | 200 (100–250) | 12.0 (10.0–30.0) | 24.0 (20.0–60.0) | 50 / 40 | 1 |"
+    row = "| Peer | 8 | 200 (100–250) | 12.0 (10.0–30.0) | 24.0 (20.0–60.0) | 36.0 (30.0–90.0) | 50 / 40 | 1 |"
     assert row in text
 
 

@@ -77,8 +77,13 @@ def test_a_model_on_the_zoos_tasks(
     tiny = {"steps": 64, "n_envs": 2, "n_steps": 32, "n_epochs": 1, "batch_size": 32}
     monkeypatch.setitem(benchmark.TASKS, "pendulum", benchmark.TASKS["pendulum"] | tiny)
     monkeypatch.setattr(benchmark, "EPISODES", 2)
+    monkeypatch.setattr(benchmark, "LOOKS", 2)
     assert benchmark.main(["pendulum", "--algorithm", algorithm, "--seeds", "2", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / f"sb3_pendulum_{algorithm}_0.json").read_text())
     assert [run["seed"] for run in result["runs"]] == [0, 1]
-    assert all(-2000 < run["mean"] < 0 for run in result["runs"])
-    assert capsys.readouterr().out.startswith(f"| pendulum | {algorithm} | 2 |")
+    for run in result["runs"]:
+        assert all(-2000 < each["mean"] < 0 for each in (run, run["best"]))
+        assert run["best"]["steps"] in (32, 64)
+    at_the_end, best = capsys.readouterr().out.splitlines()
+    assert at_the_end.startswith(f"| pendulum | {algorithm} | at the end | 2 |")
+    assert best.startswith(f"| pendulum | {algorithm} | best | 2 |")
