@@ -164,6 +164,7 @@ def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -
     assert told == [("stopped", 8), ("resumed", 6)]
 
 
+@pytest.mark.slow
 def test_shards_in_processes_are_resumed_too(make: Make) -> None:
     straight = train(make("straight", execute__shards=2))
     run = interrupted(make("broken", execute__shards=2), updates=15)
