@@ -114,7 +114,7 @@ def test_who_takes_a_lost_ones_place_repeats_its_generation(configured, initial)
         loss = actors.next(lambda _: None, lambda: False)
         assert isinstance(loss, Loss)
         assert (loss.place, loss.members, loss.times) == (1, [2, 3], 1)
-        actors.replace(loss, 9, actors.lying_ready([2, 3]))
+        actors.replace(loss, 9)
         part = actors.next(lambda _: None, lambda: False)
         assert part.members.tolist() == [2, 3]
         assert part.advance.metrics["value_loss"].shape == (2, 2)

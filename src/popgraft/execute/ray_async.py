@@ -20,7 +20,7 @@ from popgraft.errors import ShardLost
 from popgraft.execute.base import Part, assembled
 from popgraft.execute.inherit import MOMENTUM, overwrite_
 from popgraft.execute.ray import RayExecutor
-from popgraft.execute.ray_actor import Reference, donated, pack, unpack
+from popgraft.execute.ray_actor import Reference, Rows, donated, pack, unpack
 from popgraft.execute.worker import Message
 from popgraft.state import Decision, Member, Record
 
@@ -138,8 +138,7 @@ class AsyncRayExecutor(RayExecutor):
         donors = {int(decision.parents[heir]) for heir in heirs} & self._home.keys()  # the record is nobody's
         own = sorted(donors & set(members))
         others = sorted(donors - set(own))
-        if others:
-            self.lying_ready(others)  # what is gone is replaced here, not missed over there
+        self._fetched(others)  # what is gone is replaced here, not missed over there
         given = [([donor], self._laid[donor]) for donor in others]
         if record is not None:
             given.append(([len(decision.parents)], ray.put(pack(record.state))))
@@ -148,29 +147,22 @@ class AsyncRayExecutor(RayExecutor):
             take = ("take", ([ray.put(decision)], own, given, generation))
             self._turns[place].graft = [take, ("lay", (changed,))]
 
-    def replace(self, loss: Loss, generation: int, rows: Member) -> None:
-        """Puts a new actor in the place of a lost one; it begins again what the lost one was at.
+    def replace(self, loss: Loss, generation: int) -> None:
+        """Puts a new actor in the place of a lost one; it begins again what the lost one was at, with what lies ready.
 
         Args:
             loss: what was lost.
             generation: names its fresh seats.
-            rows: its members, as they were when they were laid ready last.
         """
         place, turn = loss.place, self._turns[loss.place]
-        self._lay(loss.members, rows)
+        rows = self.lying_ready(loss.members)
         self._remake(place)
         back: list[Message] = [("shard", ()), ("restore", (pack(rows),)), ("restart", (generation,))]
         turn.left, turn.answers = deque([*back, *turn.graft, *turn.generation]), {}
 
     def lying_ready(self, members: Sequence[int]) -> Member:
         """Members as they were laid ready last; from `rescue` where the machine on which some of them lay is gone."""
-        try:
-            found = ray.get([self._laid[member] for member in members], timeout=ARRIVAL)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            rescued = self.rescue(list(members))
-            self._lay(members, rescued)
-            return rescued
-        return tree.concatenate([unpack(rows, self._like) for rows in found])
+        return tree.concatenate([unpack(rows, self._like) for rows in self._fetched(members)])
 
     def blank(self) -> Member:
         """A population of the right structure, all zeros."""
@@ -202,9 +194,19 @@ class AsyncRayExecutor(RayExecutor):
         super().restore(member)
         self._lay_everyone()
 
-    def _lay(self, members: Sequence[int], rows: Member) -> None:
+    def _fetched(self, members: Sequence[int]) -> list[Rows]:
+        """`lying_ready`, packed one by one."""
+        try:
+            return self._get(members)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            rescued = self.rescue(list(members))
         for row, member in enumerate(members):
-            self._laid[member] = ray.put(pack(tree.slice(rows, row, row + 1)))
+            self._laid[member] = ray.put(pack(tree.slice(rescued, row, row + 1)))
+        return self._get(members)
+
+    def _get(self, members: Sequence[int]) -> list[Rows]:
+        found: list[Rows] = ray.get([self._laid[member] for member in members], timeout=ARRIVAL)
+        return found
 
     def _lay_everyone(self) -> None:
         for shard in self.shards:

@@ -162,8 +162,8 @@ INLINE int pack(int rounding, const float *weight_ih, const float *weight_hh, un
     return !rows;
 }
 
-/* weight_ih [pop, 4H, n_in] and weight_hh [pop, 4H, H], whose members lie `apart` numbers. Out: panels [pop, 4H, units of
- * n_in and of H], as lstm_forward reads both. */
+/* weight_ih [pop, 4H, n_in] and weight_hh [pop, 4H, H], whose members lie `apart` numbers. Out: panels [pop, 4H, units
+ * of n_in and of H], as lstm_forward reads both. */
 int lstm_pack(const float *weight_ih, const float *weight_hh, void *panels, int64_t pop, int64_t hidden, int64_t n_in,
         int64_t apart_ih, int64_t apart_hh, int64_t rounding) {
     return rounding ? pack(1, weight_ih, weight_hh, panels, pop, hidden, n_in, apart_ih, apart_hh)
@@ -214,9 +214,10 @@ INLINE int forward(int rounding, const float *x, const unit *panels, const float
     return !h_kept;
 }
 
-/* x [pop, time, batch, n_in]; panels as lstm_pack left them; bias [pop, 4H]. start [pop, time, batch]. state [pop, batch, 2H]: h and then c before the
- * first step. Out: inputs [pop, time, batch, units of x and then of h before the step], gates [pop, time, batch, 4H],
- * cell and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after the last step. */
+/* x [pop, time, batch, n_in]; panels as lstm_pack left them; bias [pop, 4H]. start [pop, time, batch]. state
+ * [pop, batch, 2H]: h and then c before the first step. Out: inputs [pop, time, batch, units of x and then of h before
+ * the step], gates [pop, time, batch, 4H], cell and y [pop, time, batch, H], and last [pop, batch, 2H]: the state after
+ * the last step. */
 int lstm_forward(const float *x, const void *panels, const float *bias, const float *state, const uint8_t *start,
         void *inputs, float *gates, float *cell, float *y, float *last, int64_t pop, int64_t time, int64_t batch,
         int64_t hidden, int64_t n_in, int64_t rounding) {

@@ -270,12 +270,8 @@ class MlpLstmPolicy(BasePolicy):
     ) -> Unrolled:
         """Runs sequences [sequences · time, ...], one behind the other."""
         batch = {key: x.unflatten(0, (sequences, -1)).transpose(0, 1).unsqueeze(0) for key, x in obs.items()}
-        known = self.member.normalizer.obs
-        flat = {key: x.flatten(1, 2) if key in known else x for key, x in batch.items()}
-        seen = {
-            key: x.unflatten(1, batch[key].shape[1:3]) if key in known else x
-            for key, x in self._actor.normalized(flat).items()
-        }
+        flat = self._actor.normalized({key: x.flatten(1, 2) for key, x in batch.items()})
+        seen = {key: x.unflatten(1, batch[key].shape[1:3]) for key, x in flat.items()}
         start = starts.to(self.device).bool().view(sequences, -1).T.unsqueeze(0)
         if states is None:
             carry = torch.zeros(1, sequences, self.network.state_size, device=self.device)

@@ -132,7 +132,7 @@ class AsyncTraining(Training):
         if loss.times == ATTEMPTS:
             raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in one generation, so the run ends")
         logger.warning("%s; making it anew", loss.error)
-        self.executor.replace(loss, int(self.state.rounds.sum()), self.executor.lying_ready(loss.members))
+        self.executor.replace(loss, int(self.state.rounds.sum()))
         self.tell_event("lost", f"{loss.error}; members {loss.members} are rebuilt, and begin their generation again")
 
     def _from_disk(self, members: list[int]) -> Member:
