@@ -99,3 +99,17 @@ def test_the_default_agent_is_held_against_its_operations(run: ModuleType) -> No
     }
     # 2.5 times the time for twice the operations.
     assert "2.50 × the reference's; its operations predict 2.00: 1.25 of the prediction" in run.report.agent(results)
+
+
+def test_shares_are_those_of_each_run(run: ModuleType) -> None:
+    results = {
+        "graft": [{"milliseconds": 4.6, "recipients": 8}],
+        "shares": [{"whole": 10.0, "advance": 5.0, "evaluation": 4.0}],
+        "shares of reference": [{"whole": 100.0, "advance": 95.0, "evaluation": 4.0}],
+    }
+    text = run.report.overhead(results)
+    assert "| advance | 50.00 | 95.00 |" in text
+    assert "| evaluation | 40.00 | 4.00 |" in text
+    text = run.report.overhead(results | {"shares of reference": [{"error": "out of memory"}]})
+    assert "- shares of reference: out of memory" in text
+    assert "| evaluation | 40.00 | – |" in text

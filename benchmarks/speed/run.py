@@ -211,7 +211,10 @@ def overhead(args: argparse.Namespace) -> Any:
         1 if args.quick else args.repetitions,
         {
             "graft": lambda: own(kind="graft", population=size),
-            "shares": lambda: ask(sys.executable, HERE / "score.py", {"kind": "shares", **few}),
+            **{
+                kind: lambda k=kind: ask(sys.executable, HERE / "score.py", {"kind": k, **few})
+                for kind in ("shares", "shares of reference")
+            },
         },
     )
 

@@ -30,6 +30,16 @@ sys.path.append(str(ROOT / "benchmarks/learning"))
 from sb3 import TASKS, Hidden  # noqa: E402
 
 QUICKSTART = ROOT / "configs/quickstart.yaml"
+REFERENCE = ROOT / "benchmarks/speed/workload.yaml"
+EVOLVING = {
+    "pbt.population_size": 16,
+    "pbt.perturbation_interval": 25,
+    "pbt.exploit_method": "truncation",
+    "pbt.hyperparams": [{"name": "learning_rate", "min_value": 1e-4, "max_value": 3e-3, "is_log_scale": True}],
+    "evaluation.max_steps": 500,
+    "total_timesteps": 6 * 25 * 16 * 2048,
+}
+"""The reference work as a population that evolves: six generations of 25 updates, 51,200 environment steps a member."""
 THRESHOLDS = {"quickstart": 475.0, "RecurrentPPO": 450.0, "DistributionalPPO": 450.0}
 """Mean return of ten episodes that ends the clock."""
 EPISODES, INTERVAL = 10, 2560
@@ -77,12 +87,11 @@ def quickstart(seed: int, steps: int | None) -> dict[str, Any]:
     return {"training": clock.training, "whole": clock.whole, "steps": done, "passed": best >= threshold}
 
 
-def shares(seed: int, steps: int | None) -> dict[str, Any]:
-    """Seconds of the loop's own calls in a whole quickstart, as the loop's process sees them; shards do the work."""
+def shares(config: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the loop's own calls in a whole run, as the loop's process sees them; shards do the work."""
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = {"seed": seed, "run_dir": f"{folder}/run", **_steps(steps)}
-        profile.runcall(popgraft.train, QUICKSTART, overrides)
+        profile.runcall(popgraft.train, config, overrides | {"run_dir": f"{folder}/run"})
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     spent: dict[tuple[str, str], float] = {}
     for (file, _, name), row in stats.items():
@@ -152,13 +161,17 @@ def measure(kind: str, seed: int = 0, steps: int | None = None) -> dict[str, Any
     """A measurement.
 
     Args:
-        kind: "quickstart", "shares", "RecurrentPPO" or "DistributionalPPO".
+        kind: "quickstart", "RecurrentPPO" or "DistributionalPPO"; "shares" of a quickstart, or "shares of reference".
         seed: of the run.
         steps: environment steps, in place of the usual number.
     """
     torch.set_num_threads(1)
-    if kind in ("quickstart", "shares"):
-        return {"quickstart": quickstart, "shares": shares}[kind](seed, steps)
+    if kind == "quickstart":
+        return quickstart(seed, steps)
+    if kind == "shares":
+        return shares(QUICKSTART, {"seed": seed, **_steps(steps)})
+    if kind == "shares of reference":
+        return shares(REFERENCE, EVOLVING | {"seed": seed, **_steps(steps)})
     return model(kind, seed, steps)
 
 
