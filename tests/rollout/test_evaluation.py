@@ -187,6 +187,22 @@ def test_a_failure_after_the_last_episode_is_over_does_not_count(play, monkeypat
     assert scores.faults == {}
 
 
+@pytest.mark.parametrize("next_step", [False, True])
+def test_who_has_finished_is_not_played_any_further(play, next_step):
+    class Counted(Known):
+        def step(self, action):
+            steps[self.seed] = steps.get(self.seed, 0) + 1
+            return super().step(action)
+
+    policy, member, grid = play(Counted, 2, 4, next_step)
+    for _ in range(2):  # the second time too: whoever rests does so until the next reset
+        steps = {}
+        scores = evaluate(policy, member, grid, [50, 96], True, max_steps=100)
+        assert scores.mean.tolist() == [2.5, 8.5]
+        assert max(steps[seed] for seed in range(50, 54)) == 4
+        assert steps[99] == 10
+
+
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
 def test_a_reward_that_is_not_finite_gives_no_finite_score(play, reward):
     class Odd(Known):

@@ -92,6 +92,9 @@ class SeededGrid(Grid):
             seeds: a seed for each of them.
         """
 
+    def rest(self, rows: Sequence[int]) -> None:
+        """Allows some members' environments to stand still until their next reset; what steps say of them is void."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Releases the processes and memory of all environments."""

@@ -98,7 +98,9 @@ def _play(
         playing &= (step.terminated | step.truncated).logical_not()
         for place in grid.failures:
             playing[place] = False
-        if not playing.any():
+        busy = playing.any(1).tolist()
+        if not any(busy):
             break
+        grid.rest([place for place in range(pop) if not busy[place]])
     faults = {place: text for place, text in grid.failures.items() if total[place].isnan().any()}
     return total.cpu(), faults

@@ -59,6 +59,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._envs: list[MemberEnv | None] = [first]
         self._envs += [self._remade() for _ in range(1, pop)]
         self._unready = set(range(pop))
+        self._resting: set[int] = set()
 
         self.observations = self._arrays(self.spaces.obs)
         final_observations = self._arrays(self.spaces.obs)
@@ -91,6 +92,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
             self.failures.pop(row, None)
             self._ended[row] = False
             self._unready.discard(row)
+            self._resting.discard(row)
             for wrapper in self._wrappers:
                 wrapper.reset(row, int(seed))
             self.playing = (row, time.monotonic())
@@ -135,6 +137,14 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._blank_failures()
         return result
 
+    def rest(self, rows: Sequence[int]) -> None:
+        """Leaves some members' environments alone until their next reset."""
+        result = self._transition
+        for row in set(rows) - self._resting:
+            self._resting.add(row)
+            for values in (result.reward, result.terminated, result.truncated, self._ended):
+                values[row] = 0
+
     def close(self) -> None:
         """Releases the processes and memory of all environments."""
         for env in self._envs:
@@ -144,17 +154,18 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._envs = [None] * self.pop
 
     def _step_members(self, actions: np.ndarray, result: Transition) -> list[Any]:
-        """Steps all members; returns their replaced terminal observations."""
+        """Steps all members who do not rest; returns their replaced terminal observations."""
         reward, terminated, truncated = result.reward, result.terminated, result.truncated
         finals: list[Any] = [None] * self.pop
-        for row, env in enumerate(self._envs):
-            if env is not None:
+        rows = [row for row in range(self.pop) if row not in self._resting]
+        for row in rows:
+            if (env := self._envs[row]) is not None:
                 try:
                     env.send(actions[row])
                 except Exception as error:
                     self._fail(row, error)
-        for row, env in enumerate(self._envs):
-            if env is not None:
+        for row in rows:
+            if (env := self._envs[row]) is not None:
                 self.playing = (row, time.monotonic())
                 try:
                     raw, reward[row], terminated[row], truncated[row], finals[row] = env.receive()
