@@ -304,34 +304,6 @@ def test_an_actor_that_is_lost_again_and_again_ends_the_run(monkeypatch, tmp_pat
     check_complete(resume(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("asks_first", ["the actor in its place", "a snapshot"])
-def test_members_of_a_machine_that_is_gone_come_from_disk(asks_first, monkeypatch, tmp_path):
-
-    class Holder:
-        def hold(self, rows):
-            return [ray.put(each) for each in rows]
-
-    def lose_the_machine(executor):
-        """What an actor holds in its own name is lost with it."""
-        holder = ray.remote(num_cpus=0)(Holder).remote()
-        rows = [ray.get(executor._laid[member]) for member in (2, 3)]
-        executor._laid.update(zip((2, 3), ray.get(holder.hold.remote(rows)), strict=True))
-        ray.kill(holder)
-        with contextlib.suppress(ray.exceptions.OwnerDiedError):  # which takes a moment
-            while True:
-                ray.get(executor._laid[2])
-                time.sleep(0.1)
-        if asks_first == "a snapshot":
-            assert len(executor.export(torch.arange(4)).params) == 4
-        send(signal.SIGKILL, 1)(executor)
-
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"], observer=InUpdate(monkeypatch, lose_the_machine))
-    texts = losses(run)
-    assert any("lay ready is gone; they go on from snapshot generation_" in text for text in texts)
-    assert any("members [2, 3] are rebuilt" in text for text in texts)
-    assert run.is_finished
-
-
 def test_a_run_goes_on_where_every_shard_was(tmp_path):
     """Also with more shards; in step only where all have come equally far."""
     half = CONFIG["total_timesteps"] // 2
@@ -346,3 +318,33 @@ def test_a_run_goes_on_where_every_shard_was(tmp_path):
     check_complete(run)
     after = {(score.generation, score.member): score.score for score in run.scores}
     assert all(after[generation, member] == score for generation, member, score in before)
+
+
+def test_who_fails_before_anybody_has_a_score_waits_for_a_rescue(tmp_path):
+    """The first shard that has trained for a generation is the one whose environment fails."""
+
+    def factory(num_envs):
+        import gymnasium
+
+        class Failing(gymnasium.vector.VectorWrapper):
+            def step(self, actions):
+                raise RuntimeError("once only")
+
+        class Slow(gymnasium.vector.VectorWrapper):
+            def step(self, actions):
+                time.sleep(0.05)
+                return super().step(actions)
+
+        envs = gymnasium.make_vec("CartPole-v1", num_envs=num_envs)
+        try:
+            (tmp_path / "failed").touch(exist_ok=False)
+        except FileExistsError:
+            return Slow(envs)
+        return Failing(envs)
+
+    config = {**CONFIG, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
+    run = train(config, {"execute.shards": 4}, factory=factory)
+    assert run.is_finished
+    told = [event.kind for event in run.events if event.kind in ("environment", "waiting", "rescue")]
+    assert told[:2] == ["environment", "waiting"]
+    assert told[-1] == "rescue"

@@ -164,6 +164,11 @@ class AsyncRayExecutor(RayExecutor):
         """Members as they were laid ready last; from `rescue` where the machine on which some of them lay is gone."""
         return tree.concatenate([unpack(rows, self._like) for rows in self._fetched(members)])
 
+    def is_to_inherit(self, member: int) -> bool:
+        """Whether a member becomes somebody else by a graft that has not been carried out yet."""
+        graft = self._turns[self._home[member]].graft
+        return bool(graft) and member in ray.get(graft[0][1][0][0]).reasons
+
     def blank(self) -> Member:
         """A population of the right structure, all zeros."""
         return tree.map(lambda leaf: leaf.new_zeros((len(self._home), *leaf.shape[1:])), self._like)
@@ -196,16 +201,21 @@ class AsyncRayExecutor(RayExecutor):
 
     def _fetched(self, members: Sequence[int]) -> list[Rows]:
         """`lying_ready`, packed one by one."""
-        try:
-            return self._get(members)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            rescued = self.rescue(list(members))
-        for row, member in enumerate(members):
-            self._laid[member] = ray.put(pack(tree.slice(rescued, row, row + 1)))
-        return self._get(members)
+        found = {member: self._get(member) for member in members}
+        gone = [member for member, rows in found.items() if rows is None]
+        if gone:
+            rescued = self.rescue(gone)
+            for row, member in enumerate(gone):
+                found[member] = pack(tree.slice(rescued, row, row + 1))
+                self._laid[member] = ray.put(found[member])
+        return [rows for member in members if (rows := found[member]) is not None]
 
-    def _get(self, members: Sequence[int]) -> list[Rows]:
-        found: list[Rows] = ray.get([self._laid[member] for member in members], timeout=ARRIVAL)
+    def _get(self, member: int) -> Rows | None:
+        """A member that lies ready; None where it is gone, or does not arrive."""
+        try:
+            found: Rows = ray.get(self._laid[member], timeout=ARRIVAL)
+        except ray.exceptions.RayError:
+            return None
         return found
 
     def _lay_everyone(self) -> None:

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config
-from popgraft.errors import ShardLost
+from popgraft.errors import PopulationLost, ShardLost
 from popgraft.execute import Part
 from popgraft.execute.inherit import MOMENTUM
 from popgraft.pbt import Schedule
@@ -77,7 +77,16 @@ class AsyncTraining(Training):
         for age in state.age[members].unique().tolist():
             deciding = members[state.age[members] == age]
             compared, heirs = self._comparable(age, deciding)
-            one = self.schedule(number, state.known, state.hyperparams, state.record, compared, deciding, heirs)
+            try:
+                one = self.schedule(number, state.known, state.hyperparams, state.record, compared, deciding, heirs)
+            except PopulationLost:
+                if not self._at_work.any():
+                    raise
+                names = ", ".join(str(member) for member in deciding.tolist())
+                text = f"no healthy member has been scored yet, so nobody takes the place of member {names}"
+                self.tell_event("waiting", text, int(state.rounds[deciding[0]]))
+                number += len(deciding)
+                continue
             decision.parents[deciding] = one.parents[deciding]
             decision.reasons.update(one.reasons)
             for name, values in one.hyperparams.items():
@@ -91,12 +100,17 @@ class AsyncTraining(Training):
         Where no scored one is healthy, members of any age: somebody must rescue.
         """
         state, config = self.state, self.config
-        heirs, scored = state.heirs > 0, (state.heirs == 0) & (state.place_steps > 0)
+        heirs, scored = state.heirs > 0, ~self._at_work
         near = (state.age - age).abs() <= config.execute.max_lag * config.pbt.perturbation_interval
         found = (scored & near).nonzero().flatten()
         if not state.known.mean[found].isfinite().any():
             found = scored.nonzero().flatten()
         return found, int((heirs & near).sum())
+
+    @property
+    def _at_work(self) -> Bool[Tensor, "pop"]:
+        """Who has no score of its own yet: it has never finished a generation, or none as the heir that it is."""
+        return (self.state.heirs > 0) | (self.state.place_steps == 0)
 
     def _graft(self, part: Part, decision: Decision) -> None:
         """Tells the shard what it inherits, and lets it go on."""
@@ -142,7 +156,8 @@ class AsyncTraining(Training):
         assert point is not None, "a run that recovers begins with a point"
         tensors = read_point(self, *point, self.executor.blank())
         rows: Member = tree.gather(tensors["member"], torch.tensor(members))
-        self.state.age[members] = rows.age
+        self.state.go_back([member for member in members if not self.executor.is_to_inherit(member)], tensors)
+        rows.hyperparams = {name: values[members] for name, values in self.state.hyperparams.items()}  # as on record
         text = f"the machine on which members {members} lay ready is gone; they go on from snapshot {point[0]}"
         logger.warning("%s", text)
         self.tell_event("lost", text)

@@ -66,6 +66,11 @@ class RunState:
         return int(self.rounds.sum()) // self.pop
 
     @property
+    def begun(self) -> int:
+        """Generations that the population has completed, rounded up where places differ."""
+        return -(-int(self.rounds.sum()) // self.pop)
+
+    @property
     def best(self) -> float:
         """The best score so far; NaN before the first."""
         return math.nan if self.found is None else float(self.found["score"])
@@ -86,6 +91,14 @@ class RunState:
         self.known = Scores(**{name: column[decision.parents] for name, column in known.items()})
         self.hyperparams, self.age = decision.hyperparams, age[decision.parents]
         self.heirs[decision.recipients] = 1
+
+    def go_back(self, members: list[int], tensors: dict[str, Any]) -> None:
+        """Takes in that members are again what they were in a snapshot, `tensors`, but for their hyperparameters."""
+        rows = torch.tensor(members)
+        then, now = tensors["known"], {name: getattr(self.known, name) for name in KNOWN}
+        self.known = Scores(**{name: now[name].index_put((rows,), then[name][rows]) for name in KNOWN})
+        for name in ("age", "heirs"):
+            getattr(self, name)[rows] = tensors["counts"][name][rows]
 
     def set_record(self, state: Member, found: dict[str, Any]) -> None:
         """Takes in a new best state, a population of one, with its score, standard error, episodes and origin."""
