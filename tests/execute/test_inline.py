@@ -166,11 +166,16 @@ SAID = {
 
 
 @pytest.mark.parametrize("kind", SAID)
-@pytest.mark.parametrize(("normalize", "shards"), [("true", 1), ("false", 3)])
-def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, execute, monkeypatch):
+@pytest.mark.parametrize(
+    ("normalize", "shards", "mode"),
+    [("true", 1, "fresh"), ("false", 3, "fresh"), ("true", 1, "zero"), ("true", 1, "keep")],
+)
+def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, mode, execute, monkeypatch):
     """The second environment of member 1 goes wrong in the second update of the first generation."""
     overrides = [*FACTORY, f"model.normalize_obs={normalize}"]
     overrides += [f"model.normalize_reward={normalize}"]
+    if mode != "fresh":  # healthy members' episodes go on; what is broken begins anew
+        overrides += ["pbt.reset_envs_on_exploit=false", f"pbt.lstm_reset_mode={mode}"]
     config, calm = execute(*overrides, factory=faulty, shards=shards)
     calm.advance(2, never)
     expected = everyone(calm)
@@ -203,6 +208,20 @@ def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, execu
     assert executor.evaluate(8).mean.isfinite().all()
 
 
+def test_without_a_rescue_a_fault_is_over_with_its_episode(execute, monkeypatch):
+    """The recurrent state is lost, and begins anew with the next episode."""
+    overrides = [*FACTORY, "model.normalize_obs=false", "model.normalize_reward=false"]
+    config, _ = execute()
+    monkeypatch.setattr(Faulty, "bad", (derive(config.seed, "environment", 0, 1) + 1,))
+    monkeypatch.setattr(Faulty, "kind", "obs")
+    _, executor = execute(*overrides, factory=faulty)
+    first, second = executor.advance(2, never), executor.advance(20, never)
+    assert first.healthy.tolist() == [True, False, True]
+    assert first.metrics["optimizer_steps"][1, 1] < 4
+    assert second.healthy.all()
+    assert (second.metrics["optimizer_steps"][:, -1] == 4).all()
+
+
 def test_a_fault_in_evaluation_is_that_members_and_passes(execute, monkeypatch):
     _, executor = execute(*FACTORY, factory=faulty, shards=3)
     calm = executor.evaluate(8)
@@ -232,6 +251,7 @@ def test_a_learning_rate_of_zero_stops_the_parameters(execute):
     assert (after["optimizer.step"] > before["optimizer.step"]).all()
 
 
+ATTACKED = "model.adversary={enabled: true, warmup_updates: 0}"
 LIVE = {
     "learning_rate": (5e-3, []),
     "clip_range": (1e-3, []),
@@ -249,6 +269,9 @@ LIVE = {
     "sigma": (0.5, ["model.optimizer=upgd"]),
     "weight_decay": (0.5, ["model.optimizer=adamw"]),
     "vgs_alpha": (9.0, ["model.vgs.enabled=true", "model.vgs.warmup_steps=1"]),
+    "adversarial_epsilon": (0.5, [ATTACKED]),
+    "adversarial_ratio": (1.0, [ATTACKED, "pbt.hyperparams=[{name: adversarial_ratio, values: [0.25, 0.5, 1.0]}]"]),
+    "robust_kl_coef": (9.0, [ATTACKED]),
 }
 """A value that makes a difference, and settings under which the number is used."""
 PID = ["model.kl_penalty=true", "model.target_kl=1e-9", "model.kl_beta=0.1", "model.kl_beta_max=1e6"]
@@ -261,6 +284,7 @@ PID = ["model.kl_penalty=true", "model.target_kl=1e-9", "model.kl_beta=0.1", "mo
         *(("CartPole", f"kl_pid_{gain}", 1e-3, PID) for gain in "pid"),
         ("Pendulum", "ent_coef", *LIVE["ent_coef"]),
         ("Pendulum", "gamma", *LIVE["gamma"]),
+        ("Pendulum", "adversarial_ratio", *LIVE["adversarial_ratio"]),
     ],
 )
 def test_every_hyperparameter_is_live_after_a_decision(env, name, value, settings, execute):

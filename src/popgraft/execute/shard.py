@@ -138,7 +138,7 @@ class Shard:
         odd = dict.fromkeys(given.logical_not().nonzero().flatten().tolist(), ODD_NUMBER)
         failed = odd | self.grid.failures
         inherited = ("params", "optimizer", "vgs", "normalizer", "returns", "kl")
-        sound = tree.finite({name: getattr(self.member, name) for name in inherited}).cpu()
+        sound = tree.finite({"seat": self.seat, **{name: getattr(self.member, name) for name in inherited}}).cpu()
         sound[list(failed)] = False
         self._warn_of_skipped_steps()
         metrics = tree.stack([iteration.metrics for iteration in done])
@@ -205,8 +205,8 @@ class Shard:
 
     @torch.no_grad()
     def reseat(self, places: list[int], units: Units | None, generation: int) -> None:
-        """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false` the
-        same episodes and a recurrent state as `lstm_reset_mode` says.
+        """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false`, where
+        nothing is broken, the same episodes and a recurrent state as `lstm_reset_mode` says.
 
         Args:
             places: whose member is somebody else now.
@@ -218,18 +218,24 @@ class Shard:
         settings, rows = self.config.pbt, torch.tensor(places)
         heirs = tree.gather(self.member, rows)
         donors = dataclasses.replace(heirs, normalizer=units[0], returns=units[1]) if units else heirs
-        nothing = torch.zeros_like(self.seat.carry[rows])
-        if settings.reset_envs_on_exploit:
-            self.reset_seats(places, generation)
-            self._heirs = Heirs(places, donors, nothing)
-            return
-        for place in places:
-            self.generators[place] = torch_generator(self.config.seed, "action", generation, self.members[place])
-        if settings.lstm_reset_mode == "zero":
-            self.seat.carry[rows] = 0
-        elif settings.lstm_reset_mode == "burn_in":
-            self.seat.carry[rows] = self.collector.replay(heirs, rows, nothing)[1]
-        self._heirs = Heirs(places, donors, self.collector.replay(donors, rows, nothing)[1])
+        anew = set(places) if settings.reset_envs_on_exploit else self._broken().intersection(places)
+        going_on = torch.tensor([row for row, place in enumerate(places) if place not in anew]).long()
+        self.reset_seats(sorted(anew), generation)
+        state = torch.zeros_like(self.seat.carry[rows])
+        if len(going_on):
+            rows, nothing = rows[going_on], state[going_on]
+            for place in rows.tolist():
+                self.generators[place] = torch_generator(self.config.seed, "action", generation, self.members[place])
+            if settings.lstm_reset_mode == "zero":
+                self.seat.carry[rows] = 0
+            elif settings.lstm_reset_mode == "burn_in":
+                self.seat.carry[rows] = self.collector.replay(tree.gather(heirs, going_on), rows, nothing)[1]
+            state[going_on] = self.collector.replay(tree.gather(donors, going_on), rows, nothing)[1]
+        self._heirs = Heirs(places, donors, state)
+
+    def _broken(self) -> set[int]:
+        """Places whose environment has failed, or whose episodes have brought numbers that are not finite."""
+        return {*self.grid.failures, *tree.finite(self.seat).logical_not().nonzero().flatten().tolist()}
 
     def close(self) -> None:
         """Closes the environments."""
