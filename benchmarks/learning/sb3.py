@@ -92,11 +92,14 @@ TASKS: dict[str, dict[str, Any]] = {
 
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
-    "adjusted": {"cartpole": {"target_kl": 0.03}, "pendulum": {"n_epochs": 20}},
+    "adjusted": {
+        "cartpole": {"target_kl": 0.03},
+        "pendulum": {"policy_kwargs": {**TASKS["pendulum"]["policy_kwargs"], "log_std_init": 0.5}},
+    },
     "scalar": {task: {"critic": "scalar", "normalize_returns": False} for task in TASKS},
 }
-"""What DistributionalPPO is given beside the Zoo's settings, or in their place: nothing, what its critic gains from, or
-what makes it a RecurrentPPO."""
+"""What DistributionalPPO is given beside the Zoo's settings, or in their place: nothing, what it gains from, or what
+makes it a RecurrentPPO."""
 
 
 class Hidden(gym.ObservationWrapper):  # type: ignore[type-arg]
