@@ -71,6 +71,13 @@ def test_equals_the_module_member_by_member(batch, stacked, normal):
             torch.testing.assert_close(grad[m], theirs[path].grad, atol=1e-12, rtol=0)
 
 
+def test_a_member_alone_is_what_it_is_among_others(stacked, normal):
+    lifted = Lifted(make_net, torch.zeros(2, 3, dtype=torch.float64))
+    params, x = stacked(lifted), normal(3, 2, 4, 2, 3)
+    alone = [lifted(tree.slice(params, m, m + 1), x[m : m + 1]) for m in range(3)]
+    torch.testing.assert_close(torch.cat(alone), lifted(params, x), atol=1e-12, rtol=0)
+
+
 def test_parameters_are_nested_and_constants_are_not_among_them(stacked):
     lifted = Lifted(make_net, torch.zeros(6, dtype=torch.float64))
     params = lifted.init(torch.Generator().manual_seed(0))

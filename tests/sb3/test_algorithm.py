@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from popgraft.errors import ConfigError
-from popgraft.sb3 import DistributionalPPO, MlpLstmPolicy, RNNStates
+from popgraft.sb3 import DistributionalPPO, RNNStates
 
 IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -294,50 +294,6 @@ def test_no_return_statistics(make):
     )
 
 
-class Wide(MlpLstmPolicy):
-    """Another default."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"lstm_hidden_size": 12, **kwargs})
-
-
-class Extractor(torch.nn.Module):
-    """An encoder of the user's."""
-
-    def __init__(self, observation_space, width=5):
-        super().__init__()
-        self.linear = torch.nn.Linear(observation_space.shape[0], width)
-
-    def forward(self, x):
-        return self.linear(x).relu()
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"shared_lstm": True, "enable_critic_lstm": False},
-        {"enable_critic_lstm": False},
-        {"n_lstm_layers": 2, "net_arch": {"pi": [4], "vf": [5, 3]}, "activation_fn": torch.nn.ReLU},
-        {"lstm_kwargs": {"dropout": 0.2}, "n_lstm_layers": 2},
-        {"ortho_init": False, "share_features_extractor": False, "log_std_init": -2.0},
-        {"features_extractor_class": Extractor, "features_extractor_kwargs": {"width": 7}},
-        {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},
-    ],
-    ids=lambda kwargs: next(iter(kwargs)),
-)
-def test_arguments_of_the_policy(kwargs, make, played):
-    model = make(played(action_space=BOX), policy_kwargs={"lstm_hidden_size": 8, "net_arch": [], **kwargs})
-    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    model.learn(64)
-    after = model.policy.state_dict()
-    unmoved = [name for name, value in before.items() if torch.equal(after[name], value)]
-    assert not unmoved
-
-
-def test_a_policy_of_the_users(make):
-    assert make(policy=Wide, policy_kwargs=None).learn(64)._last_lstm_states.pi[0].shape == (1, 4, 12)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -375,6 +331,23 @@ def test_rewards_are_not_scaled_twice(make, played):
     with pytest.raises(ConfigError, match="VecNormalize scales rewards, and so does normalize_returns=True"):
         make(VecNormalize(played()), normalize_returns=True)
     make(VecNormalize(played(), norm_reward=False), normalize_returns=True)
+
+
+@pytest.mark.parametrize("name", ["normalize_returns", "normalize_reward"])
+def test_rewards_are_not_scaled_twice_by_another_environment(name, make, played):
+    env = played()
+    model = make(env, **{name: True}).learn(64)
+    with pytest.raises(ConfigError, match=f"VecNormalize scales rewards, and so does {name}=True"):
+        model.set_env(VecNormalize(played()))
+    assert model.get_env() is env
+    assert model.get_vec_normalize_env() is None
+    model.learn(64, reset_num_timesteps=False)
+    seen = VecNormalize(played(), norm_reward=False)
+    model.set_env(seen)
+    assert model.get_vec_normalize_env() is seen
+    plain = make(normalize_returns=False)
+    plain.set_env(VecNormalize(played()))
+    plain.learn(64)
 
 
 def test_set_env(make, played):

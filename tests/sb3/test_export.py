@@ -4,17 +4,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from popgraft import ConfigError, MissingExtra, StoreError, export, train, tree
+from popgraft import ConfigError, StoreError, export, train, tree
 from popgraft.config import NetworkConfig
 from popgraft.rng import torch_generator
 from popgraft.rollout.tasks import RepeatPreviousEnv
-from popgraft.sb3 import DistributionalPPO, RNNStates
+from popgraft.sb3 import DistributionalPPO
 from popgraft.sb3.arguments import NETWORK
 from popgraft.sb3.export import model_of
+
+from .graphs import KINDS, check_program, sequence
 
 PLAIN = {"network": {"encoder_layers": [8], "hidden_size": 8}}
 RICH = {
@@ -47,34 +48,13 @@ RICH = {
     "ent_coef_plateau_window": 2,
     "adversary": {"enabled": True, "warmup_updates": 1, "epsilon_schedule": "linear"},
 }
+FEED_FORWARD = {"recurrent": "none", "critic_recurrent": "none", "critic": "scalar", "encoder_layers": [8]}
 MODELS = {
     "plain": PLAIN,
     "rich": RICH,
-    "feed-forward": {"network": {"recurrent": "none", "critic_recurrent": "none"}, "normalize_obs": False},
+    "feed-forward": {"network": FEED_FORWARD, "normalize_obs": False},
     "detached": {"network": {"critic_recurrent": "detached", "head_layers": [4]}, "optimizer": "adamw"},
 }
-KINDS = {
-    "multi-discrete": (spaces.Box(-2, 2, (3,)), spaces.MultiDiscrete([2, 3], start=[1, 0])),
-    "dict": (
-        spaces.Dict(
-            {
-                "state": spaces.Box(-1, 1, (2,), np.float64),
-                "eye": spaces.Box(0, 255, (12, 10, 3), np.uint8),
-                "cards": spaces.MultiDiscrete([2, 3], start=[0, 4]),
-            }
-        ),
-        spaces.Box(np.float32([-0.1, 0.0]), np.float32([0.1, 0.2])),
-    ),
-    "box": (spaces.Box(-2, 2, (3,)), spaces.Box(-1, 1, (2,))),
-    "image": (spaces.Box(0, 255, (3, 12, 10), np.uint8), spaces.MultiBinary([2, 2])),
-    "discrete": (spaces.Discrete(4, start=2), spaces.Discrete(3, start=5)),
-    "integers": (spaces.MultiBinary(3), spaces.Box(-3, 3, (2, 1), np.int64)),
-}
-
-
-EVERY_KIND = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind == "dict" else pytest.mark.slow) for kind in KINDS]
-)
 
 
 def settings(tmp_path, **model):
@@ -203,109 +183,6 @@ def run_of(kind, tmp_path, **model):
 
     given = settings(tmp_path, **model)
     return train({**given, "env": {"factory": "in_python:make", "num_envs": 2}, "total_timesteps": 32}, factory=make)
-
-
-@pytest.fixture
-def decided(make, played):
-    """Makes a model whose actions differ, with statistics that matter."""
-
-    def build(kind, **arguments):
-        seen, done = KINDS[kind]
-        policy = "MultiInputLstmPolicy" if isinstance(seen, spaces.Dict) else "MlpLstmPolicy"
-        policy = "CnnLstmPolicy" if kind == "image" else policy
-        model = make(played(2, seen, done), policy, **{"normalize_obs": True, **arguments})
-        model.member.params.copy_(0.5 * torch.randn(model.member.params.shape, generator=torch_generator(3, "test")))
-        for stats in model.member.normalizer.obs.values():
-            stats.mean += 0.3
-            stats.var *= 2
-        return model
-
-    return build
-
-
-def sequence(model, steps=8):
-    """Observations of three environments, and where episodes start."""
-    space = model.observation_space
-    space.seed(3)
-    rng = np.random.default_rng(4)
-    for step in range(steps):
-        samples = [space.sample() for _ in range(3)]
-        keyed = isinstance(space, spaces.Dict)
-        obs = {key: np.stack([s[key] for s in samples]) for key in space} if keyed else np.stack(samples)
-        yield obs, np.full(3, True) if step == 0 else rng.random(3) < 0.3
-
-
-def as_torch(x):
-    return {key: torch.from_numpy(part) for key, part in x.items()} if isinstance(x, dict) else torch.from_numpy(x)
-
-
-def check_graph(model, step):
-    """A graph against the model: actions, outputs and state over a sequence, and for any number of environments."""
-    policy, memory, seen = model.policy, None, []
-    width = policy.network.actor_memory.state_size if policy.network.actor_memory else 0
-    state = np.zeros((3, width), np.float32)
-    for obs, start in sequence(model):
-        before = None if memory is None else RNNStates(*(tuple(map(torch.from_numpy, memory)),) * 2)
-        with torch.no_grad():
-            own = policy._unroll(policy._params(), policy._tensors(obs), before, torch.from_numpy(start), 3)
-        expected, memory = model.predict(obs, memory, start, deterministic=True)
-        action, outputs, state = step(obs, state, start)
-        assert action.dtype == expected.dtype
-        np.testing.assert_allclose(action, expected, atol=1e-5)  # a compiled LSTM rounds otherwise
-        np.testing.assert_allclose(outputs, own.outputs[0, 0], atol=1e-5)
-        np.testing.assert_allclose(state, np.stack(memory).transpose(2, 1, 0, 3).reshape(3, -1), atol=1e-5)
-        seen.append(outputs)
-    assert np.ptp(seen, axis=(0, 1)).max() > 0.1, "the outputs differ"
-    one = {key: value[:1] for key, value in obs.items()} if isinstance(obs, dict) else obs[:1]
-    np.testing.assert_allclose(step(one, state[:1], start[:1])[0], step(obs, state, start)[0][:1], atol=1e-5)
-
-
-def check_program(model, path):
-    model.export(path)
-    graph = torch.export.load(path).module()
-    check_graph(model, lambda *arguments: [part.numpy() for part in graph(*map(as_torch, arguments))])
-
-
-@EVERY_KIND
-def test_programs(kind, decided, tmp_path):
-    check_program(decided(kind), tmp_path / "policy.pt2")
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"recurrent": "gru", "layer_norm": True},
-        {"recurrent": "none"},
-        {"use_sde": True},
-        {"policy_kwargs": {"lstm_hidden_size": 32, "n_lstm_layers": 2}},  # compiled where it can be
-    ],
-    ids=str,
-)
-def test_programs_of_other_networks(other, decided, tmp_path):
-    check_program(decided("box", **other), tmp_path / "policy.pt2")
-
-
-@EVERY_KIND
-def test_onnx(kind, decided, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model = decided(kind)
-    model.export(tmp_path / "policy.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
-    assert [output.name for output in session.get_outputs()] == ["action", "distribution", "next_state"]
-
-    def step(obs, state, start):
-        keyed = isinstance(obs, dict)
-        named = {f"observation.{key}": part for key, part in obs.items()} if keyed else {"observation": obs}
-        return session.run(None, {**named, "state": state, "episode_start": start})
-
-    check_graph(model, step)
-
-
-def test_onnx_names_what_is_missing(make, tmp_path, monkeypatch):
-    monkeypatch.setattr("popgraft.sb3.program.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"onnx is needed for .* pip install 'popgraft\[onnx\]'"):
-        make().export(tmp_path / "policy.onnx")
 
 
 ENCODER = """

@@ -2,7 +2,9 @@
 
 import io
 import json
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -179,12 +181,87 @@ def test_spaces(space):
     assert decode(json.loads(text), "space", Missing()) == space
 
 
+IMAGE = gym.spaces.Box(0, 255, (3, 12, 12), np.uint8)
+FEED_FORWARD = {"recurrent": "none", "policy_kwargs": {"net_arch": [2]}}
+UNUSED = {"cnn_features": 10**6, "n_bins": 10**6, "n_quantiles": 10**6}
+
+
+class Summed(torch.nn.Module):
+    """An encoder of the user's whose number is no width."""
+
+    def __init__(self, observation_space, big):
+        super().__init__()
+        self.big = big
+
+    def forward(self, x):
+        return x.sum(1, keepdim=True) / self.big
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments"),
+    [
+        (None, {**UNUSED, **FEED_FORWARD, "critic": "scalar", "encoder": "auto"}),
+        (None, {**UNUSED, **FEED_FORWARD, "critic": "categorical", "n_bins": 2, "encoder": "mlp"}),
+        (IMAGE, {**UNUSED, **FEED_FORWARD, "n_quantiles": 2, "encoder": "mlp"}),
+        (IMAGE, {**UNUSED, **FEED_FORWARD, "n_quantiles": 2}),
+    ],
+    ids=["scalar", "categorical", "pixels", "no encoder"],
+)
+def test_a_width_that_nothing_uses_may_be_any(space, arguments, make, played, tmp_path):
+    env = played() if space is None else played(2, space)
+    model = make(env, **arguments)
+    model.save(tmp_path / "agent")
+    loaded = DistributionalPPO.load(tmp_path / "agent", device="cpu")
+    assert torch.equal(loaded.member.params, model.member.params)
+
+
+@pytest.mark.parametrize("setting", ["policy_kwargs", "settings"])
+def test_numbers_of_an_extractor_of_the_users_are_no_widths(setting, make, tmp_path, monkeypatch):
+    if setting == "policy_kwargs":
+        own = {"features_extractor_class": Summed, "features_extractor_kwargs": {"big": 10**6}}
+        given = {"policy_kwargs": {**FEED_FORWARD["policy_kwargs"], **own}}
+        model = make(recurrent="none", critic="scalar", **given)
+    else:
+        monkeypatch.setitem(sys.modules, "of_the_users", SimpleNamespace(Summed=Summed))
+        given = {"encoder": "of_the_users:Summed"}
+        own = {"encoder_kwargs": {"big": 10**6}, "encoder_layers": [10**6]}
+        model = make(critic="scalar", **FEED_FORWARD, **own, **given)
+    model.save(tmp_path / "agent")
+    with pytest.raises(ConfigError, match=r"give it again.*custom_objects"):
+        DistributionalPPO.load(tmp_path / "agent", device="cpu")
+    loaded = DistributionalPPO.load(tmp_path / "agent", device="cpu", custom_objects=given)
+    assert torch.equal(loaded.member.params, model.member.params)
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "arguments", "name"),
+    [
+        (None, "MlpLstmPolicy", {}, "n_quantiles"),
+        (None, "MlpLstmPolicy", {"critic": "categorical"}, "n_bins"),
+        (None, "MlpLstmPolicy", {}, "encoder_layers"),
+        (IMAGE, "MlpLstmPolicy", {"encoder": "auto"}, "cnn_features"),
+        (IMAGE, "CnnLstmPolicy", {}, "cnn_features"),
+        (gym.spaces.Dict({"a": IMAGE}), "MultiInputLstmPolicy", {}, "cnn_features"),
+    ],
+)
+def test_a_width_that_is_used_must_fit(space, policy, arguments, name, make, played, tmp_path):
+    model = make(played() if space is None else played(2, space), policy, **arguments)
+    model.settings[name] = [10**7] if name == "encoder_layers" else 10**7
+    model.save(tmp_path / "agent")
+    with pytest.raises(StoreError, match=f"{name}=10,000,000, but its weights allow"):
+        DistributionalPPO.load(tmp_path / "agent", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"policy_kwargs": {"lstm_hidden_size": 50_000}}, r"lstm_hidden_size=50,000, but its weights allow"),
         ({"policy_kwargs": {"n_lstm_layers": 10**6}}, "n_lstm_layers=1,000,000"),
         ({"policy_kwargs": {"net_arch": [10**9]}}, "net_arch=1,000,000,000"),
+        ({"policy_kwargs": {"net_arch": {"pi": [3], "vf": [10**9]}}}, "net_arch=1,000,000,000"),
+        ({"policy_kwargs": {"net_arch": [{"vf": [10**9]}]}}, "net_arch=1,000,000,000"),
+        ({"policy_kwargs": {"hidden_size": 50_000}}, "hidden_size=50,000"),
+        ({"policy_kwargs": {"critic_head_layers": [10**9]}}, "critic_head_layers=1,000,000,000"),
         ({"n_envs": 10**9}, "n_envs=1,000,000,000"),
         ({"observation_space": {"popgraft:space": {"MultiBinary": 10**12}}}, "a space of shape"),
         ({"observation_space": {"popgraft:space": {"Box": [0, 1, [10**6, 10**6], "float32"]}}}, "a space of shape"),

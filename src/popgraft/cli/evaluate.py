@@ -50,10 +50,11 @@ def open_agent(source: Path, env: str | None) -> Agent:
 
     Args:
         source: folder of the run, or the file.
-        env: for a file: a registered id, or a YAML file whose section `env` makes the environments.
+        env: for a file: a registered id, or a YAML file whose section `env` makes the environments, and which names an
+            encoder of the user's that the model has.
 
     Raises:
-        ConfigError: a file without its environment, or a run with another one.
+        ConfigError: a file without its environment or encoder, or a run with another environment.
         StoreError: there is no such agent.
     """
     if not (source.is_file() or source.suffix == ".zip"):
@@ -68,9 +69,18 @@ def open_agent(source: Path, env: str | None) -> Agent:
             "of which the section env is taken, wrappers included"
         )
     from popgraft.sb3 import DistributionalPPO, agent_of  # slow to import
+    from popgraft.sb3.archive import encoder_of
 
     config = load_config(env if Path(env).suffix in (".yaml", ".yml") else {"env": {"id": env}})
-    return agent_of(DistributionalPPO.load(source, device=config.engine.device), config)
+    own, encoder = {}, encoder_of(source)
+    if ":" in str(encoder):  # its import runs code, which the file alone cannot ask for
+        if encoder != config.model.network.encoder:
+            raise ConfigError(
+                f"{source} was saved with the encoder {encoder}, which a file cannot hold without code; give --env a "
+                "configuration whose model.network.encoder names it too"
+            )
+        own = {"encoder": encoder}
+    return agent_of(DistributionalPPO.load(source, device=config.engine.device, custom_objects=own), config)
 
 
 def attacks(

@@ -1,6 +1,7 @@
 """A module written by the user for one agent, applied to a whole population."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -129,6 +130,13 @@ class Lifted:
         self._module.to(first.device)
         named = dict(tree.items(params))
         filled = {slot: named[name] for slot, name in self._slots.items()}
-        apply = vmap(lambda p, row: functional_call(self._module, p, (row,), tie_weights=False))
-        out: Tensor = apply(filled, tree.restore(x, rows))
+        out: Tensor
+        if leading[0] == 1:  # in graphs that are exported, vmap would fix the size of the batch
+            only = {path: leaf[0] for path, leaf in rows.items()}
+            out = self._apply({slot: leaf[0] for slot, leaf in filled.items()}, tree.restore(x, only))
+        else:
+            out = vmap(self._apply)(filled, tree.restore(x, rows))
         return out.reshape(*leading, self.n_out)
+
+    def _apply(self, params: dict[str, Tensor], batch: Input) -> Tensor:
+        return cast(Tensor, functional_call(self._module, params, (batch,), tie_weights=False))

@@ -13,22 +13,21 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from popgraft.errors import ConfigError
 from popgraft.execute.memory import keep_freed_memory
-from popgraft.ops import return_scale
 from popgraft.ppo import Learner, initial_member
 from popgraft.rng import torch_generator
 from popgraft.rollout.collector import Collector
 from popgraft.sb3 import archive, program
-from popgraft.sb3.arguments import Settings, optimizer_constants, policy_arguments, run_config
+from popgraft.sb3.arguments import Settings, check_scaling, optimizer_constants, policy_arguments, run_config
 from popgraft.sb3.environments import VecEnvGrid
 from popgraft.sb3.initial import draw_as_torch_
 from popgraft.sb3.memory import RecurrentMemory
 from popgraft.sb3.optimizer import EngineOptimizer
-from popgraft.sb3.parts import KLPart, StatePart, VGSPart, collect, take_over
+from popgraft.sb3.parts import KLPart, ReturnUnits, StatePart, VGSPart, collect, take_over
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.state import Seat
 from popgraft.train.scalars import tag_of
@@ -43,7 +42,7 @@ class _Stopped(Exception):
     """A callback has ended the training in the middle of a rollout."""
 
 
-class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
+class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
     """Recurrent PPO with a distributional critic.
 
     The arguments up to `device` are those of sb3-contrib's RecurrentPPO and mean the same; docs/sb3.md lists the
@@ -176,8 +175,8 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
             [torch_generator(root, "weights", 0)],
             self.device,
         )
-        weights = self.policy.network.views(self.member.params)
-        draw_as_torch_(weights, torch_generator(root, "torch weights"), dense=not self.policy.ortho_init)
+        generator, dense = torch_generator(root, "torch weights"), not self.policy.ortho_init
+        draw_as_torch_(self.policy.network, self.member.params, generator, dense)
         self.learner = Learner(self.policy.network, config)
         self.policy.occupy(
             self.member,
@@ -210,6 +209,16 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
             self.action_space.seed(seed)
             if self.env is not None:
                 self.env.seed(seed)
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Takes other environments of the same spaces and number.
+
+        Raises:
+            ConfigError: they scale rewards, and so does the model; it keeps its environments.
+        """
+        normalizer = unwrap_vec_normalize(env)
+        check_scaling(self.settings, normalizer is not None and normalizer.norm_reward)
+        super().set_env(env, force_reset)
 
     def learn(
         self,
@@ -279,26 +288,6 @@ class DistributionalPPO(RecurrentMemory, OnPolicyAlgorithm):
     def _activate_return_scale_snapshot(self) -> None:
         """Makes the return statistics the critic's units, without moving its predictions in raw units."""
         self.learner.activate_returns_(self.member)
-
-    @property
-    def _ret_mean_value(self) -> float:
-        """Running mean of returns."""
-        return float(return_scale.latest(self.member.returns)[0])
-
-    @property
-    def _ret_std_value(self) -> float:
-        """Running standard deviation of returns."""
-        return float(return_scale.latest(self.member.returns)[1])
-
-    @property
-    def _ret_mean_snapshot(self) -> float:
-        """Mean in whose units the critic predicts."""
-        return float(self.member.returns.mean)
-
-    @property
-    def _ret_std_snapshot(self) -> float:
-        """Standard deviation in whose units the critic predicts."""
-        return float(self.member.returns.std)
 
     def _record(self, metrics: Mapping[str, Tensor]) -> None:
         hidden = set(self.member.hyperparams) - {"learning_rate", "clip_range", "clip_range_vf", "ent_coef"}

@@ -154,6 +154,16 @@ def _on(device: torch.device, value: Any) -> Any:
     return [_on(device, part) for part in value] if isinstance(value, list) else value
 
 
+def encoder_of(path: Source) -> Any:
+    """The encoder that a file's settings name, if any; `module:Class` must be given to `load` again.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    settings = read(path, "cpu").data["settings"]
+    return settings.get("encoder") if isinstance(settings, dict) else None
+
+
 def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any], print_system_info: bool) -> M:
     """Builds a model from a file.
 
@@ -176,19 +186,20 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
         for name, kwargs in (("encoder", values["settings"]), ("policy_kwargs", values.get("policy_kwargs") or {})):
             if ":" in str(kwargs.get("encoder")) and name not in given:  # module:Class, whose import would run code
                 missing.names.append(f"{name}={kwargs['encoder']}")
-        check_sizes(path, values, archive.parameters)
     missing.check(str(path))
-    values |= given
     with _reading(path):
-        return _built(cls, archive, values, env, device, given)
+        values["settings"] |= {name: given[name] for name in given if name not in archive.data}
+        values |= given
+        values["policy_class"] = cls.policy_aliases.get(values["policy_class"], values["policy_class"])
+        check_sizes(path, values, archive.parameters)
+        return _built(cls, archive, values, env, device)
 
 
-def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any, given: dict[str, Any]) -> M:
-    """The model that a file's values describe."""
-    settings = {**values.pop("settings"), **{name: given[name] for name in given if name not in archive.data}}
+def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any) -> M:
+    """The model that values describe."""
     names = (*ARGUMENTS, "stats_window_size")
     arguments = {name: values[name] for name in names if name in values}
-    model = cls(values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **settings)
+    model = cls(values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **values["settings"])
     if env is None:
         for name in (*SPACES, "n_envs"):
             setattr(model, name, values[name])

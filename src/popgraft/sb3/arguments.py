@@ -142,12 +142,7 @@ def run_config(
     Raises:
         ConfigError: a value that cannot work, alone or with others.
     """
-    scaling = [name for name in ("normalize_returns", "normalize_reward") if settings.get(name)]
-    if rewards_scaled and scaling:
-        raise ConfigError(
-            f"the environment's VecNormalize scales rewards, and so does {scaling[0]}=True; set {scaling[0]}=False, "
-            "or VecNormalize(norm_reward=False)"
-        )
+    check_scaling(settings, rewards_scaled)
     minibatches, length = batches(values["n_steps"], n_envs, batch_size, settings.get("sequence_length"))
     engine = {name: settings[name] for name in ENGINE if name in settings} | {"sequence_length": length}
     own = {name: value for name, value in settings.items() if name not in (*NETWORK, "vgs", *ENGINE)}
@@ -167,6 +162,20 @@ def run_config(
     env = {"factory": "stable_baselines3.common.vec_env:VecEnv", "num_envs": n_envs}
     pbt = {"population_size": 1, "exploit_method": "none"}
     return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
+
+
+def check_scaling(settings: Mapping[str, Any], rewards_scaled: bool) -> None:
+    """Refuses to scale twice.
+
+    Raises:
+        ConfigError: both the settings and the user's VecNormalize scale rewards.
+    """
+    scaling = [name for name in ("normalize_returns", "normalize_reward") if settings.get(name)]
+    if rewards_scaled and scaling:
+        raise ConfigError(
+            f"the environment's VecNormalize scales rewards, and so does {scaling[0]}=True; set {scaling[0]}=False, "
+            "or VecNormalize(norm_reward=False)"
+        )
 
 
 def batches(n_steps: int, n_envs: int, batch_size: int | None, sequence_length: int | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import ConfigError
-from popgraft.ops import kl_control
+from popgraft.ops import kl_control, return_scale
 from popgraft.optim.torch_vgs import read_vgs_state, vgs_state_dict
 from popgraft.state import Member
 
@@ -122,6 +122,36 @@ class StatePart:
             rows[name] = row
         for name, leaf in leaves.items():
             leaf[0] = rows[name]
+
+
+class ReturnUnits:
+    """The part of an algorithm that shows the statistics of returns, which lie in the engine's member.
+
+    Attributes:
+        member: a population of one.
+    """
+
+    member: Member
+
+    @property
+    def _ret_mean_value(self) -> float:
+        """Running mean of returns."""
+        return float(return_scale.latest(self.member.returns)[0])
+
+    @property
+    def _ret_std_value(self) -> float:
+        """Running standard deviation of returns."""
+        return float(return_scale.latest(self.member.returns)[1])
+
+    @property
+    def _ret_mean_snapshot(self) -> float:
+        """Mean in whose units the critic predicts."""
+        return float(self.member.returns.mean)
+
+    @property
+    def _ret_std_snapshot(self) -> float:
+        """Standard deviation in whose units the critic predicts."""
+        return float(self.member.returns.std)
 
 
 def collect(model: Any, include_optimizer: bool) -> dict[str, dict[str, Any]]:

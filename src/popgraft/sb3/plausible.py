@@ -8,53 +8,69 @@ import gymnasium as gym
 from torch import Tensor
 
 from popgraft.errors import StoreError
+from popgraft.rollout.spaces_of import fields_of
+from popgraft.sb3.arguments import ENCODERS, policy_arguments
 
 LARGEST_SPACE = 2**24
 """Numbers in an observation or an action, at most."""
 LARGEST = {"n_envs": 2**16, "ent_coef_plateau_window": 2**20, "stats_window_size": 2**31}
 """What has nothing to do with weights."""
-WIDTHS = ("encoder_layers", "cnn_features", "n_quantiles", "n_bins")
-"""Settings that are numbers of units, of which each has at least one weight, beside those in `policy_kwargs`."""
+DENSE = ("net_arch", "head_layers", "critic_head_layers")
+"""Settings that are numbers of units wherever they stand, of which each has at least one weight."""
 
 
 def check_sizes(path: Any, values: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    """Refuses a file whose arguments describe a network that its weights cannot fill.
+    """Refuses arguments that describe a network which a file's weights cannot fill.
 
     Args:
         path: the file, for messages.
-        values: its arguments, decoded.
-        parameters: its state dicts.
+        values: the arguments, decoded, with a class for the policy.
+        parameters: the file's state dicts.
 
     Raises:
         StoreError: a size is out of the question.
+        ConfigError: the arguments set something twice, or name a space that no agent can have.
     """
     weights = [leaf for leaf in parameters.get("policy", {}).values() if isinstance(leaf, Tensor)]
-    total = sum(leaf.numel() for leaf in weights)
-    settings, kwargs = values["settings"], dict(values.get("policy_kwargs") or {})
-    width, depth = (kwargs.pop(name, None) for name in ("lstm_hidden_size", "n_lstm_layers"))
-    for name, size in _integers({name: settings[name] for name in WIDTHS if name in settings} | kwargs):
-        _refuse_above(total, path, name, size)
-    if settings.get("recurrent") != "none":  # else they mean nothing; a GRU has three matrices, an LSTM four
-        _refuse_above(math.isqrt(total // 3), path, "lstm_hidden_size", width)
-        _refuse_above(len(weights), path, "n_lstm_layers", depth)
+    total, settings = sum(leaf.numel() for leaf in weights), values["settings"]
     for name, most in LARGEST.items():
         _refuse_above(most, path, name, values.get(name, settings.get(name)))
     for name in ("observation_space", "action_space"):
         if isinstance(values.get(name), gym.Space):
             _refuse_above(LARGEST_SPACE, path, name, gym.spaces.flatdim(values[name]))
+    network = policy_arguments(settings, values.get("policy_kwargs") or {})
+    for name, width in _widths(network, values):
+        for size in _integers(width):
+            _refuse_above(total, path, name, size)
+    if network.get("recurrent") != "none":  # else they mean nothing; a GRU has three matrices, an LSTM four
+        for name in ("lstm_hidden_size", "hidden_size"):
+            _refuse_above(math.isqrt(total // 3), path, name, network.get(name))
+        for name in ("n_lstm_layers", "recurrent_layers"):
+            _refuse_above(len(weights), path, name, network.get(name))
+
+
+def _widths(network: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The numbers of units that the network uses; an encoder of the user's has none that are known here."""
+    predicted = {"quantile": "n_quantiles", "categorical": "n_bins"}.get(network.get("critic", "quantile"))
+    names = [*DENSE, *([predicted] if predicted else [])]
+    extractor = network.get("features_extractor_class") or values["policy_class"].extractor
+    encoder = network.get("encoder", ENCODERS.get(extractor))
+    if extractor in ENCODERS and ":" not in encoder:
+        names.append("encoder_layers")
+        fields = fields_of(values["observation_space"]).values()
+        if encoder != "mlp" and any(field.spec.image for field in fields):
+            names += ["cnn_features", "features_extractor_kwargs"]
+    return ((name, network.get(name)) for name in names)
 
 
 def _refuse_above(most: int, path: Any, name: str, size: Any) -> None:
     if isinstance(size, int) and size > most:
-        raise StoreError(f"{path} is refused: it names {name}={size:,}, but its weights allow {most:,} at most")
+        raise StoreError(f"{path} is refused: {name}={size:,}, but its weights allow {most:,} at most")
 
 
-def _integers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _integers(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for part in value:
-            yield from _integers(part, name)
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, (Mapping, list)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _integers(part)
     elif isinstance(value, int):
-        yield name, value
+        yield value

@@ -1,6 +1,8 @@
 """The engine's network with a population of one, as a Stable-Baselines3 policy."""
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -85,6 +87,7 @@ class MlpLstmPolicy(BasePolicy):
         lstm_kwargs: dict[str, Any] | None = None,
         **network: Any,
     ) -> None:
+        _check_known(network)
         fixed = {
             "full_std": (full_std, True),
             "use_expln": (use_expln, False),
@@ -165,8 +168,9 @@ class MlpLstmPolicy(BasePolicy):
             normalizer["returns"] = member.normalizer.returns
         if normalizer:
             self.add_module("normalizer", _module(normalizer, None))
+        self._places = dict(_places(self._actor.params))
         named = dict(self.named_parameters())
-        self.optimizer = optimizer([named[path] for path in self.network.layout.shapes])
+        self.optimizer = optimizer([named[self._places[path]] for path in self.network.layout.shapes])
 
     @property
     def recurrent_initial_state(self) -> RNNStates:
@@ -263,7 +267,8 @@ class MlpLstmPolicy(BasePolicy):
     def _params(self) -> Params:
         """The parameters stacked, with gradients that arrive in `parameters()`."""
         named = dict(self.named_parameters())
-        return tree.restore(self._actor.params, {path: named[path].unsqueeze(0) for path in self.network.layout.shapes})
+        leaves = {path: named[place].unsqueeze(0) for path, place in self._places.items()}
+        return tree.restore(self._actor.params, leaves)
 
     def _unroll(
         self, params: Params, obs: dict[str, Tensor], states: RNNStates | None, starts: Tensor, sequences: int
@@ -330,15 +335,41 @@ class MultiInputLstmPolicy(MlpLstmPolicy):
     extractor = CombinedExtractor
 
 
+def _check_known(network: Mapping[str, Any]) -> None:
+    """Refuses keys that are neither arguments of the policy nor settings of its network."""
+    own = list(inspect.signature(MlpLstmPolicy).parameters)[3:-1]  # without the spaces, the schedule and **network
+    known = sorted({*own, *NetworkConfig.model_fields})
+    for key in sorted(set(network).difference(known)):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
+        raise ConfigError(f"policy_kwargs has the unknown key {key!r}; {hint}")
+
+
 def _module(node: Any, wrap: Callable[[Tensor], nn.Parameter] | None) -> nn.Module:
     """A tree of stacked tensors of one member as nested modules, whose parameters or buffers are views of it."""
     module = nn.Module()
     children = node.items() if isinstance(node, Mapping) else ((name, getattr(node, name)) for name in node.__slots__)
     for name, child in children:
         if not isinstance(child, Tensor):
-            module.add_module(name, _module(child, wrap))
+            module.add_module(_escaped(name), _module(child, wrap))
         elif wrap is not None:
-            module.register_parameter(name, wrap(child[0]))
+            module.register_parameter(_escaped(name), wrap(child[0]))
         else:
-            module.register_buffer(name, child[0])
+            module.register_buffer(_escaped(name), child[0])
     return module
+
+
+def _places(params: Params, path: str = "", place: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf's path in the tree, and its name among the parameters of what `_module` makes of it."""
+    for name, child in params.items():
+        here, there = f"{path}{name}", f"{place}{_escaped(name)}"
+        if isinstance(child, Tensor):
+            yield here, there
+        else:
+            yield from _places(child, f"{here}.", f"{there}.")
+
+
+def _escaped(name: str) -> str:
+    """A name that a part of a module may have, from which `urllib.parse.unquote` gets the given one."""
+    escaped = name.replace("%", "%25").replace(".", "%2E")
+    return f"%{ord(escaped[0]):02X}{escaped[1:]}" if hasattr(nn.Module(), escaped) else escaped

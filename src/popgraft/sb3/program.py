@@ -48,8 +48,9 @@ class ActingProgram(nn.Module):
         weights = self.network.views(policy.member.params)
         acting = {name: weights[name] for name in ("encoder", "actor_memory", "actor_mlp", "head") if name in weights}
         constants = {"params": acting, "obs": policy.member.normalizer.obs, "action": self._bounds()}
-        self._paths = {path: path.replace(".", "__") for path, _ in tree.items(constants)}
-        for path, leaf in tree.items(constants):
+        self._paths = {}
+        for i, (path, leaf) in enumerate(tree.items(constants)):  # numbered, for paths may differ in their dots alone
+            self._paths[path] = f"{path.replace('.', '__')}__{i}"
             self.register_buffer(self._paths[path], leaf.detach().cpu().clone())
         self._like = tree.map(lambda leaf: leaf.new_empty(0), constants)
 

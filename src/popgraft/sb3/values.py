@@ -39,7 +39,8 @@ class Missing:
             top = sorted({name.split("=")[0].split(".")[0] for name in self.names})
             raise ConfigError(
                 f"{path} was saved with {', '.join(self.names)}, which a file cannot hold without code; "
-                f"give it again: load(path, custom_objects={{{', '.join(f'{name!r}: ...' for name in top)}}})"
+                "give it again in Python: DistributionalPPO.load(path, "
+                f"custom_objects={{{', '.join(f'{name!r}: ...' for name in top)}}})"
             )
 
 
