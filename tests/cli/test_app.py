@@ -200,9 +200,25 @@ def test_an_interrupt_before_the_first_score_says_that_there_is_none(config: Pat
     changes = settings(env__factory="my_walks:late", env__id="null", env__kwargs="{}", pbt__perturbation_interval=9)
     result = popgraft("train", str(config), *changes)
     assert (result.exit_code, result.stderr) == (130, "")
-    assert "best agent  none: the first generation had not ended\n" in result.stdout
+    assert "best agent  none: its training has not come to the end of its first generation; run: " in result.stdout
     assert "popgraft evaluate" not in result.stdout
     assert snapshot.names(Run("run").folder) == ["last"]
+
+
+def test_a_finished_run_without_a_score_says_why(config: Path) -> None:
+    result = popgraft("train", str(config), *settings(pbt__fitness="training", env__kwargs="{delay: 1, length: 100}"))
+    assert result.exit_code == 0, result.output
+    why = (
+        "no training episode has ended in 2 generations; set pbt.fitness: evaluation, or make generations longer than "
+        "pbt.perturbation_interval=2 updates\n"
+    )
+    assert f"best agent  none: {why}" in result.stdout
+    for command in (["evaluate", "run"], ["replay", "run"], ["compare", "run"], ["export", "run", "agent.zip"]):
+        refused = popgraft(*command)
+        assert (refused.exit_code, refused.stderr) == (2, f"error: run has no best agent, because {why}")
+    changes = settings(pbt__fitness="evaluation", total_timesteps=192)
+    assert popgraft("resume", "run", *changes).exit_code == 0
+    assert popgraft("evaluate", "run").exit_code == 0
 
 
 def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from popgraft import Run
 from popgraft.cli.app import app
-from popgraft.cli.compare import course, groups_of
+from popgraft.cli.compare import Course, Group, course, draw, groups_of
 from popgraft.config import dump_config, load_config
 from popgraft.state import Decision, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
@@ -77,6 +78,36 @@ def test_the_table_and_the_picture(runs: list[str]) -> None:
     ]  # fmt: skip
     assert re.split("  +", other) == ["model.gamma=0.9", "1", "8.000", "one run", "8.000", "8.000", "0 of 1"]
     assert "reached" not in popgraft("compare", *runs).stdout
+
+
+def test_a_run_that_is_named_twice_counts_once(runs: list[str]) -> None:
+    again = popgraft("compare", *runs, "a0", "./a1", str(Path("b").resolve()))
+    assert (again.exit_code, again.stdout) == (0, popgraft("compare", *runs).stdout)
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_a_picture_has_room_for_every_name_and_shows_a_single_point(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr("popgraft.cli.compare.save", lambda figure, path: kept.append(figure))
+    settings = [f"model.network.critic_head_layers_{i}={'[64, 64, 64]' if i % 2 else 'x' * 40}" for i in range(count)]
+    runs = [Course(float(i), [64], [1.0], [float(i)]) for i in range(2)]
+    draw([Group(", ".join(settings), 1, runs) for _ in range(3)], 1.0, tmp_path / "x.png")
+    (figure,) = kept
+    figure.draw_without_rendering()
+    curves, finals = figure.axes
+    (legend,) = figure.legends
+    for text in legend.get_texts():
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= curves.bbox.y0
+        assert " ".join(text.get_text().split())[3:] == ", ".join(settings)
+    assert [text.get_text()[:2] for text in legend.get_texts()] == ["1:", "2:", "3:"]
+    assert [label.get_text() for label in finals.get_yticklabels()] == ["1", "2", "3"]
+    assert curves.bbox.width > figure.bbox.width / 2
+    assert curves.bbox.height > 400 - 100  # of 400 without names
+    assert {line.get_marker() for line in curves.lines[:3]} == {"o"}
 
 
 def test_steps_of_members_that_are_behind_count(config: Path) -> None:

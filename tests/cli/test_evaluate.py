@@ -76,10 +76,18 @@ def test_a_picture_of_the_curve(run: Run) -> None:
     result = popgraft("evaluate", "run", "--epsilon", "0.2", "--epsilon", "0.1", "--picture", "curve.png")
     assert result.exit_code == 0, result.output
     assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
-    for path in ("nowhere/curve.png", "curve.pong"):
-        wrong = popgraft("evaluate", "run", "--episodes", "1", "--picture", path)
-        assert wrong.exit_code == 2
-        assert wrong.stderr.startswith(f"error: --picture {path} cannot be written: ")
+    Path("folder").mkdir()
+    for path, why in [
+        ("nowhere/curve.png", "there is no folder nowhere; make it first"),
+        ("curve.pong", "the suffix '.pong' names no format; take .png, .svg or .pdf"),
+        ("curve", "the suffix '' names no format; take .png, .svg or .pdf"),
+        ("folder", "it is a folder; name a file in it, such as picture.png"),
+    ]:
+        for command in ("evaluate", "replay", "compare"):
+            wrong = popgraft(command, "run", "--picture", path)
+            assert (wrong.exit_code, wrong.stdout) == (2, "")  # before any work
+            assert wrong.stderr == f"error: --picture {path} cannot be written: {why}\n"
+    assert not Path("run/replay").exists()
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

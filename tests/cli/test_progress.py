@@ -163,6 +163,33 @@ def test_the_live_display_is_for_terminals_that_can_draw_it(
     assert type(progress()) is kind
 
 
+def test_what_is_left_of_a_run_whose_generations_were_smaller_counts_in_steps() -> None:
+    plan = dataclasses.replace(plan_of(), done=30_000)  # four more of 20,480 steps until there are 100,000
+    generation = dataclasses.replace(generation_of(10, [1.0] * 4, 1.0), steps=50_480, seconds=10.0)
+    with contextlib.redirect_stdout(io.StringIO()) as file:
+        log = PlainLog()
+        log.on_start(plan)
+        log.on_generation(generation)
+    assert "generation 11/14, 50,480/111,920 steps" in file.getvalue()
+    display = LiveDisplay(Console(file=io.StringIO(), width=80), Watch())
+    display.on_start(plan)
+    display.on_generation(generation)
+    assert "50,480 of 111,920" in shown(display)
+    assert "11 of 14" in shown(display)
+
+
+def test_a_resumed_run_whose_members_are_apart_ends_after_full_generations() -> None:
+    plan = dataclasses.replace(plan_of(execute__kind="ray", execute__mode="async"), done=51_200)  # two and a half
+    with contextlib.redirect_stdout(io.StringIO()) as file:
+        log = PlainLog()
+        log.on_start(plan)
+        log.on_generation(dataclasses.replace(generation_of(2, [1.0] * 4, 1.0), steps=56_320, seconds=10.0))
+    assert "generation 3/5, 56,320/102,400 steps" in file.getvalue()
+    display = LiveDisplay(Console(file=io.StringIO(), width=80), Watch())
+    display.on_start(plan)
+    assert "3 of 5" in shown(display)
+
+
 def test_speed_and_time_left_of_a_resumed_run_count_from_there() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as file:
         log, done = PlainLog(), 40_960

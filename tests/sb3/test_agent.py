@@ -39,6 +39,19 @@ def test_an_agent_scores_what_the_model_plays(env):
     assert attacked.mean.item() != scores.mean.item()
 
 
+def test_an_agent_acts_in_the_types_of_its_environment():
+    class Steps(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(0, 5, (2,), np.int32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+    model = DistributionalPPO("MlpLstmPolicy", Steps(), seed=0, device="cpu")
+    agent = agent_of(model, load_config({"env": {"id": "CartPole-v1"}}))
+    chosen, _ = agent.predict(np.zeros((4, 3), np.float32), deterministic=False)
+    assert all(one in Steps.action_space for one in chosen)
+
+
 ENCODER = """
 from torch import nn
 

@@ -50,7 +50,7 @@ def agent_of(
     config, known = load_config(settings), spaces_of(observation, action)
     member = empty_member(config, known)
     member.params = torch.randn(member.params.shape, generator=torch_generator(3, "test"))
-    return Agent(config, known, member, factory)
+    return Agent(config, known, member, factory, action_space=action)
 
 
 @pytest.fixture
@@ -187,6 +187,8 @@ def test_sampled_actions_repeat_with_a_new_agent_and_differ_from_call_to_call(ti
         spaces.MultiBinary(3),
         spaces.Box(np.float32([-0.1, 0.0]), np.float32([0.1, 0.2])),
         spaces.Box(-0.1, 0.1, (2, 3)),
+        spaces.Box(0, 5, (2,), np.int32),
+        spaces.Box(-1, 1, (2,), np.float64),
     ],
     ids=str,
 )
@@ -197,6 +199,22 @@ def test_actions_are_what_the_environment_takes(tiny: Tiny, action: gym.Space[An
     chosen, _ = agent.predict(obs, deterministic=deterministic)
     assert len(chosen) == 20
     assert all(one in action for one in chosen)
+
+
+def test_the_agent_of_a_run_rounds_as_training_does(tiny: Tiny) -> None:
+    class Steps(Drift):
+        action_space = spaces.Box(0, 5, (2,), np.int32)
+
+        def step(self, action: Any) -> Any:
+            assert action in self.action_space
+            return super().step(action.sum() % 3)
+
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([Steps] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    run = train(tiny(env={"factory": "nowhere:made", "num_envs": 2}, total_timesteps=64), factory=make)
+    chosen, _ = run.best.predict(np.zeros((4, 3)), deterministic=False)
+    assert all(one in Steps.action_space for one in chosen)
 
 
 def test_dict_observations_are_given_by_key(tiny: Tiny) -> None:

@@ -89,3 +89,18 @@ def test_what_cannot_be_replayed_is_refused(tiny: Tiny) -> None:
         replay(run.path)
     with pytest.raises(ConfigError, match="seeds=1 give no interval"):
         replay(run.path, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused"),
+    [
+        ("pbt.schedule=[]", r"pbt\.schedule cannot be set here, .* --export, change it there"),
+        ("pbt.population_size=1", r"pbt\.population_size=1 cannot be set here, .* --seeds"),
+        ("pbt.population_size=8", r"pbt\.population_size=8 cannot be set here, .* --seeds"),
+        ("run_dir=elsewhere", r"run_dir=elsewhere cannot be set here, .* --out"),
+    ],
+)
+def test_what_the_replay_itself_decides_cannot_be_set(run: Run, setting: str, refused: str) -> None:
+    with pytest.raises(ConfigError, match=refused):
+        replay(run.path, 2, overrides=(each for each in [setting]))
+    assert not (run.path / "replay").exists()

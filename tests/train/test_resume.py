@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
+from popgraft.dashboard.standing import standing
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train import resume
@@ -484,6 +485,31 @@ def test_a_finished_run_goes_on_only_with_more_to_do(make: Make) -> None:
         resume(run.path)
     assert run.state == "finished"
     check_same(resume(run.path, {"total_timesteps": 9 * STEPS}), straight)
+
+
+def test_a_run_may_go_on_in_generations_of_another_size(make: Make) -> None:
+    run = train(make("short", total_timesteps=2 * STEPS))
+    standings = []
+    for changes, sizes in [
+        ({"env.num_envs": 4, "total_timesteps": 8 * STEPS}, [2 * STEPS] * 3),
+        ({"model.n_steps": 4, "total_timesteps": 8 * STEPS + 1}, [STEPS]),
+        ({"pbt.perturbation_interval": 3, "total_timesteps": 10 * STEPS}, [3 * STEPS // 2]),
+    ]:
+        before = run.generations, max(record.steps for record in run.scores)
+        run = resume(run.path, changes)
+        assert run.state == "finished"
+        taken = sorted({3 * record.steps for record in run.scores if record.generation >= before[0]})
+        assert taken == [3 * before[1] + sum(sizes[: i + 1]) for i in range(len(sizes))]
+        standings.append(standing(run))
+    assert [(found.done, found.planned) for found in standings] == [(5, 5), (6, 6), (7, 7)]
+    told = [event.text for event in run.events if event.kind == "resumed"]
+    assert told == [f"going on with generation {i} of {whole}" for i, whole in ((3, 5), (6, 6), (7, 7))]
+    with pytest.raises(ConfigError, match=rf"--set total_timesteps={20 * STEPS}$"):
+        resume(run.path)
+    with pytest.raises(ConfigError, match=r"--set total_timesteps=(\d+)$") as refused:
+        resume(run.path, {"total_timesteps": 1})
+    more = int(str(refused.value).rpartition("=")[2])
+    assert resume(run.path, {"total_timesteps": more}).generations == 8
 
 
 def test_a_run_that_has_reached_its_score_goes_on_without_it(make: Make) -> None:

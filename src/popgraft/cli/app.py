@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,13 @@ from rich.console import Console
 
 from popgraft import __version__
 from popgraft.cli import compare as comparison
+from popgraft.cli import picture as picturing
 from popgraft.cli import replay as replaying
 from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
-from popgraft.cli.picture import require_matplotlib
 from popgraft.cli.progress import Progress, progress
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report as write_report
+from popgraft.dashboard.standing import standing
 from popgraft.errors import PopgraftError, PopulationLost, StoreError
 from popgraft.store import RunFolder
 from popgraft.train import Run, counted, readable
@@ -158,8 +160,7 @@ def evaluate(
     Without options these are the episodes on which it was scored after training.
     """
     with _in_words():
-        if picture is not None:
-            require_matplotlib()
+        picturing.check(picture)
         agent = open_agent(source, env)
         config = agent.config
         details = {"steps": steps, "restarts": restarts, "norm": norm}
@@ -286,8 +287,7 @@ def replay(
             replaying.export(replay_config(Run(folder), seeds, grafts, settings or []), export)
             typer.echo(f"wrote {export}; run: popgraft train {shlex.quote(str(export))}")
             return
-        if picture is not None:
-            require_matplotlib()
+        picturing.check(picture)
         with display:
             result = replay_run(folder, seeds, grafts, out, settings or [], observer=display)
         typer.echo(replaying.said(result))
@@ -311,8 +311,7 @@ def compare(
     Interquartile means over the runs of a group, with 95 % intervals by the bootstrap.
     """
     with _in_words():
-        if picture is not None:
-            require_matplotlib()
+        picturing.check(picture)
         groups = comparison.groups_of(folders)
         typer.echo(comparison.said(groups, threshold))
         if picture is not None:
@@ -356,19 +355,13 @@ def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) 
 def _standing(path: Path) -> str:
     """State, generations and best score of a run."""
     try:
-        run = Run(path)
-        whole, state = run.config.generations, run.state
+        found = standing(Run(path))
     except PopgraftError as error:
         return f"damaged   {error}"
-    try:
-        done = f"{run.generations:,} of {whole:,} generations"
-    except StoreError as error:
-        return f"damaged   {error}; popgraft resume {shlex.quote(str(path))} goes on with what can be read"
-    try:
-        score = readable(run.summary["score"])
-    except StoreError:
-        score = "none"
-    return f"{state:<8}  {done}, best score {score}"
+    if found.fault:
+        return f"damaged   {found.fault}"
+    score = "none" if math.isnan(found.score) else readable(found.score)
+    return f"{found.state:<8}  {found.done:,} of {found.planned:,} generations, best score {score}"
 
 
 @contextlib.contextmanager
@@ -395,9 +388,9 @@ def _conclude(run: Run, err: bool = False) -> None:
     folder = shlex.quote(str(run.path))
     try:
         found = run.summary
-    except StoreError:
+    except StoreError as error:
         lines = {
-            "best agent": "none: the first generation had not ended",
+            "best agent": f"none: {run.lack or error}",
             "run folder": folder,
         }
     else:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ LONGEST = 40
 """Characters of a value in a group's name."""
 DRAWN = 2_000
 """Resamples for every point of a curve."""
+SHORT = 10
+"""Points of a curve up to which each is marked: a single one would not be seen."""
+WIDTH, LINE = 120, 0.17
+"""Characters of a line below the picture, and its height in inches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +80,7 @@ def groups_of(paths: Sequence[Path]) -> list[Group]:
         StoreError: there is no run, or its training has not ended.
     """
     found: dict[str, tuple[dict[str, Any], int, list[Course]]] = {}
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():  # a run that is named twice counts once
         run = Run(path)
         settings = {key: value for key, value in flat_config(run.config).items() if not key.startswith(IGNORED)}
         sign = 1 if run.config.pbt.metric_mode == "max" else -1
@@ -132,14 +137,16 @@ def draw(groups: Sequence[Group], threshold: float | None, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4), layout="constrained")
+    names = [fill(f"{row + 1}: {group.name}", WIDTH, break_on_hyphens=False) for row, group in enumerate(groups)]
+    lines = "\n".join(names).count("\n") + 1
+    figure = Figure(figsize=(9.6, 4 + LINE * lines), layout="constrained")
     curves, finals = figure.subplots(1, 2, width_ratios=(2, 1))
     for row, group in enumerate(groups):
         length = min(len(run.steps) for run in group.runs)
         scores = np.array([run.best[:length] for run in group.runs])
         mean, low, high = np.array([interquartile_interval(each, DRAWN) for each in scores.T]).T
         steps = np.median([run.steps[:length] for run in group.runs], axis=0)
-        curves.plot(steps, mean, label=group.name)
+        curves.plot(steps, mean, "o-" if length <= SHORT else "-", markersize=4, label=names[row])
         curves.fill_between(steps, low, high, alpha=0.15, linewidth=0)
         mean, low, high = interquartile_interval(group.finals)
         finals.plot([low, high], [row, row], linewidth=6, alpha=0.3, color=f"C{row % 10}", solid_capstyle="butt")
@@ -148,10 +155,11 @@ def draw(groups: Sequence[Group], threshold: float | None, path: Path) -> None:
         curves.axhline(threshold, color="gray", linestyle=":")
     curves.set_xlabel("environment steps of the population")
     curves.set_ylabel("interquartile mean of the best member's score")
-    finals.set_yticks(range(len(groups)), [group.name for group in groups])
+    finals.set_yticks(range(len(groups)), [str(row + 1) for row in range(len(groups))])
     finals.set_ylim(len(groups) - 0.5, -0.5)
     finals.yaxis.tick_right()
     finals.set_xlabel("final score (bar: 95 % confidence)")
+    figure.legend(loc="outside lower left", frameon=False, fontsize="small")
     save(figure, path)
 
 

@@ -9,16 +9,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def require_matplotlib() -> None:
-    """Finds out, before anything else is done, whether pictures can be drawn.
+def check(path: Path | None) -> None:
+    """Finds out, before anything else is done, whether a picture can be drawn there, if one is wanted.
 
     Raises:
-        MissingExtra: they cannot.
+        MissingExtra: matplotlib is not installed.
+        ConfigError: the path is a folder, its own folder is missing, or its suffix names no format.
     """
+    if path is None:
+        return
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import backend_bases
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "--picture") from None
+    fault = None
+    if path.is_dir():
+        fault = "it is a folder; name a file in it, such as picture.png"
+    elif path.suffix[1:].lower() not in backend_bases.FigureCanvasBase.get_supported_filetypes():
+        fault = f"the suffix {path.suffix!r} names no format; take .png, .svg or .pdf"
+    elif not path.parent.is_dir():
+        fault = f"there is no folder {path.parent}; make it first"
+    if fault:
+        raise ConfigError(f"--picture {path} cannot be written: {fault}")
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -71,9 +71,9 @@ class PlainLog(Progress):
         """Writes the generation's line."""
         assert self.plan is not None
         best, mean, worst = spread(generation, self.plan)
-        rate = (generation.steps - self.plan.done) / generation.seconds
+        rate, number = (generation.steps - self.plan.done) / generation.seconds, generation.number + 1
         self.say(
-            f"generation {generation.number + 1}/{self.plan.config.generations}, "
+            f"generation {number}/{self.plan.config.planned_generations(number, generation.steps)}, "
             f"{generation.steps:,}/{self.plan.steps:,} steps, {rate:,.0f} steps/s: "
             f"best {best}, mean {mean}, worst {worst}, best ever {readable(generation.best_score)}, "
             f"{counted(exploits(generation), 'exploit')}, {clock((self.plan.steps - generation.steps) / rate)} left"
@@ -154,9 +154,12 @@ class LiveDisplay(Progress):
         return facts((f"{rate:,.0f}", "steps/s"), (clock(elapsed), "elapsed"), (left, "left"))
 
     def _counts(self, plan: Plan) -> Text:
-        done = self._generation.number + 1 if self._generation else plan.done // plan.config.steps_per_generation
+        if self._generation:
+            done, steps = self._generation.number + 1, self._generation.steps
+        else:
+            done, steps = -(-plan.done // plan.config.steps_per_generation), plan.done
         number, noun = counted(exploits(self._generation) if self._generation else 0, "exploit").split()
-        return facts((f"{done}", f"of {plan.config.generations}"), (number, noun))
+        return facts((f"{done}", f"of {plan.config.planned_generations(done, steps)}"), (number, noun))
 
     def _scores(self, plan: Plan) -> Text:
         if self._generation is None:

@@ -177,8 +177,23 @@ class Config(Section):
 
     @property
     def generations(self) -> int:
-        """Number of decisions in the run."""
+        """Number of decisions in a run of these settings from its beginning."""
         return math.ceil(self.total_timesteps / self.steps_per_generation)
+
+    def planned_steps(self, done: int) -> int:
+        """Environment steps of the whole population in the whole run, of which so many are done: full generations.
+
+        What is done may have been done in generations of another size. In lockstep it is generations that everybody
+        has ended; else members are in the middle of one, and the run ends after full generations of this size.
+        """
+        size = self.steps_per_generation
+        if self.execute.mode == "async":
+            return max(done, self.generations * size)
+        return done + max(0, math.ceil((self.total_timesteps - done) / size)) * size
+
+    def planned_generations(self, begun: int, done: int) -> int:
+        """Number of decisions in the whole run, of which so many are behind the steps that are done, or begun."""
+        return begun + (self.planned_steps(done) - done) // self.steps_per_generation
 
     @property
     def sequence_length(self) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 from popgraft.errors import PopgraftError, StoreError
 from popgraft.store import RunDatabase
 from popgraft.train import Run, readable
-from popgraft.train.run import State
+from popgraft.train.run import State, planned_generations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Standing:
 def standing(run: Run) -> Standing:
     """Reads how far a run has come; nothing in it is changed."""
     try:
-        planned, state = run.config.generations, run.state
+        config, state = run.config, run.state
     except PopgraftError as error:
         return Standing("damaged", fault=str(error))
     try:
         with RunDatabase(run.folder.database, read_only=True) as database:
-            done = database.generations()
+            done, planned = database.generations(), planned_generations(config, database)
     except StoreError as error:
         advice = f"popgraft resume {shlex.quote(str(run.path))} goes on with what can be read"
         return Standing("damaged", fault=f"{error}; {advice}")

@@ -112,4 +112,4 @@ def _best(data: RunData) -> str:
 
 def planned(data: RunData) -> int:
     """Environment steps of the whole run: full generations."""
-    return data.config.generations * data.config.steps_per_generation
+    return data.config.planned_steps(data.total)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.film import FilmedGrid
 from popgraft.rollout.make import make_grid
+from popgraft.rollout.spaces_of import action_encoder, gym_action_space
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Scores
 
@@ -32,6 +34,7 @@ class Agent:
         member: a population of one.
         factory: makes environments for `evaluate`, in place of the configured source.
         policy: the network that the member's parameters are of, in place of the configured one.
+        action_space: the environment's own; None: one of these actions in Gymnasium's usual types.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Agent:
         member: Member,
         factory: Callable[..., Any] | None = None,
         policy: Policy | None = None,
+        action_space: gym.Space[Any] | None = None,
     ) -> None:
         self.config, self.spaces, self._factory = config, spaces, factory
         device = resolve_device(config.engine.device)
         self.policy = policy or Policy(spaces, config.model.network)
         self.member = tree.map(lambda leaf: leaf.to(device), member)
         self._actor = Actor.of(self.policy, self.member)
+        self._encode = action_encoder(gym_action_space(spaces.action) if action_space is None else action_space)
         self._generator = torch.Generator().manual_seed(derive(config.seed, "agent"))
 
     @torch.no_grad()
@@ -92,7 +97,7 @@ class Agent:
         else:
             noise = action_noise(self.policy, [self._generator], 1, envs, device)
             action = head.sample(params, step.outputs[:, 0], noise[:, 0])
-        return self._as_environment_takes_it(action[0].cpu().numpy()), step.state
+        return self._encode(action[0].cpu().numpy()), step.state
 
     def evaluate(
         self, episodes: int, seed: int, deterministic: bool = True, attack: AttackConfig | None = None
@@ -158,14 +163,6 @@ class Agent:
             ]
         finally:
             grid.close()
-
-    def _as_environment_takes_it(self, action: np.ndarray) -> np.ndarray:
-        spec = self.spaces.action
-        if spec.kind == "box":
-            action = np.clip(action, np.array(spec.low, np.float32), np.array(spec.high, np.float32))
-        elif spec.start:
-            action = action + np.array(spec.start)
-        return action.reshape(len(action), *spec.shape)
 
     def _check(self, arrays: dict[str, np.ndarray]) -> None:
         if set(arrays) != set(self.spaces.obs):

@@ -110,7 +110,12 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left but the last evaluation."""
-        return self._has_reached_score or self.state.generation >= self.config.generations
+        return self._has_reached_score or self.has_taken_its_steps
+
+    @property
+    def has_taken_its_steps(self) -> bool:
+        """Whether the run is as long as it was to be."""
+        return self.state.steps >= self.config.planned_steps(self.state.steps)
 
     @property
     def _has_reached_score(self) -> bool:

@@ -29,7 +29,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Environment steps of the whole population in the whole run: full generations."""
-        return self.config.generations * self.config.steps_per_generation
+        return self.config.planned_steps(self.done)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,7 +117,7 @@ def replay_config(
         run: any run.
         seeds: how many agents.
         grafts: whether they also go through the grafts that it went through.
-        overrides: settings that win over the run's, as for `train`.
+        overrides: settings that win over the run's, as for `train`; not the schedule and the number of agents.
 
     Raises:
         ConfigError: the run varies no hyperparameters, or a setting that cannot work.
@@ -139,7 +139,19 @@ def replay_config(
         "stop_at_score": None,
         "run_dir": str(run.path / FOLDER / "schedule"),
     }
-    return load_config(load_config(run.config, settings), overrides)
+    own = load_config(run.config, settings)
+    wanted = load_config(own, overrides)
+    if wanted.pbt.population_size != seeds:
+        raise ConfigError(
+            f"pbt.population_size={wanted.pbt.population_size} cannot be set here, because the agents of a replay are "
+            "counted by --seeds (seeds in Python); give that instead"
+        )
+    if wanted.pbt.schedule != own.pbt.schedule:
+        raise ConfigError(
+            "pbt.schedule cannot be set here, because the winner's is what is replayed; write it to a file with "
+            "--export, change it there, and train that file"
+        )
+    return wanted
 
 
 def replay(
@@ -162,7 +174,8 @@ def replay(
         grafts: whether they also go through the grafts that the winner went through: another seat, and the optimizer
             state that was inherited. Without them only the hyperparameters change.
         out: folder of the replay; None: RUN/replay.
-        overrides: settings that win over the run's, as for `train`.
+        overrides: settings that win over the run's, as for `train`; not the schedule, the number of agents and the
+            folder.
         observer: is told of progress, of one run after the other.
         factory: makes a member's environments, for a run that was given one in Python.
 
@@ -177,6 +190,11 @@ def replay(
     run = Run(path, factory)
     folder = Path(out) if out is not None else run.path / FOLDER
     config = replay_config(run, seeds, grafts, overrides)
+    if config.run_dir != run.path / FOLDER / "schedule":
+        raise ConfigError(
+            f"run_dir={config.run_dir} cannot be set here, because a replay is two runs in one folder; name that with "
+            "--out (out in Python)"
+        )
     first = config.pbt.schedule[0].model_dump()
     population = _final_scores(run, config)
     scores = {}

@@ -149,17 +149,19 @@ def _news(training: "Training", latest: SessionRecord, damages: list[str]) -> It
     for old, new in pairs:
         for key in _changed(old, new):
             yield "changed", f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}"
-    number, whole = training.state.generation + 1, training.config.generations
-    where = "the last evaluation" if training.is_over else f"generation {number} of {whole}"
+    state = training.state
+    whole = training.config.planned_generations(state.begun, state.steps)
+    where = "the last evaluation" if training.is_over else f"generation {state.generation + 1} of {whole}"
     yield "resumed", f"going on with {where}"
 
 
 def _more(training: "Training") -> str:
     """How a finished run is given more to do."""
     config = training.config
-    if training.state.generation < config.generations:
+    if not training.has_taken_its_steps:
         return f"set another stop_at_score than {config.stop_at_score}, for example --set stop_at_score=null"
-    return f"raise total_timesteps, for example --set total_timesteps={2 * config.total_timesteps}"
+    more = max(2 * config.total_timesteps, training.state.steps + config.steps_per_generation)
+    return f"raise total_timesteps, for example --set total_timesteps={more}"
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

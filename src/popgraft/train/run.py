@@ -1,20 +1,28 @@
 """A run on disk, seen from Python."""
 
+import contextlib
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import torch
 
 from popgraft import tree
 from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
 from popgraft.rollout.make import make_grid
+from popgraft.rollout.sources import maker_of
+from popgraft.rollout.spaces_of import gym_action_space, spaces_of
+from popgraft.rollout.wrappers import built_in_wrappers
+from popgraft.spaces import Spaces
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
+from popgraft.train.observer import counted
 
 BEST = "best"
 """Snapshot of the best member there ever was: a population of one."""
@@ -105,7 +113,7 @@ class Run:
         """The best agent, ready to use.
 
         Raises:
-            StoreError: no generation has been scored yet.
+            StoreError: no member has had a score yet.
         """
         return self.agent(BEST)
 
@@ -117,7 +125,7 @@ class Run:
 
         Raises:
             ConfigError: there is no such member.
-            StoreError: no generation has been scored yet, or training has not ended.
+            StoreError: no member has had a score yet, or training has not ended.
         """
         numbers = {str(i): i for i in range(self.config.pbt.population_size)}
         if str(member) not in {BEST, *numbers}:
@@ -131,9 +139,7 @@ class Run:
                 f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
                 f"run: popgraft resume {self.path}"
             )
-        grid = make_grid(self.config.env, 1, 1, self.factory)
-        spaces = grid.spaces
-        grid.close()
+        spaces, action_space = self._spaces()
         one = empty_member(self.config, spaces)
         if member == BEST:
             state, _ = snapshot.load(self.folder, BEST, one)
@@ -141,21 +147,56 @@ class Run:
             everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
             population, _ = snapshot.load(self.folder, LAST, everyone)
             state = tree.gather(population, torch.tensor([numbers[str(member)]]))
-        return Agent(self.config, spaces, state, self.factory)
+        return Agent(self.config, spaces, state, self.factory, action_space=action_space)
 
     @property
     def summary(self) -> dict[str, Any]:
         """Generation, place and score at which the best agent was found, and its final evaluation if there was one.
 
         Raises:
-            StoreError: no generation has been scored yet.
+            StoreError: no member has had a score yet.
         """
         self._check_scored()
         return snapshot.verified(self.folder, BEST)
 
-    def _check_scored(self) -> None:
-        if BEST not in snapshot.names(self.folder):
-            raise StoreError(
-                f"{self.path} has no best agent, because its training has not come to the end of its first generation; "
-                f"run: popgraft resume {self.path}"
+    def _spaces(self) -> tuple[Spaces, gym.Space[Any]]:
+        """What an agent sees and does, and the environment's own action space."""
+        config = self.config.env
+        if config.source == "tensor" and self.factory is None:
+            spaces = make_grid(config, 1, 1).spaces
+            return spaces, gym_action_space(spaces.action)
+        with contextlib.closing(maker_of(config, 1, self.factory)()) as env:
+            _, spaces = built_in_wrappers(config.wrappers, spaces_of(env.observation_space, env.action_space))
+            return spaces, env.action_space
+
+    @property
+    def lack(self) -> str:
+        """Why there is no best agent; empty where there is one."""
+        if BEST in snapshot.names(self.folder):
+            return ""
+        scores: list[MemberRecord] = []
+        with contextlib.suppress(StoreError):  # that the database is damaged is said by those who need it
+            scores = self.scores
+        if not scores or any(math.isfinite(record.score) for record in scores):
+            return f"its training has not come to the end of its first generation; run: popgraft resume {self.path}"
+        count = counted(self.generations, "generation")
+        if self.config.pbt.fitness == "training" and not any(record.episodes for record in scores):
+            return (
+                f"no training episode has ended in {count}; set pbt.fitness: evaluation, or make generations longer "
+                f"than pbt.perturbation_interval={self.config.pbt.perturbation_interval} updates"
             )
+        return f"no member has had a finite score in {count}"
+
+    def _check_scored(self) -> None:
+        if lack := self.lack:
+            raise StoreError(f"{self.path} has no best agent, because {lack}")
+
+
+def planned_generations(config: Config, database: RunDatabase) -> int:
+    """How many generations a whole run has: those in its database, and what its settings add."""
+    if all(event.kind != "resumed" for event in database.events()):  # all of one size: no need to read them
+        return config.generations
+    latest = {record.member: record for record in database.scores()}
+    rounds = sum(record.generation + 1 for record in latest.values())
+    begun = -(-rounds // config.pbt.population_size)
+    return config.planned_generations(begun, sum(record.steps for record in latest.values()))
