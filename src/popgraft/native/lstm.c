@@ -27,8 +27,8 @@ typedef int32_t four_indices __attribute__((vector_size(16)));
 
 int64_t width(void) { return WIDTH; }
 
-/* What is left of the state where an episode starts, and where it goes on. */
-INLINE float kept(uint8_t start) { return start ? 0.0f : 1.0f; }
+/* A state, or its gradient; zero where an episode starts, whatever x is: a product with zero would keep NaN. */
+INLINE vec kept(vec x, uint8_t start) { return (vec)((ivec)x & (start ? 0 : -1)); }
 
 #if defined(__AVX512BF16__)
 int64_t rounds(void) { return 1; }
@@ -135,7 +135,7 @@ INLINE void step(int rounding, int rows, const unit *panel, const unit *h, int64
     multiply(rounding, rows, 4, h, apart, panel, units(rounding, hidden), acc);
     for (int r = 0; r < rows; r++) {
         vec i = vsigmoid(acc[r][0]), f = vsigmoid(acc[r][1]), g = vtanh(acc[r][2]), o = vsigmoid(acc[r][3]);
-        vec cell = f * (LOAD(c_before + r * stride) * kept(start[r])) + i * g;
+        vec cell = f * kept(LOAD(c_before + r * stride), start[r]) + i * g;
         float *out = gates + r * 4 * hidden;
         STORE(out, i); STORE(out + hidden, f); STORE(out + 2 * hidden, g); STORE(out + 3 * hidden, o);
         STORE(c + r * hidden, cell);
@@ -170,13 +170,12 @@ int lstm_pack(const float *weight_ih, const float *weight_hh, void *panels, int6
                     : pack(0, weight_ih, weight_hh, panels, pop, hidden, n_in, apart_ih, apart_hh);
 }
 
-INLINE int forward(int rounding, const float *x, const unit *panels, const float *bias, const float *state,
+INLINE void forward(int rounding, const float *x, const unit *panels, const float *bias, const float *state,
         const uint8_t *start, unit *inputs, float *gates, float *cell, float *y, float *last, int64_t pop, int64_t time,
         int64_t batch, int64_t hidden, int64_t n_in) {
     int64_t seen = units(rounding, n_in), depth = seen + units(rounding, hidden);
     int64_t layer = batch * hidden, count = time * batch;
-    float *h_kept = malloc((size_t)hidden * sizeof(float));
-    for (int64_t m = 0; m < pop && h_kept; m++, panels += 4 * hidden * depth) {
+    for (int64_t m = 0; m < pop; m++, panels += 4 * hidden * depth) {
         const unit *panels_h = panels + 4 * hidden * seen;
         unit *in = inputs + m * count * depth;
         float *g = gates + 4 * m * time * layer;
@@ -193,8 +192,9 @@ INLINE int forward(int rounding, const float *x, const unit *panels, const float
             float *c = cell + (m * time + t) * layer, *out = y + (m * time + t) * layer;
             const uint8_t *s = start + (m * time + t) * batch;
             for (int64_t b = 0; b < batch; b++) {
-                for (int64_t u = 0; u < hidden; u++) h_kept[u] = h_before[b * stride + u] * kept(s[b]);
-                place(rounding, h_kept, hidden, in + b * depth + seen);
+                unit *h = in + b * depth + seen;
+                if (s[b]) memset(h, 0, (size_t)(depth - seen) * sizeof *h);
+                else place(rounding, h_before + b * stride, hidden, h);
             }
             for (int64_t u = 0; u < hidden; u += WIDTH) {
 #define STEP(rows)                                                                                        \
@@ -210,8 +210,6 @@ INLINE int forward(int rounding, const float *x, const unit *panels, const float
             memcpy(own + hidden, c_before + b * stride, (size_t)hidden * sizeof(float));
         }
     }
-    free(h_kept);
-    return !h_kept;
 }
 
 /* x [pop, time, batch, n_in]; panels as lstm_pack left them; bias [pop, 4H]. start [pop, time, batch]. state
@@ -223,7 +221,9 @@ int lstm_forward(const float *x, const void *panels, const float *bias, const fl
         int64_t hidden, int64_t n_in, int64_t rounding) {
 #define FORWARD(rounding)                                                                                 \
     forward(rounding, x, panels, bias, state, start, inputs, gates, cell, y, last, pop, time, batch, hidden, n_in)
-    return rounding ? FORWARD(1) : FORWARD(0);
+    if (rounding) FORWARD(1);
+    else FORWARD(0);
+    return 0;
 }
 
 /* Columns of the recurrent weights [4H, H] that are multiplied together: four vectors where there are, or one. */
@@ -257,7 +257,7 @@ INLINE void product(int rounding, int rows, int vectors, const unit *dgates, con
     vec acc[ROWS][4] = {};
     multiply(rounding, rows, vectors, dgates, depth, blocks, depth, acc);
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) STORE(dh + 2 * r * hidden + v * WIDTH, acc[r][v] * kept(start[r]));
+        for (int v = 0; v < vectors; v++) STORE(dh + 2 * r * hidden + v * WIDTH, kept(acc[r][v], start[r]));
 }
 
 /* One step back for all environments of a member: the gradient before its gates goes to dgates [batch, 4H], and what it
@@ -276,14 +276,14 @@ static void step_back(const float *gates, const float *cell, const float *c_befo
             vec tanh_c = vtanh(LOAD(cell + at));
             vec dh_t = LOAD(dh) + LOAD(dy + at);
             vec dc_t = LOAD(dc) + dh_t * o * (1.0f - tanh_c * tanh_c);
-            vec c_tm1 = LOAD(c_before + b * stride + u) * kept(start[b]);
+            vec c_tm1 = kept(LOAD(c_before + b * stride + u), start[b]);
             vec out[4] = {dc_t * g * i * (1.0f - i), dc_t * c_tm1 * f * (1.0f - f), dc_t * i * (1.0f - g * g),
                           dh_t * tanh_c * o * (1.0f - o)};
             for (int g4 = 0; g4 < 4; g4++) {
                 STORE(dgates + (4 * b + g4) * hidden + u, out[g4]);
                 sum[g4] += out[g4];
             }
-            STORE(dc, dc_t * f * kept(start[b]));
+            STORE(dc, kept(dc_t * f, start[b]));
         }
         for (int g = 0; g < 4; g++) STORE(dbias + g * hidden + u, sum[g]);
     }

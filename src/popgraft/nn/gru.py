@@ -24,40 +24,41 @@ from popgraft.nn.precision import affine, factors, of_weight
 class _Recurrence(torch.autograd.Function):
     """The unroll over time, given the input's share of the gates.
 
-    The rows of n arrive doubled, so that a sigmoid serves all gates: tanh x = 2σ(2x) − 1.
+    The rows of n arrive doubled, so that a sigmoid serves all gates: tanh x = 2σ(2x) − 1. A state is replaced where an
+    episode starts, not multiplied by zero, which would keep NaN.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, bias_n: Tensor, h0: Tensor, keep: Tensor) -> Tensor:
-        """gates_x [pop, T, B, 3H], weight [pop, 3H, H], bias_n [pop, H], h0 [pop, B, H], keep [pop, T, B, 1] (0, 1)."""
+    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, bias_n: Tensor, h0: Tensor, start: Tensor) -> Tensor:
+        """gates_x [pop, T, B, 3H], weight [pop, 3H, H], bias_n [pop, H], h0 [pop, B, H], start [pop, T, B, 1]."""
         pop, time, batch, width = gates_x.shape
         hidden = width // 3
         gates = torch.empty_like(gates_x)
         y, h_in, n_h = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(3))
         pre = gates_x.new_empty(pop, batch, width)
         bias = torch.nn.functional.pad(bias_n, (2 * hidden, 0)).unsqueeze(1)
-        weight_t, h_tm1 = weight.mT, h0
+        weight_t, zero, h_tm1 = weight.mT, gates_x.new_zeros(()), h0
         pre_rz, pre_n = pre.split([2 * hidden, hidden], dim=-1)
         for t in range(time):
             h, n_h_t = h_in[:, t], n_h[:, t]
             x_rz, x_n = gates_x[:, t].split([2 * hidden, hidden], dim=-1)
             rz, n = gates[:, t].split([2 * hidden, hidden], dim=-1)
             r, z = rz.split(hidden, dim=-1)
-            torch.mul(h_tm1, keep[:, t], out=h)
+            torch.where(start[:, t], zero, h_tm1, out=h)
             torch.baddbmm(bias, h, weight_t, out=pre)
             torch.add(pre_rz, x_rz, out=rz).sigmoid_()
             n_h_t.copy_(pre_n)
             torch.addcmul(x_n, r, pre_n, out=n).sigmoid_().mul_(2).sub_(1)
             torch.lerp(n, h, z, out=y[:, t])
             h_tm1 = y[:, t]
-        ctx.save_for_backward(weight, keep, gates, h_in, n_h)
+        ctx.save_for_backward(weight, start, gates, h_in, n_h)
         ctx.factors = factors(weight)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, keep, gates, h_in, n_h = ctx.saved_tensors
+        weight, start, gates, h_in, n_h = ctx.saved_tensors
         pop, time, batch, hidden = h_in.shape
         r, z, n = gates.split(hidden, dim=-1)
         # Derivative of the preactivations r, z and n by dh; for n first its hidden share, which U takes.
@@ -72,7 +73,7 @@ class _Recurrence(torch.autograd.Function):
             dh_t = torch.add(dy[:, t], dh_in, out=dh[:, t])
             dgates_by_gate[:, t].mul_(dh_t.unsqueeze(-2))
             torch.mul(dh_t, z[:, t], out=dh_in)
-            dh_in.baddbmm_(dgates[:, t], weight).mul_(keep[:, t])
+            dh_in.baddbmm_(dgates[:, t], weight).masked_fill_(start[:, t], 0)
         dweight = dbias_n = None
         if ctx.needs_input_grad[1]:  # not in an attack, which differentiates observations only
             dweight = of_weight(dgates.flatten(1, 2).to(ctx.factors), h_in.flatten(1, 2), like=weight)
@@ -140,7 +141,7 @@ class GRU:
             the last layer's output at every step, and the state after the last step.
         """
         hidden = self.n_out
-        keep = start.logical_not().to(x.dtype).unsqueeze(-1)
+        start = start.unsqueeze(-1)
         double_n = torch.cat([x.new_ones(2 * hidden, 1), x.new_full((hidden, 1), 2)])
         final = []
         for layer, h0 in enumerate(state.split(hidden, dim=-1)):
@@ -148,7 +149,7 @@ class GRU:
             gates_x = affine(x.flatten(1, 2), p["weight_ih"] * double_n, p["bias"] * double_n.squeeze(-1))
             gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
             weight_hh, bias_n = p["weight_hh"] * double_n, 2 * p["bias_n"]
-            x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, keep)  # type: ignore[no-untyped-call]
+            x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, start)  # type: ignore[no-untyped-call]
             final.append(x[:, -1])
             x = x * kept[layer] if layer < len(kept) else x
         return x, torch.cat(final, dim=-1)

@@ -28,43 +28,43 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 class _Recurrence(torch.autograd.Function):
     """The unroll over time, given the input's share of the gates.
 
-    Gate g is doubled on its way, so that one sigmoid serves all gates: tanh x = 2σ(2x) − 1.
+    Gate g is doubled on its way, so that one sigmoid serves all gates: tanh x = 2σ(2x) − 1. A state is replaced where
+    an episode starts, not multiplied by zero, which would keep NaN.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, keep: Tensor) -> Outputs:
-        """gates_x [pop, T, B, 4H], weight [pop, 4H, H], h0 and c0 [pop, B, H], keep [pop, T, B, 1] (0 at a reset)."""
+    def forward(ctx: Any, gates_x: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, start: Tensor) -> Outputs:
+        """gates_x [pop, T, B, 4H], weight [pop, 4H, H], h0 and c0 [pop, B, H], start [pop, T, B, 1]."""
         pop, time, batch, width = gates_x.shape
         hidden = width // 4
         gates = torch.empty_like(gates_x)
-        y, cell, cell_tanh = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(3))
-        pre, h = gates_x.new_empty(pop, batch, width), gates_x.new_empty(pop, batch, hidden)
+        y, h_in, c_in, cell_tanh = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(4))
+        pre, c = gates_x.new_empty(pop, batch, width), gates_x.new_empty(pop, batch, hidden)
         pre_g, weight_t = pre[..., 2 * hidden : 3 * hidden], weight.mT
-        h_tm1, c_tm1 = h0, c0
+        zero, h_tm1, c_tm1 = gates_x.new_zeros(()), h0, c0
         for t in range(time):
-            keep_t, gates_t, c, tanh_c = keep[:, t], gates[:, t], cell[:, t], cell_tanh[:, t]
-            torch.mul(h_tm1, keep_t, out=h)
+            start_t, gates_t, h, tanh_c = start[:, t], gates[:, t], h_in[:, t], cell_tanh[:, t]
+            torch.where(start_t, zero, h_tm1, out=h)
             torch.baddbmm(gates_x[:, t], h, weight_t, out=pre)
             pre_g.mul_(2)
             torch.sigmoid(pre, out=gates_t)
             i, f, g, o = gates_t.split(hidden, dim=-1)
-            torch.mul(c_tm1, keep_t, out=c)
-            c.mul_(f).addcmul_(i, g, value=2).sub_(i)
+            torch.where(start_t, zero, c_tm1, out=c_in[:, t])
+            torch.mul(c_in[:, t], f, out=c).addcmul_(i, g, value=2).sub_(i)
             torch.mul(c, 2, out=tanh_c)
             tanh_c.sigmoid_().mul_(2).sub_(1)
             torch.mul(o, tanh_c, out=y[:, t])
             h_tm1, c_tm1 = y[:, t], c
-        ctx.save_for_backward(weight, h0, c0, keep, gates, cell, cell_tanh, y)
+        ctx.save_for_backward(weight, start, gates, h_in, c_in, cell_tanh)
         ctx.factors = factors(weight)
-        return y, y[:, -1].clone(), cell[:, -1].clone()
+        return y, y[:, -1].clone(), c
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh_last: Tensor, dc_last: Tensor) -> tuple[Tensor | None, ...]:
-        weight, h0, c0, keep, gates, cell, cell_tanh, y = ctx.saved_tensors
-        _, time, _, hidden = y.shape
+        weight, start, gates, h_in, c_in, cell_tanh = ctx.saved_tensors
+        _, time, _, hidden = h_in.shape
         i, f, g, o = gates.split(hidden, dim=-1)
-        c_in = torch.cat([c0.unsqueeze(1), cell[:, :-1]], dim=1).mul_(keep)
         # Derivative of every gate's preactivation: by dc for i, f, g and by dh for o. It becomes the gradient in place.
         dgates = torch.addcmul(gates, gates, gates, value=-1)
         dgates_cell = dgates[..., : 3 * hidden].unflatten(-1, (3, hidden))
@@ -74,19 +74,18 @@ class _Recurrence(torch.autograd.Function):
         dgates_cell[..., 2, :].mul_(i).mul_(4)
         dgates_out.mul_(cell_tanh)
         dc_by_dh = torch.addcmul(o, o * cell_tanh, cell_tanh, value=-1)
-        dc_tm1_by_dc = f * keep
-        dh_next, dc, dh = dh_last.clone(), dc_last.clone(), torch.empty_like(h0)
+        dstate, dh = torch.stack([dh_last, dc_last]), torch.empty_like(dh_last)
+        dh_next, dc = dstate
         for t in range(time - 1, -1, -1):
             torch.add(dh_next, dy[:, t], out=dh)
             dc.addcmul_(dh, dc_by_dh[:, t])
             dgates_cell[:, t].mul_(dc.unsqueeze(-2))
             dgates_out[:, t].mul_(dh)
             torch.bmm(dgates[:, t], weight, out=dh_next)
-            dh_next.mul_(keep[:, t])
-            dc.mul_(dc_tm1_by_dc[:, t])
+            dc.mul_(f[:, t])
+            dstate.masked_fill_(start[:, t], 0)
         if not ctx.needs_input_grad[1]:  # an attack, which differentiates observations only
             return dgates, None, dh_next, dc, None
-        h_in = torch.cat([h0.unsqueeze(1), y[:, :-1]], dim=1).mul_(keep)
         dweight = of_weight(dgates.flatten(1, 2).to(ctx.factors), h_in.flatten(1, 2), like=weight)
         return dgates, dweight, dh_next, dc, None
 
@@ -160,8 +159,7 @@ class LSTM:
                 x, last = compiled.unroll(x, weights, own, start, p.get("panels"))
             else:
                 gates_x = affine(x.flatten(1, 2), p["weight_ih"], p["bias"]).view(*x.shape[:3], 4 * self.n_out)
-                keep = start.logical_not().to(x.dtype).unsqueeze(-1)
-                x, *parts = _Recurrence.apply(gates_x, p["weight_hh"], *own.chunk(2, dim=-1), keep)  # type: ignore[no-untyped-call]
+                x, *parts = _Recurrence.apply(gates_x, p["weight_hh"], *own.chunk(2, dim=-1), start.unsqueeze(-1))  # type: ignore[no-untyped-call]
                 last = torch.cat(parts, dim=-1)
             final.append(last)
             x = x * kept[layer] if layer < len(kept) else x
