@@ -1,9 +1,9 @@
 import inspect
 
 import pytest
-from pydantic import ValidationError
 
 from popgraft.adversary import PerturbationConfig, SAPPOConfig
+from popgraft.errors import ConfigError
 
 
 def test_defaults_are_the_published_contract():
@@ -53,7 +53,7 @@ def test_defaults_are_the_published_contract():
     ],
 )
 def test_an_impossible_attack_is_refused(settings):
-    with pytest.raises(ValidationError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
         PerturbationConfig(**settings)
 
 
@@ -67,11 +67,11 @@ def test_an_impossible_attack_is_refused(settings):
         {"epsilon_final": -0.1},
         {"max_updates": 0},
         {"epsilon_schedule": "linear", "adaptive_epsilon": True},
-        {"epsilon_schedule": "cosine", "adaptive_epsilon": True, "max_updates": 10},
+        {"max_updates": 10, "epsilon_schedule": "cosine", "adaptive_epsilon": True},
     ],
 )
 def test_impossible_training_is_refused(settings):
-    with pytest.raises(ValidationError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
         SAPPOConfig(**settings)
 
 

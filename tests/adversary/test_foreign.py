@@ -254,7 +254,7 @@ def test_a_model_without_a_distribution():
         ({"max_updates": 5, "warmup_updates": 9}, "raise max_updates above warmup_updates"),
         ({"perturbation": {"clip_min": 1.0, "clip_max": 0.0}}, "must be below clip_max"),
         ({"perturbation": {"norm_type": "l1"}}, "'linf' or 'l2'"),
-        ({"atack_policy": True}, "Extra inputs"),
+        ({"atack_policy": True}, "unknown key"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

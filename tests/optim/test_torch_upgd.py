@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from popgraft.errors import ConfigError
 from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, UPGDRule, draw_noise_, initial_upgd_state, upgd_
 
 KINDS = [UPGD, AdaptiveUPGD, UPGDW]
@@ -243,6 +244,67 @@ def test_a_foreign_state_dict_is_refused(make):
     optimizer = UPGD(params, seed=0)
     with pytest.raises(ValueError, match="noise_generator"):
         optimizer.load_state_dict(torch.optim.SGD(params, lr=0.1).state_dict())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(("kind", "other"), [(a, b) for a in KINDS for b in KINDS if a is not b])
+def test_the_state_of_another_kind_is_refused_and_nothing_changes(kind, other, steps, make):
+    params = make()
+    optimizer, foreign = kind(params, lr=0.1, seed=0), other(make(), lr=0.2, seed=1)
+    train(optimizer, 2)
+    train(foreign, steps)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ConfigError, match=f"not of {kind.__name__}: .* load one that"):
+        optimizer.load_state_dict(foreign.state_dict())
+    twins = copy.deepcopy(params)
+    twin = kind(twins, seed=5)
+    twin.load_state_dict(before)
+    train(optimizer, 1)
+    train(twin, 1)
+    assert same(params, twins)
+
+
+@pytest.mark.parametrize("damage", ["utility", "exp_avg_sq", "extra"])
+def test_averages_that_are_not_the_rules_are_refused(damage, make):
+    optimizer = AdaptiveUPGD(make(), seed=0)
+    train(optimizer, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    if damage == "extra":
+        state["state"][1]["extra"] = torch.zeros(4)
+    else:
+        del state["state"][1][damage]
+    with pytest.raises(ConfigError, match=damage):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_groups_with_entries_of_their_own_are_loaded(first, make):
+    optimizer, other = UPGDW(make(), lr=0.1, seed=0), UPGDW(make(), lr=0.1, seed=1)
+    torch.optim.lr_scheduler.ExponentialLR(optimizer if first else other, 0.9)
+    for _ in range(2):
+        train(optimizer, 1)
+        other.load_state_dict(optimizer.state_dict())
+        train(other, 1)
+
+
+def test_an_average_of_norms_cannot_begin_late(make):
+    params = make()
+    optimizer = UPGD(params, lr=0.1, sigma=0.1, seed=0)
+    train(optimizer, 2)
+    optimizer.param_groups[0].update(ADAPTIVE_NOISE)
+    twins, before = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"no grad_norm.*optimizer\.state\.clear"):
+            optimizer.step()
+    assert same(params, twins)
+    assert [own["step"] for own in optimizer.state.values()] == [2] * len(SHAPES)
+    with pytest.raises(ConfigError, match="no grad_norm"):
+        optimizer.load_state_dict(before)
+    optimizer.state.clear()
+    train(optimizer, 1)
+    optimizer.param_groups[0]["adaptive_noise"] = False
+    train(optimizer, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
 
 
 def test_signatures():

@@ -1,13 +1,17 @@
+import copy
 import math
+import pickle
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from pydantic import ValidationError
 
 from popgraft.config import PopulationConfig
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTConfig
+from popgraft.pbt import PBTAdversarialConfig, PBTConfig
+from popgraft.pbt.adversarial_config import load_pbt_adversarial_config
 
 
 def test_defaults_are_the_published_contract():
@@ -103,6 +107,47 @@ def test_a_configuration_does_not_change_afterwards():
 def test_the_engine_has_the_same_methods():
     for method in ("truncation", "binary_tournament", "ttest", "backtracking", "none"):
         assert PopulationConfig(exploit_method=method).exploit_method == method
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PBTConfig(population_size=0), "PBTConfig has a wrong setting:\n  population_size = 0: must be"),
+        (
+            lambda: PBTConfig(populaton_size=4),
+            "unknown key 'populaton_size' at the top level; did you mean population_size?",
+        ),
+        (lambda: PBTConfig(ready_percentage=2, min_ready_members="3"), "PBTConfig has 2 wrong settings:"),
+        (
+            lambda: PBTAdversarialConfig(pbt={"population_size": 0}),
+            "PBTAdversarialConfig has a wrong setting:\n  pbt.popul",
+        ),
+        (lambda: PBTAdversarialConfig(pbt=PBTConfig(population_size=0)), "PBTConfig has a wrong setting"),
+        (lambda: PopulationConfig(lstm_reset_mode="burn_in"), "new ones begin from zero"),
+    ],
+)
+def test_a_section_built_directly_speaks_as_a_file_does(build, message):
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert message in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_nested_mistakes_keep_their_place():
+    with pytest.raises(ConfigError) as caught:
+        load_pbt_adversarial_config({"pbt": {"population_size": 0}, "model": {"gamma": 2}})
+    assert str(caught.value).splitlines()[1:] == [
+        "  pbt.population_size = 0: must be greater than 0",
+        "  model.gamma = 2: must be less than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, PBTConfig.model_copy])
+@pytest.mark.parametrize("pickled", [pickle, cloudpickle])
+def test_a_configuration_can_be_copied_and_sent(copied, pickled):
+    config = PBTConfig(population_size=4, hyperparams=[HyperparamConfig("a", values=(1, 2))])
+    assert copied(config) == config == pickled.loads(pickled.dumps(config))
+    assert pickled.loads(pickled.dumps(config)).model_fields_set == {"population_size", "hyperparams"}
 
 
 def test_an_impossible_space_is_refused_before_it_gets_here():

@@ -375,3 +375,50 @@ def test_a_resumed_coordinator_goes_on(make):
     other.load_state_dict(one.state_dict())
     assert other.scheduler.population[0].performance == 1.0
     assert other.state_dict() == one.state_dict()
+
+
+def test_saved_members_go_back_to_the_best_ever(make):
+    coordinator = make(exploit_method="backtracking", explore_method="none")
+    members, models = coordinator.initialize_population(), [Model(1), Model(2)]
+    record = copy.deepcopy(models[1].policy.state_dict())
+    for step, scores in ((1, (0.0, 9.0)), (2, (1.0, 2.0))):
+        for member, model, score in zip(members, models, scores, strict=True):
+            coordinator.save_member_checkpoint(member, model)
+            new, *_ = coordinator.on_member_update_end(member, score, step)
+            if (step, member.member_id) == (2, 0):
+                assert same(new["policy"], record)
+            model.step()
+    assert (coordinator.scheduler.best.member_id, coordinator.scheduler.best.performance) == (1, 9.0)
+
+
+def test_a_t_test_gets_its_episodes_through_the_coordinator(make):
+    coordinator = make(exploit_method="ttest")
+    members = coordinator.initialize_population()
+    with pytest.raises(ConfigError, match="pass both"):
+        coordinator.on_member_update_end(members[0], 1.0, 1)
+    for score, stderr, copied in ((2.0, 0.5, False), (2.0, 0.3, True)):  # t = 1.41 and 2.36
+        for member, own in zip(reversed(members), (score, 1.0), strict=True):
+            parameters = coordinator.collect_parameters(Model(member.member_id))
+            new, *_ = coordinator.on_member_update_end(
+                member, own, 1, model_parameters=parameters, stderr=stderr, episodes=10
+            )
+        assert (new is not None) is copied
+    assert (members[0].stderr, members[0].episodes) == (0.3, 10)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_mask_that_is_not_finite_is_named_with_its_remedy(make, saved, persistent, caplog):
+    coordinator, model = make(), Model()
+    member, *_ = coordinator.initialize_population()
+    model.policy.register_buffer("mask", torch.tensor(-torch.inf), persistent=persistent)
+    if saved:
+        coordinator.save_member_checkpoint(member, model)
+        coordinator.on_member_update_end(member, 1.0, 1)
+    else:
+        coordinator.on_member_update_end(member, 1.0, 1, model_parameters=coordinator.collect_parameters(model))
+    assert member.is_healthy is not persistent
+    assert (
+        "weights are not finite (mask); it counts as failed" in caplog.text
+        and "register_buffer(..., persistent=False)" in caplog.text
+    ) is persistent

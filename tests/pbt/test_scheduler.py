@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError, StoreError
+from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt import PBTConfig, PBTScheduler, PopulationMember
 from popgraft.pbt.checkpoint import V1, V2
 from popgraft.rng import numpy_generator
@@ -310,6 +311,26 @@ def test_a_resumed_scheduler_goes_on_as_the_uninterrupted_one(make, form, tmp_pa
         make(population_size=5).load_state_dict(state)
 
 
+@pytest.mark.parametrize("choices", [((8, 8), (16, 16), (32, (32, 8))), [[8, 8], [16, 16], [32, [32, 8]]]])
+def test_choices_that_are_tuples_or_lists_survive_a_file(make, choices):
+    space = HyperparamConfig("layers", values=choices)
+    full = make(hyperparams=[space], perturbation_interval=1, explore_method="perturb", truncation_ratio=0.5)
+    report(full, [1.0, 2.0, 3.0, 4.0])
+    resumed = make(hyperparams=[space], perturbation_interval=1, explore_method="perturb", truncation_ratio=0.5)
+    resumed.load_state_dict(json.loads(json.dumps(full.state_dict())))
+    for scheduler in (full, resumed):
+        report(scheduler, [2.0, 1.0, 3.0, 4.0], step=6)
+        for member in scheduler.population:
+            scheduler.exploit_and_explore(member)
+    assert full.exploitation_count > 0
+    assert str(resumed.state_dict()) == str(full.state_dict())
+    assert all(space.contains(member.hyperparams["layers"]) for member in [*resumed.population, resumed.best])
+    swapped = HyperparamConfig("layers", values=list(map(list, choices)))
+    other = make(hyperparams=[swapped])
+    other.load_state_dict(full.state_dict())
+    assert all(isinstance(member.hyperparams["layers"], list) for member in other.population)
+
+
 def test_restored_members_share_nothing_with_the_state(make):
     scheduler = make()
     report(scheduler, [1.0, 2.0, 3.0, 4.0])
@@ -450,6 +471,40 @@ def test_backtracking_brings_back_a_population_that_has_failed(make):
     for member in scheduler.population[:3]:
         assert scheduler.exploit_and_explore(member)[0]["policy"]["w"].tolist() == [2, 2, 2]
         assert member.performance == 9.0
+
+
+def test_a_file_that_the_trainer_wrote_becomes_the_best_and_is_kept_as_it_was(make, tmp_path):
+    scheduler = make(exploit_method="backtracking", explore_method="none")
+    winner, statistics = scheduler.population[2], tmp_path / "statistics.pt"
+    for step, scores in ((5, [1.0, 2.0, 9.0, 3.0]), (10, [1.0, 2.0, 2.5, 3.0])):
+        for member, score in zip(scheduler.population, scores, strict=True):
+            member.checkpoint_path = tmp_path / f"{member.member_id}.pt"
+            torch.save({"w": torch.full((3,), step + score)}, member.checkpoint_path)
+            member.vecnormalize_stats_path = statistics if member is winner else None
+            statistics.write_bytes(bytes([step, int(score)]))
+            scheduler.update_performance(member, score, step)
+    assert (scheduler.best.member_id, scheduler.best.performance, scheduler.best.step) == (2, 9.0, 5)
+    worst = scheduler.population[0]
+    found, _, form = scheduler.exploit_and_explore(worst)
+    assert (worst.performance, form, found["w"].tolist()) == (9.0, V1, [14.0] * 3)
+    assert Path(worst.vecnormalize_stats_path).read_bytes() == bytes([5, 9])
+    assert winner.checkpoint_path == tmp_path / "2.pt"
+
+
+def test_a_file_with_bad_weights_is_never_the_best(make, tmp_path, caplog):
+    scheduler = make()
+    member = scheduler.population[0]
+    member.checkpoint_path = tmp_path / "bad.pt"
+    torch.save({"w": torch.tensor([1.0, NAN])}, member.checkpoint_path)
+    scheduler.update_performance(member, 1.0, 5)
+    assert scheduler.best is None
+    assert not member.is_healthy
+    assert "weights are not finite (w)" in caplog.text
+    before = copy.deepcopy(member)
+    member.checkpoint_path.unlink()
+    with pytest.raises(StoreError, match=r"cannot read checkpoint .*bad\.pt"):
+        scheduler.update_performance(member, 2.0, 6)
+    assert member == before
 
 
 def test_a_t_test_needs_the_episodes(make):

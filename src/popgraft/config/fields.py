@@ -2,7 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+
+from popgraft.config.explain import explain
+from popgraft.errors import ConfigError
 
 
 def _number(value: Any) -> Any:
@@ -43,6 +46,19 @@ Kwargs = Annotated[dict[str, Any], AfterValidator(_writable)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
+    """A frozen group of settings in which an unknown key is an error.
+
+    Raises:
+        ConfigError: names every wrong setting.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self).__name__, type(self))) from None
+
+    # Otherwise pydantic would build nested sections through it too, and their mistakes would lose their place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """UPGD, AdaptiveUPGD and UPGDW as torch.optim.Optimizer: the population's kernels with a population of one."""
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from popgraft.errors import ConfigError
 from popgraft.optim.noise import draw_noise_
+from popgraft.optim.torch_checks import NOISE_STATE, SKIPPED, check_settings, check_state, check_state_dict
 from popgraft.optim.upgd import UPGDRule, begin, descend_, initial_upgd_state, normaliser, track_
 
 Group = dict[str, Any]
-
-SCALINGS = ("rms", "l2")
-NOISE_STATE, SKIPPED = "noise_generator", "skipped_steps"
-"""Keys of the state dictionary, beside those of torch."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +43,7 @@ class _UPGDBase(Optimizer):
         Raises:
             ConfigError: a setting outside its range.
         """
-        _check({**self.defaults, **param_group})
+        check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -57,17 +52,27 @@ class _UPGDBase(Optimizer):
 
         Args:
             closure: recomputes the loss and its gradients, and returns the loss.
+
+        Raises:
+            ConfigError: a group that has begun without an average of gradient norms now needs it; nothing is moved.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        owned = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None and p.numel()]
+        owned = [
+            (p, group, self.rule(group))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and p.numel()
+        ]
         if not owned:
             return loss
-        finite = [p.grad.isfinite().all().to(owned[0][0].device) for p, _ in owned]
+        for p, _, rule in owned:
+            check_state(self.state.get(p), rule)
+        finite = [p.grad.isfinite().all().to(owned[0][0].device) for p, _, _ in owned]
         if torch.stack(finite).all():
-            self._move([_Part(p, self.state[p], group, self.rule(group)) for p, group in owned])
+            self._move([_Part(p, self.state[p], group, rule) for p, group, rule in owned])
         else:
             self.skipped_steps += 1
             if self.skipped_steps == 1:
@@ -92,14 +97,9 @@ class _UPGDBase(Optimizer):
         """Restores what `state_dict` returned, so that training continues bit for bit.
 
         Raises:
-            ConfigError: a state dictionary of another kind of optimizer.
+            ConfigError: a state dictionary of another kind of optimizer; this one is as it was.
         """
-        missing = {NOISE_STATE, SKIPPED} - set(state_dict)
-        if missing:
-            raise ConfigError(
-                f"the state dictionary lacks {', '.join(sorted(missing))}, so it is not of {type(self).__name__}; "
-                "load one that its state_dict() returned"
-            )
+        check_state_dict(self, state_dict, self.rule)
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in (NOISE_STATE, SKIPPED)})
         self.generator.set_state(state_dict[NOISE_STATE].cpu())
         self.skipped_steps = state_dict[SKIPPED]
@@ -163,23 +163,6 @@ def _noise(group: Group) -> dict[str, Any]:
         "noise_beta": None if group["instant_noise_scale"] else group["noise_beta"],
         "min_noise_std": group["min_noise_std"],
     }
-
-
-def _check(group: Group) -> None:
-    for name in ("lr", "sigma", "weight_decay", "min_noise_std", "utility_gain", "eps"):
-        if name in group and not (math.isfinite(group[name]) and group[name] >= 0):
-            raise ConfigError(
-                f"{name}={group[name]} must be a finite number of at least 0; give for example {name}=0.001"
-            )
-    rates: dict[str, float] = {
-        name: group[name] for name in ("beta_utility", "beta1", "beta2", "noise_beta") if name in group
-    }
-    rates |= {f"betas[{i}]": rate for i, rate in enumerate(group.get("betas", ()))}
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ConfigError(f"{name}={rate} must lie in [0, 1), as every decay rate; give for example 0.999")
-    if group["noise_scaling"] not in SCALINGS:
-        raise ConfigError(f"noise_scaling={group['noise_scaling']!r} must be one of {', '.join(SCALINGS)}")
 
 
 class UPGD(_UPGDBase):

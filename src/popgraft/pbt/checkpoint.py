@@ -28,6 +28,11 @@ Format = Literal["v2_full_parameters", "v1_policy_only"]
 V2: Format = "v2_full_parameters"
 V1: Format = "v1_policy_only"
 SCHEMA = 2
+NOT_FINITE = (
+    "Member %s: weights are not finite (%s); it counts as failed. If that is a constant buffer, such as a mask, keep "
+    "it out of the state dict with register_buffer(..., persistent=False)"
+)
+"""Warning for a member and the name that `not_finite` found."""
 
 
 @dataclasses.dataclass(frozen=True)

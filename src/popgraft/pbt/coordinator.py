@@ -122,6 +122,9 @@ class PBTTrainingCoordinator:
         step: SupportsIndex,
         model_state_dict: dict[Any, Any] | None = None,
         model_parameters: dict[Any, Any] | None = None,
+        *,
+        stderr: SupportsFloat = math.nan,
+        episodes: SupportsIndex = 0,
     ) -> Outcome:
         """Reports a member's score, and decides whether it goes on as another one's copy.
 
@@ -131,16 +134,24 @@ class PBTTrainingCoordinator:
             step: the trainer's own count, which `perturbation_interval` is measured in.
             model_state_dict: deprecated: weights alone.
             model_parameters: what `collect_parameters` returned; left out after `save_member_checkpoint`.
+            stderr: standard error of the score over its episodes; the t-test needs it.
+            episodes: episodes that the score was taken over; the t-test needs at least 2.
 
         Returns:
             What to pass to `apply_exploited_parameters` (None: nothing to copy), the hyperparameters to go on with,
             and the format of the donor's checkpoint.
+
+        Raises:
+            ConfigError: what `PBTScheduler.update_performance` refuses, such as a t-test without `stderr`.
+            StoreError: a checkpoint cannot be read or written.
         """
         failed = self._failed.pop(member.member_id, None)
         if failed is not None:
-            logger.warning("Member %s: weights are not finite (%s); it counts as failed", member.member_id, failed)
+            logger.warning(checkpoint.NOT_FINITE, member.member_id, failed)
         score = performance if failed is None else math.nan
-        self.scheduler.update_performance(member, score, step, model_parameters, model_state_dict)
+        self.scheduler.update_performance(
+            member, score, step, model_parameters, model_state_dict, stderr=stderr, episodes=episodes
+        )
         if not self.scheduler.should_exploit_and_explore(member):
             return None, member.hyperparams, None
         return self.scheduler.exploit_and_explore(member)

@@ -52,3 +52,15 @@ def from_single(space: HyperparamConfig, value: float) -> float:
     if space.values is None:
         return value
     return next((choice for choice in space.values if float(np.float32(choice)) == value), value)
+
+
+def from_lists(space: HyperparamConfig, value: Value) -> Value:
+    """Undoes what JSON makes of a listed choice with tuples, so that it is found in its list again."""
+    if space.values is None or value in space.values:
+        return value
+    return next((choice for choice in space.values if _lists(choice) == _lists(value)), value)
+
+
+def _lists(value: Value) -> Value:
+    """Nested tuples and lists as lists."""
+    return [_lists(part) for part in value] if isinstance(value, (tuple, list)) else value

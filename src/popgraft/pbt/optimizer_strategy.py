@@ -9,6 +9,7 @@ Jaderberg et al. 2017 (arXiv:1711.09846) prescribe none of them.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal
@@ -18,7 +19,11 @@ from torch import Tensor
 
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import HyperparamConfig, Value
+from popgraft.pbt.checkpoint import V1, Checkpoint, optimizer_parts
+from popgraft.pbt.config import PBTConfig
 from popgraft.pbt.step import Step
+
+logger = logging.getLogger(__name__)
 
 Keeps = Literal["momentum", "scale"]
 
@@ -49,6 +54,43 @@ def near(
         distance: largest change that counts as near, as a share of the range.
     """
     return all(space.distance(donor[space.name], explored[space.name]) <= distance for space in spaces)
+
+
+def by_strategy(
+    config: PBTConfig, found: Checkpoint, donor: int, inherited: Mapping[str, Value], explored: Mapping[str, Value]
+) -> dict[Any, Any]:
+    """What a recipient gets of its donor's checkpoint, by `optimizer_exploit_strategy`.
+
+    Args:
+        config: the strategy and the spaces.
+        found: the donor's checkpoint.
+        donor: whose it is.
+        inherited: the donor's hyperparameters.
+        explored: the recipient's.
+    """
+    data, strategy = found.data, config.optimizer_exploit_strategy
+    if found.format == V1:
+        logger.warning("Checkpoint of member %s is %s: VGS and optimizer state are not transferred", donor, V1)
+        return data
+    optimizer, distance = optimizer_parts(data), config.optimizer_adaptive_distance
+    far = strategy == "adaptive" and not near(config.hyperparams, explored, inherited, distance)
+    if strategy == "reset" or far:
+        if optimizer:
+            logger.info("Optimizer state REMOVED (strategy=%s)", strategy)
+        return {name: part for name, part in data.items() if name not in optimizer}
+    if optimizer:
+        logger.info("Optimizer state INCLUDED (strategy=%s)", strategy)
+    else:
+        logger.warning(
+            "Optimizer state NOT FOUND (strategy=%s): the checkpoint of member %s has none; report it as "
+            "optimizer_state in model_parameters", strategy, donor,
+        )  # fmt: skip
+    if strategy == "partial":
+        data = {**data, **{name: partial(data[name], config.optimizer_partial) for name in optimizer}}
+    old, new = inherited.get("learning_rate"), explored.get("learning_rate")
+    if config.optimizer_rescale and old and new:
+        data = {**data, **{name: rescale(data[name], old / new) for name in optimizer}}
+    return data
 
 
 def partial(state: Any, keeps: Keeps) -> dict[str, Any]:

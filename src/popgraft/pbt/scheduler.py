@@ -24,12 +24,12 @@ import torch
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import Value
 from popgraft.pbt import checkpoint
-from popgraft.pbt.checkpoint import V1, V2, Checkpoint, Format
+from popgraft.pbt.checkpoint import V1, V2, Format
 from popgraft.pbt.config import PBTConfig
 from popgraft.pbt.exploit import choose_parents, rank
-from popgraft.pbt.explore import explore
+from popgraft.pbt.explore import explore, from_lists
 from popgraft.pbt.member import PopulationMember
-from popgraft.pbt.optimizer_strategy import near, partial, rescale
+from popgraft.pbt.optimizer_strategy import by_strategy
 from popgraft.pbt.readiness import Readiness
 from popgraft.pbt.success import Success
 from popgraft.rng import numpy_generator
@@ -53,7 +53,7 @@ class PBTScheduler:
 
     Attributes:
         population: the members, as `initialize_population` made them.
-        best: the best report ever that came with parameters; its checkpoint is kept.
+        best: the best report ever that came with parameters or a file of them; a copy of its files is kept.
         exploitation_count: members that have become another one's copy.
         exploration_count: members whose hyperparameters were explored.
     """
@@ -111,14 +111,15 @@ class PBTScheduler:
             member: whose report it is.
             performance: its score; one that is not finite makes the member unhealthy, and so do such weights.
             step: the trainer's own count, which `perturbation_interval` is measured in.
-            model_parameters: parts of the model by name, `policy` first of all, as its `get_parameters` gives them.
+            model_parameters: parts of the model by name, `policy` first of all, as its `get_parameters` gives them;
+                without them the file at `member.checkpoint_path`, if there is one, is what did so.
             model_state_dict: deprecated: weights alone; optimizer and statistics are lost.
             stderr: standard error of the score over its episodes; the t-test needs it.
             episodes: episodes that the score was taken over; the t-test needs at least 2.
 
         Raises:
             ConfigError: parameters that cannot be kept, a step below 0, or a t-test without `stderr` and `episodes`.
-            StoreError: the checkpoint cannot be written; the member is as it was.
+            StoreError: a file cannot be written, or read if it is a record; the member is as it was.
         """
         report = PopulationMember(
             member.member_id,
@@ -137,6 +138,10 @@ class PBTScheduler:
             member.checkpoint_path = self._keep(report, V1, model_state_dict)
         elif model_parameters is not None:
             member.checkpoint_path = self._keep(report, V2, model_parameters)
+        elif member.checkpoint_path is not None and self._is_record(report):
+            found = checkpoint.read(Path(member.checkpoint_path))
+            self._judge(report, found.data)
+            self._keep_best(report, found.blob)
         member.performance, member.step = report.performance, report.step
         member.stderr, member.episodes = report.stderr, report.episodes
         interval = self.config.perturbation_interval
@@ -246,7 +251,7 @@ class PBTScheduler:
         Raises:
             ConfigError: the state is of a population of another size.
         """
-        records = checkpoint.plain(state["population"])
+        records = [self._restored(record) for record in state["population"]]
         if len(records) not in (0, self.config.population_size):
             raise ConfigError(
                 f"the state is of a population of {len(records)}, but population_size={self.config.population_size}; "
@@ -257,11 +262,20 @@ class PBTScheduler:
         for member, record in zip(self.population, records, strict=True):
             for name, value in record.items():
                 setattr(member, name, value)
-        self.best = state["best"] and PopulationMember(**checkpoint.plain(state["best"]))
+        self.best = state["best"] and PopulationMember(**self._restored(state["best"]))
         self.seed, self._decisions = state["seed"], state["decisions"]
         self._readiness.failed = state["failed_ready_checks"]
         self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
+
+    def _restored(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a member's record, with choices as the spaces list them."""
+        restored: dict[str, Any] = checkpoint.plain(record)
+        for values in (restored["hyperparams"], *(report["hyperparams"] for report in restored["history"])):
+            for space in self.config.hyperparams:
+                if space.name in values:
+                    values[space.name] = from_lists(space, values[space.name])
+        return restored
 
     def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
         values = dict(given)
@@ -282,7 +296,7 @@ class PBTScheduler:
         found, parameters, path = None, None, None
         if donor.checkpoint_path is not None:
             found = checkpoint.read(Path(donor.checkpoint_path))
-            parameters = self._by_strategy(found, donor, inherited, explored)
+            parameters = by_strategy(self.config, found, donor.member_id, inherited, explored)
             path = self._write(f"member_{member.member_id}.pt", found.blob)
         logger.info(
             "Member %s (%s %s) exploits member %s (%s)",
@@ -303,37 +317,6 @@ class PBTScheduler:
         self.exploitation_count += 1
         self.exploration_count += self._explores
         return parameters, member.hyperparams, None if found is None else found.format
-
-    def _by_strategy(
-        self, found: Checkpoint, donor: PopulationMember, inherited: Hyperparams, explored: Hyperparams
-    ) -> dict[Any, Any]:
-        """What the recipient gets of a checkpoint, by `optimizer_exploit_strategy`."""
-        config, data = self.config, found.data
-        if found.format == V1:
-            logger.warning("Checkpoint of member %s is %s: VGS and optimizer state are not transferred",
-                           donor.member_id, V1)  # fmt: skip
-            return data
-        strategy = config.optimizer_exploit_strategy
-        optimizer = checkpoint.optimizer_parts(data)
-        spaces = config.hyperparams
-        far = strategy == "adaptive" and not near(spaces, explored, inherited, config.optimizer_adaptive_distance)
-        if strategy == "reset" or far:
-            if optimizer:
-                logger.info("Optimizer state REMOVED (strategy=%s)", strategy)
-            return {name: part for name, part in data.items() if name not in optimizer}
-        if optimizer:
-            logger.info("Optimizer state INCLUDED (strategy=%s)", strategy)
-        else:
-            logger.warning(
-                "Optimizer state NOT FOUND (strategy=%s): the checkpoint of member %s has none; report it as "
-                "optimizer_state in model_parameters", strategy, donor.member_id,
-            )  # fmt: skip
-        if strategy == "partial":
-            data = {**data, **{name: partial(data[name], config.optimizer_partial) for name in optimizer}}
-        old, new = inherited.get("learning_rate"), explored.get("learning_rate")
-        if config.optimizer_rescale and old and new:
-            data = {**data, **{name: rescale(data[name], old / new) for name in optimizer}}
-        return data
 
     def _explored(self, member: PopulationMember, values: Hyperparams, number: int) -> Hyperparams:
         explored = dict(values)
@@ -357,21 +340,35 @@ class PBTScheduler:
             )
 
     def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> str:
-        """Writes the member's checkpoint, and as the best one too if none was better; bad weights fail the report."""
-        wrong = checkpoint.not_finite(data)
-        if wrong is not None and report.is_healthy:
-            logger.warning("Member %s: weights are not finite (%s); it counts as failed", report.member_id, wrong)
-            report.performance = math.nan
+        """Writes the member's checkpoint, and as the best one too if none was better."""
+        self._judge(report, data)
         about = {name: getattr(report, name) for name in ("member_id", "step", "performance", "hyperparams")}
         blob = checkpoint.encode(form, data, **about)
         path = self._write(f"member_{report.member_id}.pt", blob)
-        if report.is_healthy and (self.best is None or self._is_better(report, self.best)):
-            report.checkpoint_path = self._write("best.pt", blob)
-            self.best = report
+        self._keep_best(report, blob)
         return path
 
-    def _is_better(self, one: PopulationMember, other: PopulationMember) -> bool:
-        order = rank(_scores([other, one]).mean, self.config.metric_mode)
+    def _keep_best(self, report: PopulationMember, blob: bytes) -> None:
+        """Copies what belongs to a record, because the member's own files will be overwritten."""
+        if not self._is_record(report):
+            return
+        statistics = report.vecnormalize_stats_path
+        if statistics is not None and Path(statistics).is_file():
+            report.vecnormalize_stats_path = self._write("best_vecnormalize.pt", Path(statistics).read_bytes())
+        report.checkpoint_path = self._write("best.pt", blob)
+        self.best = report
+
+    def _judge(self, report: PopulationMember, data: dict[Any, Any]) -> None:
+        """Fails a report with bad weights."""
+        wrong = checkpoint.not_finite(data)
+        if wrong is not None and report.is_healthy:
+            logger.warning(checkpoint.NOT_FINITE, report.member_id, wrong)
+            report.performance = math.nan
+
+    def _is_record(self, report: PopulationMember) -> bool:
+        if not report.is_healthy or self.best is None:
+            return report.is_healthy
+        order = rank(_scores([self.best, report]).mean, self.config.metric_mode)
         return int(order[0]) == 1
 
     def _write(self, name: str, blob: bytes) -> str:
