@@ -30,6 +30,7 @@ class ActionSpec:
         shape: shape of an action as the environment takes it; () for discrete.
         low: lower bounds of a box, flattened (−inf where unbounded); empty otherwise.
         high: upper bounds of a box, flattened; empty otherwise.
+        dtype: NumPy's name of the type of a box's numbers; other actions are whole numbers anyway.
     """
 
     kind: ActionKind
@@ -38,6 +39,7 @@ class ActionSpec:
     shape: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    dtype: str = "float32"
 
     @property
     def dims(self) -> int:

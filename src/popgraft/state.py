@@ -19,6 +19,8 @@ from popgraft import tree
 C = TypeVar("C", bound=type)
 Role = Literal["heritable", "seated"]
 ROLE = "__popgraft_role__"
+MOMENTUM = "exp_avg"
+"""Name of an optimizer's running average of gradients: `optimizer_partial: momentum` keeps it, and it is rescaled."""
 
 
 def role_of(cls: Any) -> Role | None:
@@ -70,6 +72,11 @@ class OptimizerState:
     """Steps that entered all other averages; less than `step` where a graft kept the momentum alone."""
     skipped: Float[Tensor, "pop"]
     """Steps not taken because the gradient was not finite."""
+
+    @property
+    def momentum(self) -> Float[Tensor, "pop n"] | None:
+        """The running average of gradients, of an optimizer that has one."""
+        return self.averages.get(MOMENTUM)
 
 
 @heritable

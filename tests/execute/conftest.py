@@ -15,6 +15,8 @@ ENVS = {
     "Pendulum": {"id": "Pendulum-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 11}},
     "tensors": {"source": "tensor", "id": "CartPole", "num_envs": 4, "kwargs": {"time_limit": 11}},
 }
+HIDDEN = {"Pendulum": 6}
+"""Units of an LSTM that cannot be compiled; all others' fill the vector registers of any processor."""
 SPACES = [
     {"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True},
     {"name": "clip_range", "min_value": 0.1, "max_value": 0.4},
@@ -33,7 +35,7 @@ def configured():
                 "n_epochs": 2,
                 "n_minibatches": 2,
                 "ent_coef": 0.01,
-                "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
+                "network": {"encoder_layers": [8], "hidden_size": HIDDEN.get(env, 16), "n_quantiles": 5},
             },
             "pbt": {"population_size": pop, "hyperparams": SPACES},
             "evaluation": {"episodes": 3, "max_steps": 30},

@@ -1,12 +1,18 @@
 """What happens where the loops cannot be compiled, and where they have been before."""
 
+import concurrent.futures
+import hashlib
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from popgraft.native import native, serves
+from popgraft.native import library, native, serves
 
 compiled = pytest.mark.skipif(native().library is None, reason=native().reason)
 
@@ -22,6 +28,8 @@ def test_what_the_library_serves():
     [
         ({"POPGRAFT_NATIVE": "0"}, "POPGRAFT_NATIVE=0"),
         ({"CC": "no-such-compiler"}, "no C compiler; install one"),
+        ({"CC": "no-such-compiler -pthread"}, "no C compiler; install one"),
+        ({"CC": "cc '-pthread"}, "no C compiler; install one"),
         ({"CC": "false"}, "false failed: exit status 1"),
     ],
 )
@@ -33,11 +41,17 @@ def test_without_a_compiler_pytorch_takes_over(variables, reason, monkeypatch):
     assert reason in found.reason
 
 
-@compiled
-def test_it_is_compiled_once_for_the_user_alone(tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where libraries lie from now on; the folder is not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "popgraft"
+
+
+@compiled
+def test_it_is_compiled_once_for_the_user_alone(cache):
     assert native.__wrapped__().library is not None
-    (file,) = (tmp_path / "cache" / "popgraft").iterdir()
+    (file,) = cache.iterdir()
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     written = file.stat().st_mtime_ns
     assert native.__wrapped__().library is not None
@@ -52,3 +66,69 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     found = native.__wrapped__()
     assert found.library is None
     assert os.fspath(tmp_path) in found.reason
+
+
+@compiled
+@pytest.mark.parametrize(("kept", "padded"), [(0, False), (9000, False), (9000, True)])
+def test_a_damaged_library_is_built_again(kept, padded, cache):
+    """In another process, which a library that ends too early would kill."""
+    assert native.__wrapped__().library is not None
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.unlink()  # this process has mapped it
+    file.write_bytes(good[:kept] + bytes(len(good) - kept) * padded)
+    program = "from popgraft.native import native; print(native().width)"
+    found = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, f"{native().width}\n"), found.stderr
+    assert [path.read_bytes() for path in cache.iterdir()] == [good]
+
+
+@compiled
+def test_a_whole_file_that_is_no_library_is_built_again(cache):
+    assert native.__wrapped__().library is not None
+    (file,) = cache.iterdir()
+    good, other = file.read_bytes(), b"for another machine"
+    file.unlink()
+    key, _, _ = file.stem.rpartition("-")
+    file.with_name(f"{key}-{hashlib.sha256(other).hexdigest()[:16]}.so").write_bytes(other)
+    assert native.__wrapped__().library is not None
+    assert [path.read_bytes() for path in cache.iterdir()] == [good]
+
+
+@compiled
+def test_several_may_build_it_at_once(cache):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = [*pool.map(lambda _: native.__wrapped__(), range(3))]
+    assert all(each.library is not None for each in found)
+    assert len([*cache.iterdir()]) == 1
+
+
+@compiled
+def test_other_flags_make_another_library(cache, monkeypatch):
+    """No macro tells of these."""
+    assert native.__wrapped__().library is not None
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-fno-plt"))
+    assert native.__wrapped__().library is not None
+    assert len([*cache.iterdir()]) == 2
+
+
+@compiled
+def test_the_compiler_may_bring_flags_or_have_a_space_in_its_name(cache, tmp_path, monkeypatch):
+    named = tmp_path / "my compiler"
+    named.symlink_to(shutil.which(os.environ.get("CC", "cc").split()[0]))
+    for compiler in ("cc -pthread -fno-plt", str(named)):
+        monkeypatch.setenv("CC", compiler)
+        found = native.__wrapped__()
+        assert found.library is not None, found.reason
+    assert len([*cache.iterdir()]) == 2
+
+
+def test_without_a_home_pytorch_takes_over(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    found = native.__wrapped__()
+    assert found.library is None
+    assert native().library is None or "set XDG_CACHE_HOME" in found.reason

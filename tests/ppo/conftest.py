@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from popgraft import tree
 from popgraft.config import load_config
 from popgraft.execute import Shard
 
@@ -33,7 +34,7 @@ def make():
                 "n_steps": 24,
                 "n_epochs": 2,
                 "n_minibatches": 2,
-                "network": {"encoder_layers": [8], "hidden_size": 6, "head_layers": [5], "n_quantiles": 5},
+                "network": {"encoder_layers": [8], "hidden_size": 16, "head_layers": [5], "n_quantiles": 5},
             },
             "pbt": {"population_size": pop},
             "engine": {"sequence_length": 8, "device": "cpu"},
@@ -50,3 +51,25 @@ def make():
     yield make
     for shard in shards:
         shard.close()
+
+
+def double(leaf):
+    return leaf.double() if leaf.is_floating_point() else leaf
+
+
+@pytest.fixture(params=[torch.clone, double], ids=["single", "double"])
+def precision(request):
+    """Makes a copy of a leaf; memories are compiled in single precision alone."""
+    return request.param
+
+
+@pytest.fixture
+def doubled(single):
+    """What `single` is, in double precision, where the kernels' rounding is far below what counts.
+
+    Batched products choose their blocks by the size of the batch, so single and stacked runs differ in the last digits;
+    in single precision Adam's division by the root of the second moment would magnify them, and so would an attack
+    where a gradient is nearly zero: its sign decides.
+    """
+    *place, member, seat, rollout = single
+    return *place, *(tree.map(double, t) for t in (member, seat, rollout))

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from popgraft import tree
+from popgraft.adversary import Adversary
 from popgraft.config import load_config
 from popgraft.errors import ConfigError
 
@@ -46,11 +47,8 @@ def update(shard, member, seat, rollout, members=range(POP)):
 
 
 @pytest.fixture(params=FORMS)
-def doubled(request, make):
-    """Members of different ages, radii, shares and weights, in double precision, where rounding does not count.
-
-    An attack magnifies rounding where a gradient is nearly zero: its sign decides.
-    """
+def single(request, make):
+    """Members of different ages, radii, shares and weights."""
     env, overrides = FORMS[request.param]
     _, shard = make(env, ON, *COURSE, *overrides)
     shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators)
@@ -59,11 +57,7 @@ def doubled(request, make):
     shard.member.hyperparams["adversarial_ratio"] = torch.tensor([0.5, 0.4, 0.8])
     shard.member.hyperparams["robust_kl_coef"] = torch.tensor([1.0, 2.0, 3.0])
     rollout = collected(shard)
-
-    def double(leaf):
-        return leaf.double() if leaf.is_floating_point() else leaf
-
-    return shard, *(tree.map(double, t) for t in (shard.member, shard.seat, rollout))
+    return shard, shard.member, shard.seat, rollout
 
 
 def test_stacked_equals_singles(doubled):
@@ -88,8 +82,9 @@ def test_permuting_members_permutes_the_update(doubled):
         torch.testing.assert_close(permuted[name], leaf[order], atol=1e-8, rtol=1e-7)
 
 
-def test_disturbing_a_member_leaves_the_others_bit_for_bit(doubled):
-    shard, member, seat, rollout = doubled
+def test_disturbing_a_member_leaves_the_others_bit_for_bit(precision, single):
+    shard, *trees = single
+    member, seat, rollout = (tree.map(precision, t) for t in trees)
     calm = update(shard, member, seat, rollout)
     spoilt = tree.map(torch.clone, rollout)
     spoilt.obs["obs"][2] = math.nan
@@ -146,6 +141,54 @@ def test_explored_values_are_live_in_the_next_update(make):
     assert torch.equal(total, torch.full((POP,), 48.0))
 
 
+TUNED = "pbt.hyperparams=[{name: adversarial_ratio, min_value: 0.1, max_value: 1.0}]"
+
+
+@pytest.mark.parametrize("hidden", [6, 16])
+@pytest.mark.parametrize("ratio", [0.3, 0.0])
+def test_a_members_share_changes_no_bit_of_its_neighbours(ratio, hidden, make):
+    """Products of another shape would be rounded otherwise, in a compiled layer and beside it."""
+    _, shard = make(PENDULUM, ON, TUNED, f"model.network={{hidden_size: {hidden}, head_layers: []}}")
+    shard.member.hyperparams["robust_kl_coef"].fill_(1)
+    rollout, outcomes = collected(shard), []
+    for share in (0.0, 0.25, 1.0):
+        shard.member.hyperparams["adversarial_ratio"] = torch.tensor([share, ratio, ratio])
+        outcomes.append(update(shard, shard.member, shard.seat, rollout))
+    first, *others = outcomes
+    for found in others:
+        assert not torch.equal(found["params"][0], first["params"][0])
+        for name, leaf in first.items():
+            assert torch.equal(found[name][1:], leaf[1:]), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "share"),
+    [
+        ([], 0.5),
+        (["model.adversary.adversarial_ratio=0.3"], 0.3),
+        ([TUNED], 1.0),
+        (["pbt.hyperparams=[{name: adversarial_ratio, values: [0.2, 0.7, 0.4]}]"], 0.7),
+        (["pbt.hyperparams=[{name: robust_kl_coef, min_value: 0.1, max_value: 1.0}]"], 0.5),
+        (
+            [
+                "pbt.exploit_method=none",
+                "pbt.schedule=[{steps: 0, hyperparams: {adversarial_ratio: 0.6}}, "
+                "{steps: 9000, hyperparams: {adversarial_ratio: 0.1}}]",
+            ],
+            0.6,
+        ),
+    ],
+)
+def test_as_many_sequences_are_attacked_as_any_member_may_ask_for(overrides, share, make, monkeypatch):
+    """None during the warm-up; the numbers of a member are in single precision, and so is their bound."""
+    _, shard = make(CARTPOLE, ON, "model.adversary.warmup_updates=1", *overrides)
+    seen, penalty = [], Adversary.penalty
+    monkeypatch.setattr(Adversary, "penalty", lambda *given: seen.append(given[-1]) or penalty(*given))
+    for _ in range(2):
+        shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators)
+    assert seen == [0.0] * 4 + [float(torch.tensor(share))] * 4
+
+
 def test_only_members_with_a_weight_learn_otherwise(make):
     """Beside the same draws, a weight of 0 gives bit for bit what a radius of 0 gives."""
     _, shard = make(PENDULUM, ON)
@@ -176,8 +219,11 @@ def test_training_makes_the_policy_robust(make):
 def test_an_attack_costs_what_its_passes_through_the_actor_cost(make):
     """Of the sequences, half go through the actor: clean (1), three steps forward and back to the input (3 · 2),
     and forward and back to the weights (3); the embedding of observations is not differentiated by its input there.
+
+    Of a compiled layer PyTorch would not count anything.
     """
-    plain, attacked = (make(CARTPOLE, *over, "model.n_epochs=1", "model.n_minibatches=1")[1] for over in ([], [ON]))
+    once = "model.n_epochs=1", "model.n_minibatches=1", "model.network.hidden_size=6"
+    plain, attacked = (make(CARTPOLE, *once, *over)[1] for over in ([], [ON]))
     rollout = collected(plain)
 
     def flops(shard):

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from popgraft import tree
 
-POP, STEPS, ENVS, HIDDEN, LAYERS = 3, 24, 4, 6, 2
+POP, STEPS, ENVS, HIDDEN, LAYERS = 3, 24, 4, 16, 2
 LOGGED = {
     "policy_loss": "policy_gradient_loss",
     "value_loss": "value_loss",

@@ -94,18 +94,15 @@ def form(request):
 
 
 @pytest.fixture
-def doubled(form, make):
-    """Members of three ages, with hyperparameters and statistics of their own.
-
-    In double precision: batched products choose their blocks by the size of the batch, and the last digits with them.
-    """
+def single(form, make):
+    """Members of three ages, with hyperparameters and statistics of their own."""
     env, overrides = FORMS[form]
     _, shard = make(env, *overrides, "model.ent_coef=0.03")
     for name in set(shard.member.hyperparams) - {"learning_rate", "gamma", "clip_range", "ent_coef"}:
         shard.member.hyperparams[name] *= 1 - 0.2 * torch.arange(POP)
     rollout = rolled(shard, updates=3)
     shard.member.age -= torch.tensor([2, 1, 0])
-    return shard, *(tree.map(double, t) for t in (shard.member, shard.seat, rollout))
+    return shard, shard.member, shard.seat, rollout
 
 
 def test_stacked_equals_singles(form, doubled):
@@ -141,8 +138,9 @@ def test_permuting_members_permutes_the_update(doubled):
         torch.testing.assert_close(permuted[name], leaf[order], atol=1e-9, rtol=1e-9)
 
 
-def test_disturbing_a_member_leaves_the_others_bit_for_bit(doubled):
-    shard, member, seat, rollout = doubled
+def test_disturbing_a_member_leaves_the_others_bit_for_bit(precision, single):
+    shard, *trees = single
+    member, seat, rollout = (tree.map(precision, t) for t in trees)
     calm = update(shard, member, seat, rollout)
     for where in ("params", "reward", "obs"):
         disturbed, spoilt = tree.map(torch.clone, member), tree.map(torch.clone, rollout)

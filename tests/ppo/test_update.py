@@ -86,19 +86,11 @@ def update(shard, config, member, seat, rollout, members=range(POP)):
 
 
 @pytest.fixture
-def doubled(env, make):
-    """A population and its rollout in double precision, where the kernels' rounding is far below what counts.
-
-    Batched products choose their blocks by the size of the batch, so single and stacked runs differ in the last digits;
-    in single precision Adam's division by the root of the second moment would magnify them.
-    """
+def single(env, make):
+    """A population and its rollout in single precision, in which memories may be compiled."""
     config, shard = make(env, "model.network.critic_recurrent=separate", "model.n_epochs=3")
     rollout = rolled(shard)
-
-    def double(leaf):
-        return leaf.double() if leaf.is_floating_point() else leaf
-
-    return shard, config, *(tree.map(double, t) for t in (shard.member, shard.seat, rollout))
+    return shard, config, shard.member, shard.seat, rollout
 
 
 def test_stacked_equals_singles(doubled):
@@ -123,8 +115,9 @@ def test_permuting_members_permutes_the_update(doubled):
 
 
 @pytest.mark.parametrize("where", ["params", "reward", "obs"])
-def test_disturbing_a_member_leaves_the_others_bit_for_bit(where, doubled):
-    shard, config, member, seat, rollout = doubled
+def test_disturbing_a_member_leaves_the_others_bit_for_bit(where, precision, single):
+    shard, config, *trees = single
+    member, seat, rollout = (tree.map(precision, t) for t in trees)
     calm = update(shard, config, member, seat, rollout)
     disturbed, spoilt = tree.map(torch.clone, member), tree.map(torch.clone, rollout)
     {"params": disturbed.params, "reward": spoilt.reward, "obs": spoilt.obs["obs"]}[where][1] = math.nan
@@ -159,8 +152,9 @@ def test_after_a_graft_recipient_and_donor_learn_alike(env, make):
         assert torch.equal(leaf, again[name]), name
 
 
-def test_the_same_update_twice_is_the_same_bit_for_bit(doubled):
-    shard, config, *trees = doubled
+def test_the_same_update_twice_is_the_same_bit_for_bit(precision, single):
+    shard, config, *trees = single
+    trees = [tree.map(precision, t) for t in trees]
     first, second = (update(shard, config, *trees) for _ in range(2))
     for name, leaf in first.items():
         assert torch.equal(leaf, second[name])

@@ -104,7 +104,8 @@ def test_action_specs() -> None:
     )
     assert action_spec_of(spaces.MultiBinary((2, 2))) == ActionSpec("multi_binary", (2,) * 4, (0,) * 4, (2, 2))
     box = spaces.Box(np.array([[-1.0, -np.inf]]), np.array([[1.0, np.inf]]), dtype=np.float64)
-    assert action_spec_of(box) == ActionSpec("box", shape=(1, 2), low=(-1.0, -np.inf), high=(1.0, np.inf))
+    bounds = {"low": (-1.0, -np.inf), "high": (1.0, np.inf)}
+    assert action_spec_of(box) == ActionSpec("box", shape=(1, 2), dtype="float64", **bounds)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,9 @@ def test_infinite_actions_stay_finite_without_bounds() -> None:
         spaces.MultiDiscrete([3, 2], start=[0, 5]),
         spaces.MultiBinary((2, 3)),
         spaces.Box(np.array([[-1.0], [-2]], np.float32), np.array([[1.0], [np.inf]], np.float32)),
+        spaces.Box(-0.1, 0.1, (2,), np.float64),
+        spaces.Box(0, 255, (2, 2), np.uint8),
+        spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (1,), np.int64),
     ],
 )
 def test_an_action_has_its_space_back(space: spaces.Space) -> None:

@@ -16,7 +16,7 @@ def tiny(tmp_path: Path) -> Callable[..., dict[str, Any]]:
                 "n_steps": 8,
                 "n_epochs": 2,
                 "n_minibatches": 1,
-                "network": {"encoder_layers": [8], "hidden_size": 8},
+                "network": {"encoder_layers": [8], "hidden_size": 16},
             },
             "pbt": {
                 "population_size": 2,

@@ -50,7 +50,7 @@ def agent_of(
     config, known = load_config(settings), spaces_of(observation, action)
     member = empty_member(config, known)
     member.params = torch.randn(member.params.shape, generator=torch_generator(3, "test"))
-    return Agent(config, known, member, factory, action_space=action)
+    return Agent(config, known, member, factory)
 
 
 @pytest.fixture

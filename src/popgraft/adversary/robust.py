@@ -137,7 +137,7 @@ class Adversary:
             values: hyperparameters in force: `adversarial_epsilon`, `adversarial_ratio`, `robust_kl_coef`, and
                 `clip_range` for the surrogate objective.
             draws: the randomness.
-            share: largest `adversarial_ratio` of all members.
+            share: at least the largest `adversarial_ratio` of all members; 0: nobody is attacked.
 
         Returns:
             The term of every member, nats, and what to log of it, detached.

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import PopulationConfig
-from popgraft.state import Decision, Member, Normalizer, OptimizerState, Record, ReturnScale
-
-MOMENTUM = "exp_avg"
-"""The average that `optimizer_partial: momentum` keeps, and that is rescaled."""
+from popgraft.state import MOMENTUM, Decision, Member, Normalizer, OptimizerState, Record, ReturnScale
 
 Values = dict[str, Float[Tensor, "rows"]]
 Units = tuple[Normalizer, ReturnScale]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.execute.base import Executor, assembled
-from popgraft.execute.inherit import MOMENTUM
 from popgraft.state import Decision, Member, Record
 
 
@@ -73,7 +72,7 @@ class LocalExecutor(Executor):
 
     def momenta(self) -> Float[Tensor, "pop n"] | None:
         """Copies everybody's running averages of gradients."""
-        rows = [shard.member.optimizer.averages.get(MOMENTUM) for shard in self.shards]
+        rows = [shard.member.optimizer.momentum for shard in self.shards]
         return torch.cat([row.cpu() for row in rows if row is not None]) if rows[0] is not None else None
 
     def close(self) -> None:

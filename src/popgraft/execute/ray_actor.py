@@ -18,7 +18,6 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ShardLost
-from popgraft.execute.inherit import MOMENTUM
 from popgraft.execute.shard import Shard
 from popgraft.execute.worker import Channel, Closed, Message, serve
 from popgraft.state import Decision, Member
@@ -106,7 +105,7 @@ class HostedShard(Shard):
 
     def momenta(self) -> Float[np.ndarray, "pop n"] | None:
         """Everybody's running average of gradients, [pop, n]; None for an optimizer that has none."""
-        average = self.member.optimizer.averages.get(MOMENTUM)
+        average = self.member.optimizer.momentum
         return None if average is None else average.cpu().numpy()
 
     def restore(self, rows: Rows) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.errors import ShardLost
 from popgraft.execute.base import Part, assembled
-from popgraft.execute.inherit import MOMENTUM, overwrite_
+from popgraft.execute.inherit import overwrite_
 from popgraft.execute.ray import RayExecutor
 from popgraft.execute.ray_actor import Reference, Rows, donated, pack, unpack
 from popgraft.execute.worker import Message
@@ -192,7 +192,7 @@ class AsyncRayExecutor(RayExecutor):
 
     def momenta(self) -> Float[Tensor, "pop n"] | None:
         """Everybody's running averages of gradients, as they were laid ready last."""
-        return self.export(torch.arange(len(self._home))).optimizer.averages.get(MOMENTUM)
+        return self.export(torch.arange(len(self._home))).optimizer.momentum
 
     def restore(self, member: Member) -> None:
         """Sends every shard its members."""

@@ -1,13 +1,16 @@
 """Loops in C, compiled for this processor when they are first needed.
 
-The library lies in the user's cache (XDG_CACHE_HOME, or ~/.cache) under a name that follows from source, compiler and
-processor. Where there is no compiler, or with POPGRAFT_NATIVE=0, PyTorch does the same, several times slower.
+The library lies in the user's cache (XDG_CACHE_HOME, or ~/.cache) under a name that follows from source, compiler,
+flags and processor, and from its own content, by which a damaged one is known before it is loaded. Where there is no
+compiler, or with POPGRAFT_NATIVE=0, PyTorch does the same, several times slower.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -58,16 +61,16 @@ def native() -> Native:
     """The compiled library, which the first call makes or finds."""
     if os.environ.get("POPGRAFT_NATIVE") == "0":
         return Native(None, reason="POPGRAFT_NATIVE=0 turns it off")
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    compiler = _compiler()
+    if not compiler:
         return Native(None, reason="there is no C compiler; install one (gcc or clang), or name it in CC")
     try:
-        library = ctypes.CDLL(str(_built(compiler)))
+        library = _library(compiler)
     except subprocess.CalledProcessError as error:
         first = next((line for line in error.stderr.splitlines() if "error" in line), f"exit status {error.returncode}")
-        return Native(None, reason=f"{compiler} failed: {first}")
+        return Native(None, reason=f"{compiler[0]} failed: {first}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Native(None, reason=f"{compiler} did not get it done: {error}")
+        return Native(None, reason=f"{compiler[0]} did not get it done: {error}")
     for name, (tensors, numbers) in FUNCTIONS.items():
         getattr(library, name).argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * numbers
     return Native(library, library.width(), bool(library.rounds()))
@@ -89,33 +92,74 @@ def call(name: str, tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         MemoryError: it found no memory for its own use.
     """
     if getattr(native().library, name)(*(tensor.data_ptr() for tensor in tensors), *numbers):
-        raise MemoryError("there is no memory left for an LSTM's weights")
+        raise MemoryError("there is no memory left for an LSTM's weights, or an action's chances")
 
 
-def _built(compiler: str) -> Path:
-    """Path of the library, compiled unless the cache has it.
+def _compiler() -> list[str]:
+    """The program that CC names, and what stands behind its name; nothing where there is no such program."""
+    given = os.environ.get("CC", "cc")
+    try:
+        name, *flags = [given] if shutil.which(given) else shlex.split(given)
+    except ValueError:  # an open quotation, or no word at all
+        return []
+    program = shutil.which(name)
+    return [program, *flags] if program else []
+
+
+def _library(compiler: list[str]) -> ctypes.CDLL:
+    """The library, compiled unless the cache has it.
 
     Raises:
-        OSError: there is nowhere to put it.
+        OSError: there is nowhere to put it, or it cannot be loaded.
         subprocess.CalledProcessError, subprocess.TimeoutExpired: the compiler fails.
     """
 
     def run(*arguments: str) -> str:
-        command = [compiler, *FLAGS, *arguments]
+        command = [*compiler, *FLAGS, *arguments]
         found = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL
         )
         return found.stdout
 
     machine = run("-dM", "-E", "-x", "c", os.devnull)  # compiler and processor, as macros
-    key = hashlib.sha256(
-        b"".join(source.read_bytes() for source in SOURCES) + machine.encode() + compiler.encode()
-    ).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popgraft"
-    path = folder / f"native-{key}.so"
-    if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            run("-o", f"{scratch}/native.so", *(str(source) for source in SOURCES if source.suffix == ".c"))
-            Path(scratch, "native.so").replace(path)  # at once: several processes may be doing the same
-    return path
+    words = "\0".join([machine, *compiler, *FLAGS]).encode()
+    folder, prefix = _folder(), f"native-{_digest(b''.join(source.read_bytes() for source in SOURCES) + words)}"
+    if library := _found(folder, prefix):
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch, "native.so")
+        run("-o", str(made), *(str(source) for source in SOURCES if source.suffix == ".c"))
+        with made.open("r+b") as file:
+            os.fsync(file.fileno())
+            digest = _digest(file.read())
+        library = ctypes.CDLL(str(made))  # from here, where no other process removes it
+        made.replace(folder / f"{prefix}-{digest}.so")  # at once: several processes may be doing the same
+    return library
+
+
+def _folder() -> Path:
+    """The user's cache.
+
+    Raises:
+        OSError: there is no home that it could be in.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popgraft"
+    except RuntimeError:
+        raise OSError("there is no home for the cache; set XDG_CACHE_HOME to a folder of yours") from None
+
+
+def _found(folder: Path, prefix: str) -> ctypes.CDLL | None:
+    """The library of that name in the cache; what is damaged or cannot be loaded is removed."""
+    for path in sorted(folder.glob(f"{prefix}-*.so")):
+        with contextlib.suppress(OSError):
+            if path.stem == f"{prefix}-{_digest(path.read_bytes())}":
+                return ctypes.CDLL(str(path))
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

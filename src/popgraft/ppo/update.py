@@ -21,9 +21,6 @@ from popgraft.rng import to_device
 from popgraft.rollout.batch import Minibatch, Rollout, Samples, minibatches
 from popgraft.state import Member, Seat
 
-MOMENTUM = "exp_avg"
-"""The average of gradients whose angle to an update's first gradient is logged."""
-
 KL_TOLERANCE = 1.5
 """An update stops once the KL divergence exceeds this multiple of target_kl, as in Stable-Baselines3."""
 
@@ -51,6 +48,7 @@ class Learner:
         adversary, updates = config.model.adversary, config.generations * config.pbt.perturbation_interval
         self.adversary = Adversary(policy, adversary) if adversary.enabled else None
         self.attacks = (adversary.warmup_updates, adversary.max_updates or updates)
+        self.attacked = _largest(config, "adversarial_ratio")
         self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
 
     def learn_(
@@ -159,6 +157,8 @@ class Learner:
         sums: Metrics = {}
         first: Metrics = {}
         attacked = float(values["adversarial_ratio"].max()) if self.adversary else 0.0
+        if attacked:  # what may be, not what is: shapes decide how products are rounded, and neighbours must not
+            attacked = max(attacked, self.attacked)
         for _ in range(config.n_epochs):
             drawn = torch.stack([torch.randperm(sequences, generator=generator) for generator in generators])
             order = to_device(drawn, device)
@@ -174,8 +174,8 @@ class Learner:
                     loss = loss + penalty
                 close = close & (metrics["approx_kl"] <= KL_TOLERANCE * values["target_kl"])
                 (grad,) = torch.autograd.grad(loss.sum(), flat)
-                if not sums and MOMENTUM in member.optimizer.averages:
-                    first = {"momentum_cosine": torch.cosine_similarity(member.optimizer.averages[MOMENTUM], grad)}
+                if not sums and (momentum := member.optimizer.momentum) is not None:
+                    first = {"momentum_cosine": torch.cosine_similarity(momentum, grad)}
                 rate = values["learning_rate"]
                 if config.vgs.enabled:
                     rate, scaled = self.scaler.scale_(grad, member.vgs, rate, close, values["vgs_alpha"])
@@ -200,7 +200,7 @@ class Learner:
         generators: list[torch.Generator],
         attacked: float,
     ) -> tuple[Float[Tensor, "pop"], Metrics]:
-        """What the loss gains by attacks on a minibatch, of which some member attacks the share `attacked`."""
+        """What the loss gains by attacks on a minibatch, of which nobody attacks more than the share `attacked`."""
         samples = batch.samples
         sequences = Sequences(
             obs=samples.obs,
@@ -243,3 +243,11 @@ class Learner:
         if critic.kind != "categorical":
             critic.rescale_(self.policy.views(member.params)["critic"], scale.mean, scale.std, *new)
         return_scale.activate_(scale, *new)
+
+
+def _largest(config: Config, name: str) -> float:
+    """Largest value, in single precision, that a tunable number can have in any member at any time of the run."""
+    scheduled = [entry.hyperparams[name] for entry in config.pbt.schedule if name in entry.hyperparams]
+    spaces = [space for space in config.pbt.hyperparams if space.name == name]
+    tuned = [value for space in spaces for value in space.values or space.bounds]
+    return float(torch.tensor(scheduled or tuned or [config.model.hyperparams()[name]]).max())

@@ -88,7 +88,7 @@ def action_spec_of(space: gym.Space[Any]) -> ActionSpec:
         return ActionSpec("multi_binary", sizes=(2,) * dims, start=(0,) * dims, shape=space.shape)
     if isinstance(space, spaces.Box):
         low, high = (tuple(float(value) for value in bound.ravel()) for bound in (space.low, space.high))
-        return ActionSpec("box", shape=space.shape, low=low, high=high)
+        return ActionSpec("box", shape=space.shape, low=low, high=high, dtype=str(space.dtype))
     raise ConfigError(f"the action space {space} is not supported; supported are {ACTIONS}: wrap the environment")
 
 
@@ -103,8 +103,9 @@ def gym_action_space(spec: ActionSpec) -> gym.Space[Any]:
         case "multi_binary":
             return spaces.MultiBinary(spec.shape)
         case "box":
-            low, high = (np.array(bound, dtype=np.float32).reshape(spec.shape) for bound in (spec.low, spec.high))
-            return spaces.Box(low, high)
+            dtype = np.dtype(spec.dtype)
+            low, high = (_within(bound, dtype).reshape(spec.shape) for bound in (spec.low, spec.high))
+            return spaces.Box(low, high, dtype=dtype.type)
 
 
 def action_encoder(space: gym.Space[Any]) -> Encode:
@@ -133,6 +134,14 @@ def action_encoder(space: gym.Space[Any]) -> Encode:
         return bounded
 
     return clip
+
+
+def _within(bound: tuple[float, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Bounds in a box's own type, which may hold whole numbers up to a little less than a float says."""
+    if not np.issubdtype(dtype, np.integer):
+        return np.array(bound, dtype)
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return np.array([max(least, min(most, int(value))) for value in bound], dtype)
 
 
 def _integers(values: np.ndarray) -> tuple[int, ...]:

@@ -17,5 +17,4 @@ def agent_of(model: DistributionalPPO, config: Config, factory: Callable[..., An
             `evaluation` has the defaults. A `VecNormalize` that normalised observations must be among what it makes.
         factory: makes the environments, in place of the configured source.
     """
-    policy = model.policy
-    return Agent(config, policy.spaces, policy.member, factory, policy.network, model.action_space)
+    return Agent(config, model.policy.spaces, model.policy.member, factory, model.policy.network)

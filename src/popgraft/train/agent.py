@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,7 +33,6 @@ class Agent:
         member: a population of one.
         factory: makes environments for `evaluate`, in place of the configured source.
         policy: the network that the member's parameters are of, in place of the configured one.
-        action_space: the environment's own; None: one of these actions in Gymnasium's usual types.
     """
 
     def __init__(
@@ -44,14 +42,13 @@ class Agent:
         member: Member,
         factory: Callable[..., Any] | None = None,
         policy: Policy | None = None,
-        action_space: gym.Space[Any] | None = None,
     ) -> None:
         self.config, self.spaces, self._factory = config, spaces, factory
         device = resolve_device(config.engine.device)
         self.policy = policy or Policy(spaces, config.model.network)
         self.member = tree.map(lambda leaf: leaf.to(device), member)
         self._actor = Actor.of(self.policy, self.member)
-        self._encode = action_encoder(gym_action_space(spaces.action) if action_space is None else action_space)
+        self._encode = action_encoder(gym_action_space(spaces.action))
         self._generator = torch.Generator().manual_seed(derive(config.seed, "agent"))
 
     @torch.no_grad()

@@ -10,7 +10,6 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import PopulationLost, ShardLost
 from popgraft.execute import Part
-from popgraft.execute.inherit import MOMENTUM
 from popgraft.pbt import Schedule
 from popgraft.state import Decision, Member
 from popgraft.train.aftermath import distances
@@ -125,7 +124,7 @@ class AsyncTraining(Training):
             return {}
         self._measured = self.state.generation
         everyone = self.executor.export(torch.arange(self.state.pop))  # once for both
-        return distances(everyone.params, everyone.optimizer.averages.get(MOMENTUM))
+        return distances(everyone.params, everyone.optimizer.momentum)
 
     def _save_when_due(self) -> None:
         interval = self.config.snapshots.interval

@@ -139,13 +139,15 @@ def replay_config(
         "stop_at_score": None,
         "run_dir": str(run.path / FOLDER / "schedule"),
     }
+    given = overrides if isinstance(overrides, (str, Mapping)) else list(overrides)
     own = load_config(run.config, settings)
-    wanted = load_config(own, overrides)
+    wanted = load_config(load_config(own, {"pbt.schedule": []}), given)  # which any number of agents could follow
     if wanted.pbt.population_size != seeds:
         raise ConfigError(
             f"pbt.population_size={wanted.pbt.population_size} cannot be set here, because the agents of a replay are "
             "counted by --seeds (seeds in Python); give that instead"
         )
+    wanted = load_config(own, given)
     if wanted.pbt.schedule != own.pbt.schedule:
         raise ConfigError(
             "pbt.schedule cannot be set here, because the winner's is what is replayed; write it to a file with "

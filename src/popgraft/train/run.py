@@ -7,17 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
 import torch
 
 from popgraft import tree
 from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
 from popgraft.rollout.make import make_grid
-from popgraft.rollout.sources import maker_of
-from popgraft.rollout.spaces_of import gym_action_space, spaces_of
-from popgraft.rollout.wrappers import built_in_wrappers
-from popgraft.spaces import Spaces
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
@@ -139,7 +134,9 @@ class Run:
                 f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
                 f"run: popgraft resume {self.path}"
             )
-        spaces, action_space = self._spaces()
+        grid = make_grid(self.config.env, 1, 1, self.factory)
+        spaces = grid.spaces
+        grid.close()
         one = empty_member(self.config, spaces)
         if member == BEST:
             state, _ = snapshot.load(self.folder, BEST, one)
@@ -147,7 +144,7 @@ class Run:
             everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
             population, _ = snapshot.load(self.folder, LAST, everyone)
             state = tree.gather(population, torch.tensor([numbers[str(member)]]))
-        return Agent(self.config, spaces, state, self.factory, action_space=action_space)
+        return Agent(self.config, spaces, state, self.factory)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -158,16 +155,6 @@ class Run:
         """
         self._check_scored()
         return snapshot.verified(self.folder, BEST)
-
-    def _spaces(self) -> tuple[Spaces, gym.Space[Any]]:
-        """What an agent sees and does, and the environment's own action space."""
-        config = self.config.env
-        if config.source == "tensor" and self.factory is None:
-            spaces = make_grid(config, 1, 1).spaces
-            return spaces, gym_action_space(spaces.action)
-        with contextlib.closing(maker_of(config, 1, self.factory)()) as env:
-            _, spaces = built_in_wrappers(config.wrappers, spaces_of(env.observation_space, env.action_space))
-            return spaces, env.action_space
 
     @property
     def lack(self) -> str:
