@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from popgraft.cli import compare as comparison
 from popgraft.cli import picture as picturing
 from popgraft.cli import replay as replaying
 from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
+from popgraft.cli.outcome import conclude, stand
 from popgraft.cli.progress import Progress, progress
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report as write_report
-from popgraft.dashboard.standing import standing
-from popgraft.errors import PopgraftError, PopulationLost, StoreError
+from popgraft.errors import PopgraftError, PopulationLost
 from popgraft.store import RunFolder
 from popgraft.train import Run, counted, readable
 from popgraft.train import replay as replay_run
@@ -116,7 +115,7 @@ def runs(
         typer.echo(f"there are no runs in {folder}")
     width = max((len(str(path)) for path in found), default=0)
     for path in found:
-        typer.echo(f"{path!s:<{width}}  {_standing(path)}")
+        typer.echo(f"{path!s:<{width}}  {stand(path)}")
 
 
 @app.command(
@@ -349,19 +348,7 @@ def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) 
         run = work(source, settings or [], observer=display)
         if not run.is_finished:
             raise KeyboardInterrupt
-    _conclude(run)
-
-
-def _standing(path: Path) -> str:
-    """State, generations and best score of a run."""
-    try:
-        found = standing(Run(path))
-    except PopgraftError as error:
-        return f"damaged   {error}"
-    if found.fault:
-        return f"damaged   {found.fault}"
-    score = "none" if math.isnan(found.score) else readable(found.score)
-    return f"{found.state:<8}  {found.done:,} of {found.planned:,} generations, best score {score}"
+    conclude(run)
 
 
 @contextlib.contextmanager
@@ -372,46 +359,12 @@ def _in_words(display: Progress | None = None) -> Iterator[None]:
     except PopgraftError as error:
         typer.echo(f"error: {error}", err=True)
         if display and display.plan:
-            _conclude(Run(display.plan.folder), err=True)
+            conclude(Run(display.plan.folder), err=True)
         raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
     except KeyboardInterrupt:
         if display and display.plan:
             typer.echo("interrupted; what was reached is in the run folder")
-            _conclude(Run(display.plan.folder))
+            conclude(Run(display.plan.folder))
         else:
             typer.echo("interrupted; nothing was written")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _conclude(run: Run, err: bool = False) -> None:
-    """Says how good the best agent is, where the run lies, and what to do with it."""
-    folder = shlex.quote(str(run.path))
-    try:
-        found = run.summary
-    except StoreError as error:
-        lines = {
-            "best agent": f"none: {run.lack or error}",
-            "run folder": folder,
-        }
-    else:
-        if "final_score" in found:
-            score = readable(found["final_score"], found["final_stderr"])
-            score += f" over {counted(found['final_episodes'], 'fresh episode')}"
-            if "final_attacked_score" in found:
-                score += f", under attack {readable(found['final_attacked_score'], found['final_attacked_stderr'])}"
-        else:
-            score = readable(found["score"], found["stderr"]) + " when it was found"
-        lines = {
-            "best agent": f"{score}, after {found['steps']:,} steps",
-            "run folder": folder,
-            "evaluate": f"popgraft evaluate {folder}",
-            "curves": f"tensorboard --logdir {shlex.quote(str(run.folder.tensorboard))}",
-        }
-    try:
-        lines["report"] = shlex.quote(str(write_report(run.path)))
-    except Exception as error:  # the run itself is whole
-        typer.echo(f"warning: the run has no report: {error}", err=True)
-    if not run.is_finished:
-        lines["resume"] = f"popgraft resume {folder}"
-    for name, text in lines.items():
-        typer.echo(f"{name:<12}{text}", err=err)

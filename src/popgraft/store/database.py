@@ -22,14 +22,7 @@ from torch import Tensor
 from popgraft.disk import room
 from popgraft.errors import StoreError
 from popgraft.state import Decision, Record, Scores
-from popgraft.store.records import (
-    Aftermath,
-    EventRecord,
-    GraftRecord,
-    MemberRecord,
-    MetricsRecord,
-    SessionRecord,
-)
+from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, MetricsRecord, SessionRecord
 from popgraft.store.schema import APPLICATION, SCHEMA, VERSION
 
 LONGEST = 2**24
