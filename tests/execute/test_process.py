@@ -159,6 +159,7 @@ executor.advance(100000, lambda: False)
 """
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_killed_program():
     program = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in program.stdout.readline().split()]
@@ -193,6 +194,7 @@ def test_after_a_restart_all_depends_on_the_members_alone(kind, execute):
     assert not torch.equal(first.advance(1, never).scores.mean, second.advance(1, never).scores.mean)
 
 
+@pytest.mark.slow
 def test_terminating_a_whole_job_leaves_the_processes_to_their_executor(execute):
     executor = execute()
     for shard in executor.shards:

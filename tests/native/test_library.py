@@ -69,7 +69,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 
 
 @compiled
-@pytest.mark.parametrize(("kept", "padded"), [(0, False), (9000, False), (9000, True)])
+@pytest.mark.parametrize(
+    ("kept", "padded"),
+    [pytest.param(0, False, marks=pytest.mark.slow), (9000, False), pytest.param(9000, True, marks=pytest.mark.slow)],
+)
 def test_a_damaged_library_is_built_again(kept, padded, cache):
     """In another process, which a library that ends too early would kill."""
     assert native.__wrapped__().library is not None
