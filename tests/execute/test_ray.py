@@ -15,12 +15,17 @@ from popgraft import resume, tree
 from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
 from popgraft.execute import InlineExecutor
 from popgraft.state import Decision, Record, Scores
-from popgraft.train import Observer, loop, start, train
+from popgraft.train import loop, train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.usefixtures("cluster")
 
 from popgraft.execute.ray import RayExecutor  # noqa: E402  # needs ray
+
+from .disturbed import SMALL, InUpdate, process_of, send  # noqa: E402
+
+FOURTH = 7
+"""An update in the fourth generation, one after a point."""
 
 
 def never():
@@ -57,11 +62,6 @@ def decided(executor, parents, generation):
     hyperparams = {name: values[parents] for name, values in known.items()}
     hyperparams["clip_range"] = torch.arange(4) / 10 + 0.05 * generation
     return Decision(parents, hyperparams, {m: "truncation" for m in range(4) if parents[m] != m})
-
-
-def process_of(executor, place):
-    call = executor.shards[place]._actor.__ray_call__.options(concurrency_group="inbox")
-    return ray.get(call.remote(lambda _: os.getpid()))
 
 
 def test_actors_make_no_difference(execute):
@@ -141,31 +141,11 @@ def test_what_cannot_be_built_is_said_as_in_this_process(execute):
     assert time.monotonic() - began < 60
 
 
-CONFIG = {
-    "env": {"id": "CartPole-v1", "num_envs": 2},
-    "model": {
-        "n_steps": 16,
-        "n_epochs": 2,
-        "n_minibatches": 1,
-        "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
-    },
-    "pbt": {
-        "population_size": 4,
-        "perturbation_interval": 2,
-        "hyperparams": [{"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}],
-    },
-    "evaluation": {"episodes": 2, "max_steps": 30, "final_episodes": 2},
-    "snapshots": {"interval": 2},
-    "total_timesteps": 4 * 2 * 16 * 2 * 5,
-}
-"""Five generations of four members in which somebody is always replaced."""
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What a run comes to in two processes of this machine."""
     where = {"run_dir": str(tmp_path_factory.mktemp("runs") / "local"), "execute.shards": 2}
-    return train({**CONFIG, "seed": 3}, where)
+    return train({**SMALL, "seed": 3}, where)
 
 
 def results(run):
@@ -186,39 +166,9 @@ def check_undisturbed(run, undisturbed, lost):
         assert f"; members {members} are rebuilt, and all go on with generation " in text
 
 
-def send(number, *places):
-    """Sends a signal to actors, whatever they are doing."""
-
-    def what(executor):
-        with contextlib.suppress(ray.exceptions.ActorDiedError):  # it is dead already
-            for pid in [process_of(executor, place) for place in places]:
-                os.kill(pid, number)
-
-    return what
-
-
 def trained(tmp_path, *overrides, **arguments):
     where = [f"run_dir={tmp_path / 'run'}", "execute.kind=ray", "execute.shards=2", "seed=3", *overrides]
-    return train(CONFIG, where, **arguments)
-
-
-class InUpdate(Observer):
-    """Does something to the actors while they are learning, once or in every update from then on."""
-
-    def __init__(self, monkeypatch, what, always=False):
-        self.updates, self.what, self.always = 0, what, always
-        original = start.make_executor
-
-        def make(*arguments):
-            self.executor = original(*arguments)
-            return self.executor
-
-        monkeypatch.setattr(start, "make_executor", make)
-
-    def on_update(self, steps):
-        self.updates += 1
-        if self.updates == 7 or (self.always and self.updates > 7):  # in the fourth generation, one after a point
-            self.what(self.executor)
+    return train(SMALL, where, **arguments)
 
 
 def after(monkeypatch, place, name, what, call):
@@ -237,7 +187,7 @@ def after(monkeypatch, place, name, what, call):
 
 @pytest.mark.slow
 def test_an_actor_killed_in_an_update_changes_nothing(monkeypatch, tmp_path, undisturbed):
-    run = trained(tmp_path, observer=InUpdate(monkeypatch, send(signal.SIGKILL, 1)))
+    run = trained(tmp_path, observer=InUpdate(monkeypatch, FOURTH, send(signal.SIGKILL, 1)))
     check_undisturbed(run, undisturbed, [[2, 3]])
 
 
@@ -245,7 +195,7 @@ def test_an_actor_killed_in_an_update_changes_nothing(monkeypatch, tmp_path, und
 def test_four_actors_come_to_the_same(tmp_path, undisturbed):
     """To the bit what four processes come to; what two come to, but for the order in which sums are rounded."""
     run = trained(tmp_path, "execute.shards=4")
-    local = train(CONFIG, [f"run_dir={tmp_path / 'local'}", "execute.shards=4", "seed=3"])
+    local = train(SMALL, [f"run_dir={tmp_path / 'local'}", "execute.shards=4", "seed=3"])
     check_undisturbed(run, local, [])
     parents = [
         [(graft.generation, graft.member, graft.parent) for graft in each.lineage] for each in (run, undisturbed)
@@ -258,7 +208,7 @@ def test_four_actors_come_to_the_same(tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_two_actors_killed_at_once(monkeypatch, tmp_path, undisturbed):
-    run = trained(tmp_path, observer=InUpdate(monkeypatch, send(signal.SIGKILL, 0, 1)))
+    run = trained(tmp_path, observer=InUpdate(monkeypatch, FOURTH, send(signal.SIGKILL, 0, 1)))
     check_undisturbed(run, undisturbed, [[0, 1, 2, 3]])
 
 
@@ -294,7 +244,7 @@ def test_an_actor_killed_in_a_snapshot(call, monkeypatch, tmp_path, undisturbed)
 
 @pytest.mark.slow
 def test_an_actor_that_hangs(monkeypatch, tmp_path, undisturbed):
-    observer = InUpdate(monkeypatch, send(signal.SIGSTOP, 1))
+    observer = InUpdate(monkeypatch, FOURTH, send(signal.SIGSTOP, 1))
     run = trained(tmp_path, "execute.timeout=3", observer=observer)
     check_undisturbed(run, undisturbed, [[2, 3]])
     (event,) = [event for event in run.events if event.kind == "lost"]
@@ -303,7 +253,7 @@ def test_an_actor_that_hangs(monkeypatch, tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_a_generation_that_kills_actors_again_and_again_ends_the_run(monkeypatch, tmp_path, undisturbed):
-    observer = InUpdate(monkeypatch, send(signal.SIGKILL, 1), always=True)
+    observer = InUpdate(monkeypatch, FOURTH, send(signal.SIGKILL, 1), always=True)
     with pytest.raises(ShardLost, match="the 3rd time in generation 3, so the run ends"):
         trained(tmp_path, observer=observer)
     monkeypatch.undo()
@@ -314,7 +264,7 @@ def test_a_generation_that_kills_actors_again_and_again_ends_the_run(monkeypatch
 @pytest.mark.slow
 def test_a_run_goes_on_with_more_shards_and_elsewhere(tmp_path, undisturbed):
     """Actors may be added, or done without, between two sessions; nothing is lost of what was trained before."""
-    steps = CONFIG["total_timesteps"] // 5
+    steps = SMALL["total_timesteps"] // 5
     run = trained(tmp_path, f"total_timesteps={2 * steps}")
     assert run.scores == undisturbed.scores[: 2 * 4]
     for generations, kind, shards in ((4, "ray", 4), (5, "local", 2)):  # a point is taken where a session ends
@@ -347,7 +297,7 @@ train(yaml.safe_load(sys.argv[1]), sys.argv[2:], observer=Killer())
 def test_a_killed_driver_leaves_no_process_and_a_run_to_resume(tmp_path, undisturbed):
     overrides = [f"run_dir={tmp_path / 'run'}", "execute.kind=ray", "execute.shards=2", "seed=3"]
     with (tmp_path / "output").open("w") as output:
-        driver = subprocess.call([sys.executable, "-c", DRIVER, json.dumps(CONFIG), *overrides], stderr=output)
+        driver = subprocess.call([sys.executable, "-c", DRIVER, json.dumps(SMALL), *overrides], stderr=output)
     assert driver == -signal.SIGKILL, (tmp_path / "output").read_text()
     run = resume(tmp_path / "run")
     check_undisturbed(run, undisturbed, [])
@@ -363,7 +313,7 @@ def test_an_address_at_which_nobody_answers_is_refused_at_once(tmp_path):
         "--set",
         f"run_dir={tmp_path / 'run'}",
     ]
-    (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
+    (tmp_path / "config.yaml").write_text(json.dumps(SMALL))
     command = [
         sys.executable,
         "-c",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from popgraft import ConfigError, resume, tree
 from popgraft.execute import InlineExecutor
 from popgraft.state import Decision, Record, Scores
-from popgraft.train import Observer, start, train
+from popgraft.train import train
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -21,32 +21,7 @@ from popgraft.execute.ray import RayShard  # noqa: E402  # needs ray
 from popgraft.execute.ray_async import AsyncRayExecutor, Loss  # noqa: E402
 from popgraft.train.asynchronous import AsyncTraining  # noqa: E402
 
-CONFIG = {
-    "env": {"id": "CartPole-v1", "num_envs": 2},
-    "model": {
-        "n_steps": 16,
-        "n_epochs": 2,
-        "n_minibatches": 1,
-        "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
-    },
-    "pbt": {
-        "population_size": 4,
-        "perturbation_interval": 2,
-        "ready_percentage": 0.5,
-        "hyperparams": [{"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}],
-    },
-    "evaluation": {"episodes": 2, "max_steps": 30, "final_episodes": 2},
-    "execute": {"kind": "ray", "mode": "async", "shards": 2},
-    "snapshots": {"interval": 2},
-    "total_timesteps": 4 * 2 * 16 * 2 * 6,
-    "seed": 3,
-}
-"""Twelve generations of two shards with two members each."""
-
-
-def process_of(executor, place):
-    call = executor.shards[place]._actor.__ray_call__.options(concurrency_group="inbox")
-    return ray.get(call.remote(lambda _: os.getpid()))
+from .disturbed import ASYNC, InUpdate, losses, process_of, send  # noqa: E402
 
 
 def everyone(executor):
@@ -185,8 +160,8 @@ def slow_in_one_process(folder):
 
 def test_a_slow_shard_holds_nobody_up(tmp_path):
     """Fast members do most of the work, and are not compared with those that have hardly begun."""
-    config = {**CONFIG, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
-    config["pbt"] = {**CONFIG["pbt"], "ready_percentage": 0.8, "ready_check_max_wait": 2}
+    config = {**ASYNC, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
+    config["pbt"] = {**ASYNC["pbt"], "ready_percentage": 0.8, "ready_check_max_wait": 2}
     run = train(config, factory=slow_in_one_process(tmp_path))
     rounds = check_complete(run)
     assert max(rounds) >= 2 * min(rounds)
@@ -194,41 +169,11 @@ def test_a_slow_shard_holds_nobody_up(tmp_path):
     assert any(graft.member // 2 == fast for graft in run.lineage)  # few are ready, and go on in the end
 
 
-class InUpdate(Observer):
-    """Does something to the executor in a certain update, or in all from then on."""
-
-    def __init__(self, monkeypatch, what, always=False):
-        self.updates, self.what, self.always = 0, what, always
-        original = start.make_executor
-
-        def make(*arguments):
-            self.executor = original(*arguments)
-            return self.executor
-
-        monkeypatch.setattr(start, "make_executor", make)
-
-    def on_update(self, steps):
-        self.updates += 1
-        if self.updates == 9 or (self.always and self.updates > 9):
-            self.what(self.executor)
-
-
-def send(number, *places):
-    def what(executor):
-        with contextlib.suppress(ray.exceptions.ActorDiedError):  # it is dead already
-            for pid in [process_of(executor, place) for place in places]:
-                os.kill(pid, number)
-
-    return what
-
-
-def losses(run):
-    return [event.text for event in run.events if event.kind == "lost"]
-
-
 @pytest.mark.parametrize("places", [(1,), (0, 1)])
 def test_actors_killed_in_an_update(places, monkeypatch, tmp_path):
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"], observer=InUpdate(monkeypatch, send(signal.SIGKILL, *places)))
+    run = train(
+        ASYNC, [f"run_dir={tmp_path / 'run'}"], observer=InUpdate(monkeypatch, 9, send(signal.SIGKILL, *places))
+    )
     check_complete(run)
     texts = losses(run)
     assert len(texts) == len(places)
@@ -247,7 +192,7 @@ def test_an_actor_killed_in_a_graft(monkeypatch, tmp_path):
             send(signal.SIGKILL, place)(self)
 
     monkeypatch.setattr(AsyncRayExecutor, "go_on", go_on)
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"])
+    run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == len(done) == 1
 
@@ -264,7 +209,7 @@ def test_an_actor_killed_before_its_members_are_safe(monkeypatch, tmp_path):
         return original(self, count)
 
     monkeypatch.setattr(RayShard, "fetch", fetch)
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"])
+    run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == 1
 
@@ -280,38 +225,38 @@ def test_an_actor_killed_in_a_snapshot(monkeypatch, tmp_path):
         original(self)
 
     monkeypatch.setattr(AsyncTraining, "_save_when_due", save)
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"])
+    run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == 1
 
 
 def test_an_actor_that_hangs(monkeypatch, tmp_path):
     """The others go on meanwhile."""
-    observer = InUpdate(monkeypatch, send(signal.SIGSTOP, 1))
-    steps = 5 * CONFIG["total_timesteps"]
+    observer = InUpdate(monkeypatch, 9, send(signal.SIGSTOP, 1))
+    steps = 5 * ASYNC["total_timesteps"]
     settings = [f"run_dir={tmp_path / 'run'}", "execute.timeout=2", f"total_timesteps={steps}"]
-    run = train(CONFIG, settings, observer=observer)
+    run = train(ASYNC, settings, observer=observer)
     rounds = check_complete(run, 30)
     assert max(rounds) > min(rounds)
     assert "has not been heard of for 2 seconds" in losses(run)[0]
 
 
 def test_an_actor_that_is_lost_again_and_again_ends_the_run(monkeypatch, tmp_path):
-    observer = InUpdate(monkeypatch, send(signal.SIGKILL, 1), always=True)
+    observer = InUpdate(monkeypatch, 9, send(signal.SIGKILL, 1), always=True)
     with pytest.raises(Exception, match="the 3rd time in one generation, so the run ends"):
-        train(CONFIG, [f"run_dir={tmp_path / 'run'}"], observer=observer)
+        train(ASYNC, [f"run_dir={tmp_path / 'run'}"], observer=observer)
     monkeypatch.undo()
     check_complete(resume(tmp_path / "run"))
 
 
 def test_a_run_goes_on_where_every_shard_was(tmp_path):
     """Also with more shards; in step only where all have come equally far."""
-    half = CONFIG["total_timesteps"] // 2
+    half = ASYNC["total_timesteps"] // 2
     factory = slow_in_one_process(tmp_path)
-    config = {**CONFIG, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
+    config = {**ASYNC, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
     first = train(config, {"total_timesteps": half}, factory=factory)
     before = [(score.generation, score.member, score.score) for score in first.scores]
-    whole = {"total_timesteps": CONFIG["total_timesteps"]}
+    whole = {"total_timesteps": ASYNC["total_timesteps"]}
     with pytest.raises(ConfigError, match="some members have trained for"):
         resume(first.path, {**whole, "execute.mode": "lockstep"}, factory=factory)
     run = resume(first.path, {**whole, "execute.shards": 4}, factory=factory)
@@ -342,7 +287,7 @@ def test_who_fails_before_anybody_has_a_score_waits_for_a_rescue(tmp_path):
             return Slow(envs)
         return Failing(envs)
 
-    config = {**CONFIG, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
+    config = {**ASYNC, "env": {"num_envs": 2, "factory": "not:used"}, "run_dir": str(tmp_path / "run")}
     run = train(config, {"execute.shards": 4}, factory=factory)
     assert run.is_finished
     told = [event.kind for event in run.events if event.kind in ("environment", "waiting", "rescue")]

@@ -1,7 +1,6 @@
 """Machines that are gone with what lay on them, on a real Ray cluster: who is lost, and what takes their place."""
 
 import contextlib
-import os
 import signal
 import time
 
@@ -9,34 +8,14 @@ import pytest
 import torch
 
 from popgraft import tree
-from popgraft.train import Observer, start, train
+from popgraft.train import train
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 from popgraft.execute.ray_async import AsyncRayExecutor  # noqa: E402  # needs ray
 
-CONFIG = {
-    "env": {"id": "CartPole-v1", "num_envs": 2},
-    "model": {
-        "n_steps": 16,
-        "n_epochs": 2,
-        "n_minibatches": 1,
-        "network": {"encoder_layers": [8], "hidden_size": 6, "n_quantiles": 5},
-    },
-    "pbt": {
-        "population_size": 4,
-        "perturbation_interval": 2,
-        "ready_percentage": 0.5,
-        "hyperparams": [{"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}],
-    },
-    "evaluation": {"episodes": 2, "max_steps": 30, "final_episodes": 2},
-    "execute": {"kind": "ray", "mode": "async", "shards": 2},
-    "snapshots": {"interval": 2},
-    "total_timesteps": 4 * 2 * 16 * 2 * 6,
-    "seed": 3,
-}
-"""Twelve generations of two shards with two members each."""
+from .disturbed import ASYNC, Watching, losses, send  # noqa: E402
 
 
 class Holder:
@@ -57,26 +36,15 @@ def lose_what_lies_ready(executor, members):
             time.sleep(0.1)
 
 
-def kill_actor(executor, place):
-    call = executor.shards[place]._actor.__ray_call__.options(concurrency_group="inbox")
-    os.kill(ray.get(call.remote(lambda _: os.getpid())), signal.SIGKILL)
-
-
-class Losing(Observer):
+class Losing(Watching):
     """Loses a machine once, as soon as `what` says that it has, and notes what members trained with."""
 
     def __init__(self, monkeypatch, what):
-        self.what, self.done, self.updates, self.grafted, self.rates = what, False, 0, set(), []
-        original = start.make_executor
-
-        def make(*arguments):
-            self.executor = original(*arguments)
-            return self.executor
-
-        monkeypatch.setattr(start, "make_executor", make)
+        super().__init__(monkeypatch)
+        self.what, self.done, self.grafted, self.rates = what, False, set(), []
 
     def on_update(self, steps):
-        self.updates += 1
+        super().on_update(steps)
         self.done = self.done or bool(self.what(self))
 
     def on_generation(self, generation):
@@ -84,10 +52,6 @@ class Losing(Observer):
         for row, member in enumerate(generation.members.tolist()):
             used = generation.metrics["learning_rate"][row, -1].item()
             self.rates.append((used, generation.hyperparams["learning_rate"][member].item()))
-
-
-def losses(run):
-    return [event.text for event in run.events if event.kind == "lost"]
 
 
 @pytest.mark.parametrize("asks_first", ["the actor in its place", "a snapshot"])
@@ -98,10 +62,10 @@ def test_members_of_a_machine_that_is_gone_come_from_disk(asks_first, monkeypatc
         lose_what_lies_ready(observer.executor, [2, 3])
         if asks_first == "a snapshot":
             assert len(observer.executor.export(torch.arange(4)).params) == 4
-        kill_actor(observer.executor, 1)
+        send(signal.SIGKILL, 1)(observer.executor)
         return True
 
-    run = train(CONFIG, [f"run_dir={tmp_path / 'run'}"], observer=Losing(monkeypatch, what))
+    run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"], observer=Losing(monkeypatch, what))
     texts = losses(run)
     assert any("lay ready is gone; they go on from snapshot generation_" in text for text in texts)
     assert any("members [2, 3] are rebuilt" in text for text in texts)
@@ -117,12 +81,12 @@ def test_members_from_disk_train_with_the_values_on_record(monkeypatch, tmp_path
         if not places or executor._turns[places[0]].graft:
             return False
         lose_what_lies_ready(executor, executor.parts[places[0]])
-        kill_actor(executor, places[0])
+        send(signal.SIGKILL, places[0])(executor)
         return True
 
     observer = Losing(monkeypatch, what)
     settings = [f"run_dir={tmp_path / 'run'}", "snapshots.interval=10000", "total_timesteps=6144"]
-    run = train(CONFIG, settings, observer=observer)
+    run = train(ASYNC, settings, observer=observer)
     assert observer.done
     assert any("they go on from snapshot generation_000000" in text for text in losses(run))
     assert all(used == recorded for used, recorded in observer.rates)
