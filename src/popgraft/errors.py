@@ -11,6 +11,8 @@ PopgraftError
 └── PopulationLost                    no healthy member is left to rescue the others from
 """
 
+from typing import Any
+
 
 class PopgraftError(Exception):
     """Base of all errors that speak to the user; the command line prints them without a traceback."""
@@ -34,9 +36,14 @@ class MissingExtra(PopgraftError, ImportError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra, self.purpose = package, extra, purpose
         super().__init__(
             f"{package} is needed for {purpose} but is not installed; run: pip install 'popgraft[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made from the same arguments in another process, and not from its message as exceptions are by default."""
+        return type(self), (self.package, self.extra, self.purpose), vars(self)
 
 
 class RunExists(PopgraftError, FileExistsError):
