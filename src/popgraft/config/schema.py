@@ -25,8 +25,9 @@ class WrapperConfig(Section):
 class EnvConfig(Section):
     """The environments of every member."""
 
-    source: Literal["gymnasium", "tensor"] = "gymnasium"
-    """What `id` names: an environment of Gymnasium or EnvPool, or a tensor environment."""
+    source: Literal["gymnasium", "tensor", "python"] = "gymnasium"
+    """What `id` names: an environment of Gymnasium or EnvPool, or a tensor environment; `python`: environments come
+    from the factory that is passed in Python, as `train(config, factory=make)`, whatever else is named here."""
     id: str | None = None
     """A registered Gymnasium id, or `module:Id`, which imports the module first; of a tensor environment its name, or
     `module:Class`."""
@@ -50,7 +51,7 @@ class EnvConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "EnvConfig":
-        if bool(self.id) == bool(self.factory):
+        if self.source != "python" and bool(self.id) == bool(self.factory):
             raise ValueError(f"give either env.id or env.factory, not id={self.id!r} and factory={self.factory!r}")
         return self
 

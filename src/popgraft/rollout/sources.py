@@ -29,9 +29,17 @@ def maker_of(config: EnvConfig, num_envs: int, factory: Callable[..., Any] | Non
         factory: takes the place of the configured source; called as factory(num_envs=..., **config.kwargs).
 
     Raises:
-        ConfigError: a source or a combination that cannot work.
+        ConfigError: a source or a combination that cannot work, or a factory that is not given again.
         MissingExtra: the source belongs to a package that is not installed.
     """
+    if config.source == "python" and factory is None:
+        named = " --set env.id=null" if config.id else ""
+        raise ConfigError(
+            "env.source is 'python': the environments come from a factory that is passed in Python; pass it again, as "
+            "in train(config, factory=make), resume(RUN, factory=make), replay(RUN, factory=make) or "
+            "Run(RUN, factory=make).best.evaluate(20, seed=1); or name it for good with "
+            f"--set env.source=gymnasium --set env.factory=module:function{named}"
+        )
     wrappers = gymnasium_wrappers(config.wrappers)
     if factory is not None or config.factory is not None:
         return _from_factory(config, num_envs, factory, wrappers)

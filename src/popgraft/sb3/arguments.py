@@ -158,8 +158,7 @@ def run_config(
         **values,
         **own,
     }
-    # The environments are the user's own, and the engine never makes any: the source is but a name.
-    env = {"factory": "stable_baselines3.common.vec_env:VecEnv", "num_envs": n_envs}
+    env = {"source": "python", "num_envs": n_envs}
     pbt = {"population_size": 1, "exploit_method": "none"}
     return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
 

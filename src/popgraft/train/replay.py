@@ -28,7 +28,7 @@ from popgraft.train.intervals import interquartile_mean, mean_interval
 from popgraft.train.observer import Observer, readable
 from popgraft.train.resume import resume
 from popgraft.train.run import Run
-from popgraft.train.start import train
+from popgraft.train.start import from_python, train
 from popgraft.train.winner import ancestry, schedule_of
 
 FOLDER, FILE = "replay", "replay.json"
@@ -191,7 +191,7 @@ def replay(
         raise ConfigError(f"seeds={seeds} give no interval of confidence; take 2 at least")
     run = Run(path, factory)
     folder = Path(out) if out is not None else run.path / FOLDER
-    config = replay_config(run, seeds, grafts, overrides)
+    config = replay_config(run, seeds, grafts, from_python(overrides, factory))
     if config.run_dir != run.path / FOLDER / "schedule":
         raise ConfigError(
             f"run_dir={config.run_dir} cannot be set here, because a replay is two runs in one folder; name that with "

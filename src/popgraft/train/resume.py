@@ -22,6 +22,7 @@ from popgraft.train.observer import Observer
 from popgraft.train.points import load_point, newest_point
 from popgraft.train.recover import rewind
 from popgraft.train.run import Run
+from popgraft.train.start import from_python
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
 from popgraft.train.trackers import make_trackers
@@ -67,7 +68,7 @@ def resume(
         replaced = salvage(folder)
         database = stack.enter_context(RunDatabase(folder.database))
         run, latest = Run(folder.path, factory), _latest_session(folder, database)
-        settings = _settings(folder, latest, overrides)
+        settings = _settings(folder, latest, from_python(overrides, factory))
         schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
         state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
         with in_words(settings):

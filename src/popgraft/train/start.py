@@ -21,6 +21,17 @@ from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
 
 
+def from_python(
+    overrides: Mapping[str, Any] | Iterable[str], factory: Callable[..., Any] | None
+) -> Mapping[str, Any] | Iterable[str]:
+    """Overrides that also say where environments come from, if that is a factory in Python."""
+    if factory is None:
+        return overrides
+    if isinstance(overrides, Mapping):
+        return {**overrides, "env.source": "python"}
+    return [*([overrides] if isinstance(overrides, str) else overrides), "env.source=python"]
+
+
 def train(
     config: str | Path | Mapping[str, Any] | Config,
     overrides: Mapping[str, Any] | Iterable[str] = (),
@@ -38,7 +49,7 @@ def train(
         overrides: settings that win over it, as {"env.id": "Pendulum-v1"} or ["env.id=Pendulum-v1"].
         observer: is told of progress.
         factory: makes a member's environments, called as factory(num_envs=..., **env.kwargs); takes the place of the
-            configured source.
+            configured source, of which there may be none. The run's configuration says `env.source: python` then.
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -48,7 +59,7 @@ def train(
         StoreError: the run folder cannot be written.
         OutOfMemory: memory does not suffice.
     """
-    settings = load_config(config, overrides)
+    settings = load_config(config, from_python(overrides, factory))
     observer = observer or Observer()
     schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
     state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
