@@ -86,3 +86,34 @@ def test_memories_in_pytorch_round_the_same_products(make):
         error = float((gradient - exact[name]).norm() / exact[name].norm())
         assert error < 2**-7, name
         assert ("weight" in name) == (error > 1e-4), name
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n_out", [*range(32, 40), 42, 48, 63, 67, 100])
+def test_what_is_not_finite_stays_in_its_row_and_member(n_out, value):
+    """A kernel that reads past the end of a row meets the next row, or the first one of the next member."""
+    x, weight, bias, dy = draw(POP, ROWS, N_IN), draw(POP, n_out, N_IN), draw(POP, n_out), draw(POP, ROWS, n_out)
+    sound = gradients(x, weight, bias, dy, torch.bfloat16)
+    dy[1, [0, 7, ROWS - 1]] = value
+    y, dx, dweight, dbias = gradients(x, weight, bias, dy, torch.bfloat16)
+    spoilt = dy.isnan().any(-1) | dy.isinf().any(-1)
+    assert torch.equal(y, sound[0])
+    assert torch.equal(dx[~spoilt], sound[1][~spoilt])
+    assert not dx[spoilt].isfinite().any()
+    for ours, expected in ((dweight, sound[2]), (dbias, sound[3])):
+        assert torch.equal(ours[[0, 2]], expected[[0, 2]])
+        assert not ours[1].isfinite().any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_and_inputs_that_are_not_finite_stay_in_their_member(value):
+    for spoilt in range(POP):
+        x, weight, bias, dy = draw(POP, ROWS, N_IN), draw(POP, N_OUT, N_IN), draw(POP, N_OUT), draw(POP, ROWS, N_OUT)
+        sound = gradients(x, weight, bias, dy, torch.bfloat16)
+        weight[spoilt, 5, 3] = x[spoilt, ROWS - 1, 7] = value
+        others = [member for member in range(POP) if member != spoilt]
+        found = gradients(x, weight, bias, dy, torch.bfloat16)
+        for ours, expected in zip(found, sound, strict=True):
+            assert torch.equal(ours[others], expected[others])
+        assert not found[1][spoilt].isfinite().all()
+        assert not found[2][spoilt].isfinite().all()

@@ -7,6 +7,7 @@ not recurrent stay exact forward, and with them what comes from the heads.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -41,8 +42,22 @@ def factors(weight: Float[Tensor, "pop n_out n_in"]) -> torch.dtype:
 def product(
     a: Float[Tensor, "pop m k"], b: Float[Tensor, "pop k n"], like: Float[Tensor, "..."]
 ) -> Float[Tensor, "pop m n"]:
-    """a b with factors of a's type, and a result of the type of `like`."""
-    return torch.bmm(a, b.to(a.dtype)).to(like.dtype)
+    """a b with factors of a's type, and a result of the type of `like`.
+
+    A row of a, or a member's b, that is not finite makes its own results NaN and nobody else's. Kernels for factors of
+    fewer bits take several terms at once: at the end of a row they read on, into the next row or member, and multiply
+    what they find by zero, which leaves a trace of NaN and infinities only.
+    """
+    b = b.to(a.dtype)
+    if a.dtype == like.dtype:  # one term at a time: nothing is read that does not belong to the result
+        return torch.bmm(a, b)
+    if a.device.type == "cpu":  # where a look at a number waits for nothing
+        out = torch.bmm(a, b).to(like.dtype)
+        if math.isfinite(out.sum().item()):  # and so is every number that it is made of
+            return out
+    rows, members = (x.abs().amax(axes, keepdim=True) < torch.inf for x, axes in ((a, (2,)), (b, (1, 2))))
+    out = torch.bmm(a.where(rows, 0), b.where(members, 0)).to(like.dtype)
+    return out.masked_fill_(~(rows & members), torch.nan)
 
 
 def of_weight(
