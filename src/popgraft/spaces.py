@@ -30,7 +30,7 @@ class ActionSpec:
         shape: shape of an action as the environment takes it; () for discrete.
         low: lower bounds of a box, flattened (−inf where unbounded); empty otherwise.
         high: upper bounds of a box, flattened; empty otherwise.
-        dtype: NumPy's name of the type of a box's numbers; other actions are whole numbers anyway.
+        dtype: NumPy's name of the type that the environment takes; empty: Gymnasium's default for the kind.
     """
 
     kind: ActionKind
@@ -39,7 +39,7 @@ class ActionSpec:
     shape: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    dtype: str = "float32"
+    dtype: str = ""
 
     @property
     def dims(self) -> int:
@@ -54,9 +54,11 @@ class Spaces:
     Attributes:
         obs: every observation key; a space that is not a dict has the single key "obs".
         action: the action.
-        observation_space: the environment's own space after all wrappers, for encoders written by the user.
+        observation_space: the same as a Gymnasium space, for encoders written by the user.
+        raw_space: the same as the environment gives it, behind all wrappers: choices, channels first or last.
     """
 
     obs: dict[str, ObsSpec]
     action: ActionSpec
     observation_space: Any = None
+    raw_space: Any = None

@@ -98,9 +98,9 @@ def test_other_actions_are_refused(space: spaces.Space) -> None:
 
 
 def test_action_specs() -> None:
-    assert action_spec_of(spaces.Discrete(3, start=2)) == ActionSpec("discrete", (3,), (2,))
+    assert action_spec_of(spaces.Discrete(3, start=2)) == ActionSpec("discrete", (3,), (2,), dtype="int64")
     assert action_spec_of(spaces.MultiDiscrete([2, 3], start=[0, 4])) == ActionSpec(
-        "multi_discrete", (2, 3), (0, 4), (2,)
+        "multi_discrete", (2, 3), (0, 4), (2,), dtype="int64"
     )
     assert action_spec_of(spaces.MultiBinary((2, 2))) == ActionSpec("multi_binary", (2,) * 4, (0,) * 4, (2, 2))
     box = spaces.Box(np.array([[-1.0, -np.inf]]), np.array([[1.0, np.inf]]), dtype=np.float64)
@@ -157,6 +157,7 @@ def test_infinite_actions_stay_finite_without_bounds() -> None:
     [
         spaces.Discrete(3, start=2),
         spaces.MultiDiscrete([3, 2], start=[0, 5]),
+        spaces.MultiDiscrete([3, 2], np.int32, start=[0, 5]),
         spaces.MultiBinary((2, 3)),
         spaces.Box(np.array([[-1.0], [-2]], np.float32), np.array([[1.0], [np.inf]], np.float32)),
         spaces.Box(-0.1, 0.1, (2,), np.float64),

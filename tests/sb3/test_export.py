@@ -15,7 +15,7 @@ from popgraft.sb3 import DistributionalPPO
 from popgraft.sb3.arguments import NETWORK
 from popgraft.sb3.export import model_of
 
-from .graphs import KINDS, check_program, sequence
+from .graphs import KINDS, as_torch, check_program, sequence
 
 PLAIN = {"network": {"encoder_layers": [8], "hidden_size": 8}}
 RICH = {
@@ -214,6 +214,27 @@ def test_an_encoder_of_the_users_is_named_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(action, expected)
     model.member.params.copy_(0.5 * torch.randn(model.member.params.shape, generator=torch_generator(3, "test")))
     check_program(model, tmp_path / "policy.pt2")
+
+
+@pytest.mark.parametrize("kind", ["dict", pytest.param("discrete", marks=pytest.mark.slow)])
+def test_a_graph_takes_what_the_runs_environment_gives(kind, tmp_path):
+    run = run_of(kind, tmp_path, **PLAIN)
+    observation_space, action_space = KINDS[kind]
+    export(run, tmp_path / "policy.pt2")
+    export(run, tmp_path / "agent.zip")
+    DistributionalPPO.load(tmp_path / "agent.zip", device="cpu").export(tmp_path / "again.pt2")
+    graphs = [torch.export.load(tmp_path / name).module() for name in ("policy.pt2", "again.pt2")]
+    env = SyncVectorEnv([lambda: Shown(observation_space, action_space)] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    raw, _ = env.reset(seed=3)
+    memory, state, start = None, torch.zeros(4, 16), torch.ones(4, dtype=torch.bool)
+    for _ in range(3):
+        expected, memory = run.best.predict(raw, memory)
+        for graph in graphs:
+            action, _, following = graph(as_torch(raw), state, start)
+            np.testing.assert_allclose(action, expected, atol=1e-6)
+            assert action.numpy().dtype == expected.dtype == action_space.dtype
+        state, start = following, torch.zeros(4, dtype=torch.bool)
+        raw, *_ = env.step(expected)
 
 
 def test_what_wrappers_hide_is_not_in_the_models_space(tmp_path):

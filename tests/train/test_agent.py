@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgraft import Agent, AttackConfig, ConfigError, EnvironmentFault, load_config, train
 from popgraft.rng import derive, torch_generator
 from popgraft.rollout.spaces_of import spaces_of
+from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.store import snapshot
 from popgraft.train.agent import empty_member
 
@@ -215,6 +217,98 @@ def test_the_agent_of_a_run_rounds_as_training_does(tiny: Tiny) -> None:
     run = train(tiny(env={"factory": "nowhere:made", "num_envs": 2}, total_timesteps=64), factory=make)
     chosen, _ = run.best.predict(np.zeros((4, 3)), deterministic=False)
     assert all(one in Steps.action_space for one in chosen)
+
+
+class Shown(gym.Env):
+    """Random observations for 6 steps."""
+
+    action_space = spaces.MultiDiscrete([3, 2], np.int32, start=[5, 0])
+
+    def __init__(self, observation_space: gym.Space[Any]) -> None:
+        self.observation_space = copy.deepcopy(observation_space)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.observation_space.seed(seed)
+        self.left = 6
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert action in self.action_space
+        self.left -= 1
+        return self.observation_space.sample(), 0.0, self.left == 0, False, {}
+
+
+RAW = {
+    "discrete": spaces.Discrete(6, start=2),
+    "multi-discrete": spaces.MultiDiscrete([[3, 4], [2, 2]]),
+    "multi-binary": spaces.MultiBinary(4),
+    "scalar": spaces.Box(-1, 1, (), np.float64),
+    "image": spaces.Box(0, 255, (12, 10, 3), np.uint8),
+}
+RAW["dict"] = spaces.Dict(dict(RAW))
+
+
+def seen(space: gym.Space[Any], raw: np.ndarray) -> np.ndarray:
+    """A batch as docs/usage.md has an agent see it."""
+    if isinstance(space, spaces.Discrete):
+        return np.eye(space.n)[raw - space.start]
+    if isinstance(space, spaces.MultiDiscrete):
+        choices = zip(space.nvec.flat, raw.reshape(len(raw), -1).T, strict=True)
+        return np.concatenate([np.eye(n)[choice] for n, choice in choices], axis=1)
+    if space.shape == ():
+        return raw[:, None]
+    return np.moveaxis(raw, -1, 1) if space.dtype == np.uint8 else raw
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_predict_takes_observations_as_the_environment_gives_them(tiny: Tiny, kind: str) -> None:
+    diary: list[Any] = []
+
+    class Diary(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            diary.append(np.array(actions))
+            return super().step(actions)
+
+    def make(num_envs: int) -> SyncVectorEnv:
+        return Diary([lambda: Shown(RAW[kind])] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    settings = tiny(env__kwargs={})
+    agent = agent_of(settings, RAW[kind], Shown.action_space, make)
+    agent.member.params.mul_(0.1 if kind == "image" else 1)  # or it saturates every unit
+    agent.evaluate(5, seed=7)
+    played = list(diary)
+    env = make(5)
+    raw, _ = env.reset(seed=derive(7, "agent evaluation"))
+    state, twin = None, None
+    for done in played:
+        action, state = agent.predict(raw, state)
+        np.testing.assert_array_equal(action, done)
+        assert action.dtype == np.int32
+        own = RAW[kind]
+        keyed = {key: seen(own[key], raw[key]) for key in raw} if kind == "dict" else seen(own, raw)
+        np.testing.assert_array_equal(agent.predict(keyed, twin)[0], done)
+        _, twin = agent.predict(keyed, twin)
+        assert torch.equal(state, twin)
+        raw, *_ = env.step(action)
+    assert len(torch.unique(state[0], dim=0)) == 5, "it saw five different episodes"
+
+
+def test_of_a_key_that_hide_narrows_predict_takes_what_is_left(tiny: Tiny) -> None:
+    space = spaces.Dict({"card": spaces.Discrete(4), "body": spaces.Box(-1, 1, (3,)), "eye": RAW["image"]})
+    hide = [
+        {"name": "hide", "kwargs": {"indices": [1], "key": "body"}},
+        {"name": "hide", "kwargs": {"indices": [0], "key": "card"}},
+    ]
+    config = load_config(tiny(env__wrappers=hide, env__kwargs={}))
+    _, known = built_in_wrappers(config.env.wrappers, spaces_of(space, spaces.Discrete(2)))
+    agent = Agent(config, known, empty_member(config, known))
+    eye = np.random.default_rng(1).integers(0, 256, (5, 12, 10, 3), np.uint8)
+    body, card = np.ones((5, 2)), np.eye(4)[[0, 1, 2, 3, 0]][:, 1:]
+    _, state = agent.predict({"card": card, "body": body, "eye": eye})
+    _, same = agent.predict({"card": card, "body": body, "eye": np.moveaxis(eye, -1, 1)})
+    assert torch.equal(state, same)
+    with pytest.raises(ConfigError, match=r"'body' has shape \(5, 3\); the agent expects \('env', 2\)"):
+        agent.predict({"card": card, "body": np.ones((5, 3)), "eye": eye})
 
 
 def test_dict_observations_are_given_by_key(tiny: Tiny) -> None:

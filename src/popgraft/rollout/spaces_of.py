@@ -1,7 +1,7 @@
 """Translates Gymnasium spaces: observations become float32 arrays and uint8 images, stored actions become real ones."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -29,12 +29,14 @@ class Field:
         key: its name in the environment's Dict space; None where the space is not a Dict.
         spec: what is delivered.
         space: the same as a Gymnasium space: an image has its channels first.
+        raw_space: what the environment gives.
         write: how a raw batch is delivered.
     """
 
     key: str | None
     spec: ObsSpec
     space: gym.Space[Any]
+    raw_space: gym.Space[Any]
     write: Write
 
 
@@ -66,10 +68,37 @@ def spaces_of(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -
     """
     fields = fields_of(observation_space)
     if isinstance(observation_space, spaces.Dict):
-        delivered: gym.Space[Any] = spaces.Dict({name: field.space for name, field in fields.items()})
+        seen: gym.Space[Any] = spaces.Dict({name: field.space for name, field in fields.items()})
     else:
-        delivered = fields["obs"].space
-    return Spaces({name: field.spec for name, field in fields.items()}, action_spec_of(action_space), delivered)
+        seen = fields["obs"].space
+    specs = {name: field.spec for name, field in fields.items()}
+    return Spaces(specs, action_spec_of(action_space), seen, observation_space)
+
+
+def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.ndarray]:
+    """What the environments show, as agents see it, [env, *shape] in new arrays; what is so already is copied.
+
+    Args:
+        fields: every key of the observation space.
+        observation: [env, *raw shape], of a Dict space a mapping to such arrays.
+
+    Raises:
+        ConfigError: other keys or shapes.
+    """
+    given = observation if isinstance(observation, Mapping) else {"obs": observation}
+    if set(given) != set(fields):
+        raise ConfigError(f"the observation has the keys {sorted(given)}; the agent knows {sorted(fields)}")
+    return {name: _delivered(name, field, np.asarray(given[name])) for name, field in fields.items()}
+
+
+def _delivered(name: str, field: Field, raw: np.ndarray) -> np.ndarray:
+    shape, seen = field.raw_space.shape or (), field.spec.shape
+    if not raw.ndim or raw.shape[1:] not in (shape, seen):
+        also = "" if shape == seen else f", or {('env', *seen)} as the network sees it"
+        raise ConfigError(f"observation {name!r} has shape {raw.shape}; the agent expects {('env', *shape)}{also}")
+    out = np.zeros((len(raw), *seen), np.uint8 if field.spec.image else np.float32)
+    (field.write if raw.shape[1:] == shape else _write_values)(raw, out)
+    return out
 
 
 def action_spec_of(space: gym.Space[Any]) -> ActionSpec:
@@ -79,10 +108,10 @@ def action_spec_of(space: gym.Space[Any]) -> ActionSpec:
         ConfigError: a space of a kind that is not supported.
     """
     if isinstance(space, spaces.Discrete):
-        return ActionSpec("discrete", sizes=(int(space.n),), start=(int(space.start),))
+        return ActionSpec("discrete", sizes=(int(space.n),), start=(int(space.start),), dtype=str(space.dtype))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         sizes, start = _integers(space.nvec), _integers(space.start)
-        return ActionSpec("multi_discrete", sizes=sizes, start=start, shape=space.shape)
+        return ActionSpec("multi_discrete", sizes=sizes, start=start, shape=space.shape, dtype=str(space.dtype))
     if isinstance(space, spaces.MultiBinary):
         dims = int(np.prod(space.shape))
         return ActionSpec("multi_binary", sizes=(2,) * dims, start=(0,) * dims, shape=space.shape)
@@ -97,13 +126,13 @@ def gym_action_space(spec: ActionSpec) -> gym.Space[Any]:
     sizes, start = np.array(spec.sizes, dtype=np.int64), np.array(spec.start or [0] * len(spec.sizes), dtype=np.int64)
     match spec.kind:
         case "discrete":
-            return spaces.Discrete(int(sizes[0]), start=int(start[0]))
+            return spaces.Discrete(int(sizes[0]), start=int(start[0]), **_typed(spec))
         case "multi_discrete":
-            return spaces.MultiDiscrete(sizes, start=start)
+            return spaces.MultiDiscrete(sizes, start=start, **_typed(spec))
         case "multi_binary":
             return spaces.MultiBinary(spec.shape)
         case "box":
-            dtype = np.dtype(spec.dtype)
+            dtype = np.dtype(spec.dtype or np.float32)
             low, high = (_within(bound, dtype).reshape(spec.shape) for bound in (spec.low, spec.high))
             return spaces.Box(low, high, dtype=dtype.type)
 
@@ -136,6 +165,11 @@ def action_encoder(space: gym.Space[Any]) -> Encode:
     return clip
 
 
+def _typed(spec: ActionSpec) -> dict[str, Any]:
+    """Argument of a space of choices that are no int64; the earliest Gymnasium knows no other in a Discrete."""
+    return {} if spec.dtype in ("", "int64") else {"dtype": np.dtype(spec.dtype).type}
+
+
 def _within(bound: tuple[float, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Bounds in a box's own type, which may hold whole numbers up to a little less than a float says."""
     if not np.issubdtype(dtype, np.integer):
@@ -152,7 +186,7 @@ def _field(key: str | None, space: gym.Space[Any], what: str) -> Field:
     if isinstance(space, spaces.Box):
         return _box_field(key, space)
     if isinstance(space, spaces.MultiBinary):
-        return Field(key, ObsSpec(space.shape), space, _write_values)
+        return Field(key, ObsSpec(space.shape), space, space, _write_values)
     if isinstance(space, spaces.Discrete):
         return _one_hot_field(key, space, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
@@ -169,13 +203,13 @@ def _box_field(key: str | None, space: spaces.Box) -> Field:
     if not is_image:
         if space.shape == ():
             vector = spaces.Box(space.low[None], space.high[None], dtype=space.dtype.type)
-            return Field(key, ObsSpec((1,)), vector, _write_scalars)
-        return Field(key, ObsSpec(space.shape), space, _write_values)
+            return Field(key, ObsSpec((1,)), vector, space, _write_scalars)
+        return Field(key, ObsSpec(space.shape), space, space, _write_values)
     if space.shape[0] < space.shape[2]:
-        return Field(key, ObsSpec(space.shape, image=True), space, _write_values)
+        return Field(key, ObsSpec(space.shape, image=True), space, space, _write_values)
     height, width, channels = space.shape
     first = spaces.Box(0, 255, (channels, height, width), np.uint8)
-    return Field(key, ObsSpec(first.shape, image=True), first, _write_channels_first)
+    return Field(key, ObsSpec(first.shape, image=True), first, space, _write_channels_first)
 
 
 def _one_hot_field(key: str | None, space: gym.Space[Any], sizes: np.ndarray, starts: np.ndarray) -> Field:
@@ -187,7 +221,7 @@ def _one_hot_field(key: str | None, space: gym.Space[Any], sizes: np.ndarray, st
     def write(raw: np.ndarray, out: np.ndarray) -> None:
         np.equal(raw.reshape(len(out), -1)[:, owner], choices, out=out)
 
-    return Field(key, ObsSpec((len(choices),)), space, write)
+    return Field(key, ObsSpec((len(choices),)), space, space, write)
 
 
 def _write_values(raw: np.ndarray, out: np.ndarray) -> None:

@@ -135,7 +135,8 @@ def _made(config: EnvConfig) -> TensorEnv:
 def _spaces_of(env: TensorEnv) -> Spaces:
     shown = env.observation
     low, high, dtype = (0, 255, np.uint8) if shown.image else (-np.inf, np.inf, np.float32)
-    return Spaces({"obs": shown}, env.action, gym.spaces.Box(low, high, shown.shape, dtype))
+    space = gym.spaces.Box(low, high, shown.shape, dtype)
+    return Spaces({"obs": shown}, env.action, space, space)
 
 
 def _checked_state(env: TensorEnv, encode: Callable[[Tensor], Tensor], zeros: Float[Tensor, "pop env"]) -> Any:

@@ -83,8 +83,16 @@ class Hide(ObservationWrapper):
             seen = spaces.Box(whole.low[self._keep], whole.high[self._keep], dtype=whole.dtype.type)
         else:  # indicators of a discrete observation
             seen = spaces.Box(0.0, 1.0, spec.shape)
-        space: gym.Space[Any] = spaces.Dict({**own.spaces, self._key: seen}) if isinstance(own, spaces.Dict) else seen
-        return dataclasses.replace(before, obs=before.obs | {self._key: spec}, observation_space=space)
+
+        def within(space: gym.Space[Any]) -> gym.Space[Any]:
+            return spaces.Dict({**space.spaces, self._key: seen}) if isinstance(space, spaces.Dict) else seen
+
+        return dataclasses.replace(
+            before,
+            obs=before.obs | {self._key: spec},
+            observation_space=within(before.observation_space),
+            raw_space=within(before.raw_space),
+        )
 
 
 class Flicker(ObservationWrapper):

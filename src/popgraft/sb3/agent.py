@@ -1,5 +1,6 @@
 """A `DistributionalPPO` as an agent of the engine, which plays the environments of a configuration."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,4 +18,5 @@ def agent_of(model: DistributionalPPO, config: Config, factory: Callable[..., An
             `evaluation` has the defaults. A `VecNormalize` that normalised observations must be among what it makes.
         factory: makes the environments, in place of the configured source.
     """
-    return Agent(config, model.policy.spaces, model.policy.member, factory, model.policy.network)
+    spaces = dataclasses.replace(model.policy.spaces, raw_space=model.raw_space)
+    return Agent(config, spaces, model.policy.member, factory, model.policy.network)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack, cast
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -75,6 +76,9 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         _init_setup_model: whether to build the network now.
         settings: what RecurrentPPO does not have, see `arguments.Settings`.
 
+    Attributes:
+        raw_space: what the given environments show, before Stable-Baselines3 transposes images.
+
     Raises:
         ConfigError: an argument that cannot work.
     """
@@ -114,6 +118,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **settings: Unpack[Settings],
     ) -> None:
+        env = None if env is None else maybe_make_env(env, verbose)
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
@@ -144,6 +149,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
         self.settings: dict[str, Any] = dict(settings)
+        self.raw_space = None if env is None else env.observation_space
         if _init_setup_model:
             self._setup_model()
 
@@ -219,6 +225,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         normalizer = unwrap_vec_normalize(env)
         check_scaling(self.settings, normalizer is not None and normalizer.norm_reward)
         super().set_env(env, force_reset)
+        self.raw_space = env.observation_space
 
     def learn(
         self,

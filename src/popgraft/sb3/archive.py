@@ -85,7 +85,7 @@ def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> Non
     Raises:
         ConfigError: something is to be included that a file does not hold.
     """
-    values = {name: getattr(model, name) for name in (*ARGUMENTS, *COUNTERS, *SPACES)}
+    values = {name: getattr(model, name) for name in (*ARGUMENTS, *COUNTERS, *SPACES, "raw_space")}
     values |= {
         "policy_class": next(
             (name for name, policy in model.policy_aliases.items() if policy is model.policy_class), model.policy_class
@@ -203,6 +203,7 @@ def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, dev
     if env is None:
         for name in (*SPACES, "n_envs"):
             setattr(model, name, values[name])
+        model.raw_space = values.get("raw_space", model.observation_space)
     else:
         try:
             check_for_correct_spaces(model.env, values["observation_space"], values["action_space"])

@@ -15,9 +15,7 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.config.model import path_of
 from popgraft.errors import ConfigError
-from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import gym_action_space, spaces_of
-from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.sb3.algorithm import DistributionalPPO
 from popgraft.sb3.arguments import network_arguments
 from popgraft.spaces import Spaces
@@ -50,13 +48,14 @@ def model_of(run: Run, member: int | str = BEST) -> DistributionalPPO:
         StoreError: there is no such snapshot.
     """
     agent, config = run.agent(member), run.config
-    observation_space, action_space = _gym_spaces(run, agent.spaces)
+    observation_space, action_space = _gym_spaces(agent.spaces)
     kind = "MultiInputLstmPolicy" if isinstance(observation_space, gym.spaces.Dict) else "MlpLstmPolicy"
     if is_image_space(observation_space):
         kind = "CnnLstmPolicy"
     arguments = arguments_of(config, agent.member)
     model = DistributionalPPO(kind, None, device="cpu", seed=config.seed, _init_setup_model=False, **arguments)
     model.observation_space, model.action_space, model.n_envs = observation_space, action_space, config.env.num_envs
+    model.raw_space = agent.spaces.raw_space
     model._setup_model()
     tree.map(torch.Tensor.copy_, model.member, agent.member)
     model.policy.optimizer.push()
@@ -90,18 +89,12 @@ def arguments_of(config: Config, member: Member) -> dict[str, Any]:
     }
 
 
-def _gym_spaces(run: Run, known: Spaces) -> tuple[gym.Space[Any], gym.Space[Any]]:
+def _gym_spaces(known: Spaces) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """What the agent sees and does, behind all wrappers, as Stable-Baselines3 shows it."""
-    if run.config.env.source == "tensor" and run.factory is None:
-        return known.observation_space, gym_action_space(known.action)
-    env = maker_of(run.config.env, 1, run.factory)()
-    observation_space, action_space = env.observation_space, env.action_space
-    env.close()
-    wrappers, wrapped = built_in_wrappers(run.config.env.wrappers, spaces_of(observation_space, action_space))
-    shown = _channels_first(wrapped.observation_space if wrappers else observation_space)
+    shown, action_space = _channels_first(known.raw_space), gym_action_space(known.action)
     if spaces_of(shown, action_space).obs != known.obs:
         raise ConfigError(
-            f"Stable-Baselines3 and the run take different axes of an image in {observation_space} for its channels; "
+            f"Stable-Baselines3 and the run take different axes of an image in {known.raw_space} for its channels; "
             "wrap the environment so that they are the first and shortest axis"
         )
     return shown, action_space

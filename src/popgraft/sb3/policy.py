@@ -20,7 +20,7 @@ from popgraft.errors import ConfigError
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import return_scale
 from popgraft.rollout.acting import Actor, action_noise
-from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
+from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, spaces_of
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, unpack
@@ -200,8 +200,7 @@ class MlpLstmPolicy(BasePolicy):
             raise ConfigError(
                 "predict got a tuple; pass the observation alone (reset() of a Gymnasium environment returns obs, info)"
             )
-        vectorized = self.is_vectorized_observation(observation)
-        obs = self._tensors(observation)
+        obs, vectorized = self._read(observation)
         envs = len(next(iter(obs.values())))
         starts = torch.zeros(envs) if episode_start is None else torch.as_tensor(np.asarray(episode_start))
         memory = None if state is None else tuple(torch.as_tensor(part, dtype=torch.float32) for part in state)
@@ -299,17 +298,25 @@ class MlpLstmPolicy(BasePolicy):
         return unpack(step.state, self.network_config)
 
     def _tensors(self, observation: Any) -> dict[str, Tensor]:
-        """Raw observations, with or without a leading axis, as the network takes them [env, *shape]."""
-        space = self.observation_space
-        arrays = {}
-        for name, field in self._fields.items():
-            own = space if field.key is None else space[field.key]  # type: ignore[index]
-            raw = observation if field.key is None else observation[field.key]
-            raw = raw.cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
-            raw = maybe_transpose(raw, own).reshape(-1, *(own.shape or ()))
-            arrays[name] = np.zeros((len(raw), *field.spec.shape), np.uint8 if field.spec.image else np.float32)
-            field.write(raw, arrays[name])
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return self._read(observation)[0]
+
+    def _read(self, observation: Any) -> tuple[dict[str, Tensor], bool]:
+        """Raw observations as the network takes them [env, *shape], and whether they had the leading axis.
+
+        Raises:
+            ConfigError: other keys or shapes.
+        """
+        given = observation if isinstance(observation, Mapping) else {"obs": observation}
+        batch, vectorized = {}, True
+        for name, raw in given.items():
+            array = raw.cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
+            if name in self._fields:
+                space = self._fields[name].raw_space
+                vectorized = array.ndim > len(space.shape or ())
+                array = maybe_transpose(array if vectorized else array[None], space)
+            batch[name] = array
+        arrays = delivered(self._fields, batch)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}, vectorized
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refuses what would cut the parameters off from the engine."""

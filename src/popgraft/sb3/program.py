@@ -38,13 +38,14 @@ class ActingProgram(nn.Module):
     """What a policy does in one step without randomness, on constants of its own.
 
     Args:
-        policy: of a DistributionalPPO.
+        model: a DistributionalPPO.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
+        policy = model.policy
         self.network, self.spaces = policy.network, policy.spaces
-        self.observation_space, self.action_space = policy.observation_space, policy.action_space
+        self.observation_space, self.action_space = model.raw_space, model.action_space
         weights = self.network.views(policy.member.params)
         acting = {name: weights[name] for name in ("encoder", "actor_memory", "actor_mlp", "head") if name in weights}
         constants = {"params": acting, "obs": policy.member.normalizer.obs, "action": self._bounds()}
@@ -99,7 +100,7 @@ class ActingProgram(nn.Module):
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             raw = _one_hot(space, raw)
         elif spec.image and not space.shape[0] < space.shape[2]:
-            raw = raw.permute(0, 3, 1, 2)
+            raw = raw.permute(0, 3, 1, 2).contiguous()
         x = raw.reshape(1, -1, *spec.shape).to(torch.uint8 if spec.image else torch.float32)
         return (moments.normalize(moments.standard(known[name]), x) if name in known else x).unsqueeze(1)
 
@@ -118,7 +119,7 @@ def write(path: Path, model: Any) -> None:
 
 def write_program(model: Any, file: io.BytesIO) -> None:
     """PyTorch's format: `torch.export.load(path).module()` is the graph."""
-    torch.export.save(_traced(ActingProgram(model.policy)), file)
+    torch.export.save(_traced(ActingProgram(model)), file)
 
 
 def write_onnx(model: Any, file: io.BytesIO) -> None:
@@ -130,7 +131,7 @@ def write_onnx(model: Any, file: io.BytesIO) -> None:
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise MissingExtra(missing[0], "onnx", "files in the ONNX format")
-    program = ActingProgram(model.policy)
+    program = ActingProgram(model)
     space = program.observation_space
     keys = [f"observation.{key}" for key in space] if isinstance(space, spaces.Dict) else ["observation"]
     with warnings.catch_warnings():

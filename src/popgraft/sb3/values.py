@@ -105,7 +105,7 @@ def _encode_space(space: gym.Space[Any]) -> dict[str, Any]:
     if isinstance(space, gym.spaces.Dict):
         return {"Dict": {key: _encode_space(child) for key, child in space.spaces.items()}}
     if isinstance(space, gym.spaces.Discrete):
-        return {"Discrete": [int(space.n), int(space.start)]}
+        return {"Discrete": [int(space.n), int(space.start), str(space.dtype)]}
     if isinstance(space, gym.spaces.MultiDiscrete):
         return {"MultiDiscrete": [space.nvec.tolist(), str(space.dtype), space.start.tolist()]}
     if isinstance(space, gym.spaces.MultiBinary):
@@ -126,7 +126,9 @@ def _decode_space(content: dict[str, Any]) -> gym.Space[Any]:
         case "Dict":
             return gym.spaces.Dict({key: _decode_space(child) for key, child in arguments.items()})
         case "Discrete":
-            return gym.spaces.Discrete(arguments[0], start=arguments[1])
+            n, start, dtype = (*arguments, "int64")[:3]  # files of earlier versions have two
+            typed = {} if dtype == "int64" else {"dtype": np.dtype(dtype).type}
+            return gym.spaces.Discrete(n, start=start, **typed)
         case "MultiDiscrete":
             nvec, dtype, start = arguments
             return gym.spaces.MultiDiscrete(np.array(nvec), dtype=np.dtype(dtype).type, start=np.array(start))

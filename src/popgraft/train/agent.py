@@ -19,7 +19,7 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.film import FilmedGrid
 from popgraft.rollout.make import make_grid
-from popgraft.rollout.spaces_of import action_encoder, gym_action_space
+from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, gym_action_space
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Scores
 
@@ -48,7 +48,7 @@ class Agent:
         self.policy = policy or Policy(spaces, config.model.network)
         self.member = tree.map(lambda leaf: leaf.to(device), member)
         self._actor = Actor.of(self.policy, self.member)
-        self._encode = action_encoder(gym_action_space(spaces.action))
+        self._fields, self._encode = fields_of(spaces.raw_space), action_encoder(gym_action_space(spaces.action))
         self._generator = torch.Generator().manual_seed(derive(config.seed, "agent"))
 
     @torch.no_grad()
@@ -62,8 +62,9 @@ class Agent:
         """Chooses actions for a batch of environments.
 
         Args:
-            observation: [env, *shape] as the agent was trained to see it (after the configured wrappers), or a dict of
-                such arrays.
+            observation: [env, *shape] as the environment gives it, or a dict of such arrays. Of a key from which the
+                built-in wrapper `hide` drops components, those that are left. What the network is given (indicators of
+                choices, images with their channels first) is taken too.
             state: what the previous call returned; None before the first step.
             episode_start: [env] whether an observation is the first of an episode; None: only where `state` is None.
             deterministic: whether the most likely action is taken instead of a sampled one.
@@ -74,20 +75,14 @@ class Agent:
         Raises:
             ConfigError: an observation of another shape or name than the agent knows.
         """
-        arrays = observation if isinstance(observation, dict) else {"obs": observation}
-        self._check(arrays)
-        batch = {key: np.asarray(arrays[key])[None] for key in self.spaces.obs}
-        envs = next(iter(batch.values())).shape[1]
-        obs = {
-            key: torch.from_numpy(x.astype(np.uint8 if self.spaces.obs[key].image else np.float32))
-            for key, x in batch.items()
-        }
         device = self._actor.device
+        arrays = delivered(self._fields, observation)
+        obs = {key: torch.from_numpy(x).unsqueeze(0).to(device) for key, x in arrays.items()}
+        envs = next(iter(obs.values())).shape[1]
         start = np.full(envs, state is None) if episode_start is None else np.asarray(episode_start, bool)
         if state is None:
             state = torch.zeros(1, envs, self.policy.state_size, device=device)
-        normalized = self._actor.normalized({key: x.to(device) for key, x in obs.items()})
-        step = self._actor.step(normalized, state, torch.from_numpy(start[None]).to(device))
+        step = self._actor.step(self._actor.normalized(obs), state, torch.from_numpy(start[None]).to(device))
         head, params = self.policy.head, self._actor.params["head"]
         if deterministic:
             action = head.mode(params, step.outputs[:, 0])
@@ -160,17 +155,6 @@ class Agent:
             ]
         finally:
             grid.close()
-
-    def _check(self, arrays: dict[str, np.ndarray]) -> None:
-        if set(arrays) != set(self.spaces.obs):
-            raise ConfigError(
-                f"the observation has the keys {sorted(arrays)}; the agent knows {sorted(self.spaces.obs)}"
-            )
-        for key, spec in self.spaces.obs.items():
-            shape = np.shape(arrays[key])
-            if shape[1:] != spec.shape:
-                expected = ("env", *spec.shape)
-                raise ConfigError(f"observation {key!r} has shape {shape}; the agent expects {expected}")
 
 
 def _words(spaces: Spaces) -> str:
