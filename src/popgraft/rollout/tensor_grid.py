@@ -62,8 +62,8 @@ class TensorGrid(SeededGrid):
         self._time[index], self._ended[index] = 0, False
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on."""
-        return {"obs": self.env.observe(self._state)}
+        """The observations to act on, which the environment may have shown as a part of its state."""
+        return {"obs": self.env.observe(self._state).clone()}
 
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
         """Takes one action in every environment that has not ended, and resets the others."""
