@@ -1,8 +1,9 @@
 """What happens where the loops cannot be compiled, and where they have been before."""
 
-import concurrent.futures
+import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -99,11 +100,51 @@ def test_a_whole_file_that_is_no_library_is_built_again(cache):
 
 
 @compiled
-def test_several_may_build_it_at_once(cache):
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = [*pool.map(lambda _: native.__wrapped__(), range(3))]
-    assert all(each.library is not None for each in found)
-    assert len([*cache.iterdir()]) == 1
+@pytest.mark.slow
+def test_several_who_need_it_at_once_compile_it_once(cache, tmp_path, monkeypatch):
+    """Three processes; the compiler notes what it is asked for."""
+    compiler, notes = tmp_path / "compiler", tmp_path / "notes"
+    real = shutil.which(os.environ.get("CC", "cc").split()[0])
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {notes}\nexec {real} "$@"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    program = [sys.executable, "-c", "from popgraft.native import native; print(native().describe())"]
+    running = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0] for process in running]
+    assert len({*said}) == 1
+    (file,) = cache.iterdir()
+    assert said[0].startswith(f"{file.stem.rpartition('-')[0]}, {native().width} floats at once")
+    assert sum("-o" in line.split() for line in notes.read_text().splitlines()) == 1
+
+
+@compiled
+def test_nobody_waits_for_ever_for_who_compiles(cache, monkeypatch):
+    cache.mkdir(parents=True)
+    holder = os.open(cache, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    monkeypatch.setattr(library, "WAIT", 0.1)
+    assert native.__wrapped__().library is not None
+    os.close(holder)
+
+
+@compiled
+@pytest.mark.slow
+def test_another_processor_is_asked_for_by_name(cache, monkeypatch):
+    """The names are those of the compiler, which refuses what it does not know."""
+    usual = native.__wrapped__()
+    monkeypatch.setenv("POPGRAFT_NATIVE", "native")
+    assert native.__wrapped__().describe() == usual.describe()
+    monkeypatch.setenv("POPGRAFT_NATIVE", "no-such-processor")
+    found = native.__wrapped__()
+    assert found.library is None
+    assert "no-such-processor" in found.reason
+    assert found.describe() == "PyTorch"
+    if platform.machine() == "x86_64":
+        monkeypatch.setenv("POPGRAFT_NATIVE", "x86-64-v2")
+        found = native.__wrapped__()
+        assert found.library is not None, found.reason
+        assert (found.width, found.rounds) == (4, False)
+        assert found.describe() != usual.describe()
 
 
 @compiled

@@ -2,11 +2,13 @@
 
 The library lies in the user's cache (XDG_CACHE_HOME, or ~/.cache) under a name that follows from source, compiler,
 flags and processor, and from its own content, by which a damaged one is known before it is loaded. Where there is no
-compiler, or with POPGRAFT_NATIVE=0, PyTorch does the same, several times slower.
+compiler, or with POPGRAFT_NATIVE=0, PyTorch does the same. Another processor's instructions may be asked for by the
+name that compilers have for it (POPGRAFT_NATIVE=x86-64-v3).
 """
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -14,7 +16,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
 FUNCTIONS = {
     "lstm_pack": (3, 6),
     "lstm_forward": (10, 6),
@@ -38,6 +41,8 @@ FUNCTIONS = {
 """How many tensors every function takes, and how many whole numbers behind them."""
 PATIENCE = 60
 """Seconds that a compiler may take."""
+WAIT = 60
+"""Seconds for which others wait for it."""
 
 
 class Native(NamedTuple):
@@ -48,32 +53,41 @@ class Native(NamedTuple):
         width: floats of a vector register.
         rounds: whether the processor multiplies bfloat16 numbers.
         reason: why there is no library.
+        name: follows from source, compiler, flags and processor.
     """
 
     library: ctypes.CDLL | None
     width: int = 0
     rounds: bool = False
     reason: str = ""
+    name: str = ""
+
+    def describe(self) -> str:
+        """What computes here: the same words in two processes mean the same arithmetic."""
+        if self.library is None:
+            return "PyTorch"
+        return f"{self.name}, {self.width} floats at once" + ", bfloat16" * self.rounds
 
 
 @functools.cache
 def native() -> Native:
     """The compiled library, which the first call makes or finds."""
-    if os.environ.get("POPGRAFT_NATIVE") == "0":
+    processor = os.environ.get("POPGRAFT_NATIVE") or "native"
+    if processor == "0":
         return Native(None, reason="POPGRAFT_NATIVE=0 turns it off")
     compiler = _compiler()
     if not compiler:
         return Native(None, reason="there is no C compiler; install one (gcc or clang), or name it in CC")
     try:
-        library = _library(compiler)
+        library, name = _library(compiler, processor)
     except subprocess.CalledProcessError as error:
         first = next((line for line in error.stderr.splitlines() if "error" in line), f"exit status {error.returncode}")
         return Native(None, reason=f"{compiler[0]} failed: {first}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Native(None, reason=f"{compiler[0]} did not get it done: {error}")
-    for name, (tensors, numbers) in FUNCTIONS.items():
-        getattr(library, name).argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * numbers
-    return Native(library, library.width(), bool(library.rounds()))
+    for function, (tensors, numbers) in FUNCTIONS.items():
+        getattr(library, function).argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * numbers
+    return Native(library, library.width(), bool(library.rounds()), name=name)
 
 
 def serves(x: Tensor) -> bool:
@@ -106,36 +120,61 @@ def _compiler() -> list[str]:
     return [program, *flags] if program else []
 
 
-def _library(compiler: list[str]) -> ctypes.CDLL:
-    """The library, compiled unless the cache has it.
+def _library(compiler: list[str], processor: str) -> tuple[ctypes.CDLL, str]:
+    """The library and its name; it is compiled unless the cache has it.
 
     Raises:
         OSError: there is nowhere to put it, or it cannot be loaded.
         subprocess.CalledProcessError, subprocess.TimeoutExpired: the compiler fails.
     """
+    command = [*compiler, *FLAGS, f"-march={processor}"]
 
     def run(*arguments: str) -> str:
-        command = [*compiler, *FLAGS, *arguments]
         found = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL
+            [*command, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            stdin=subprocess.DEVNULL,
         )
         return found.stdout
 
     machine = run("-dM", "-E", "-x", "c", os.devnull)  # compiler and processor, as macros
-    words = "\0".join([machine, *compiler, *FLAGS]).encode()
-    folder, prefix = _folder(), f"native-{_digest(b''.join(source.read_bytes() for source in SOURCES) + words)}"
-    if library := _found(folder, prefix):
-        return library
+    words = "\0".join([machine, *command]).encode()
+    folder, name = _folder(), f"native-{_digest(b''.join(source.read_bytes() for source in SOURCES) + words)}"
+    if library := _found(folder, name):
+        return library, name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with _alone(folder), tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if library := _found(folder, name):  # from who was here before
+            return library, name
         made = Path(scratch, "native.so")
         run("-o", str(made), *(str(source) for source in SOURCES if source.suffix == ".c"))
         with made.open("r+b") as file:
             os.fsync(file.fileno())
             digest = _digest(file.read())
         library = ctypes.CDLL(str(made))  # from here, where no other process removes it
-        made.replace(folder / f"{prefix}-{digest}.so")  # at once: several processes may be doing the same
-    return library
+        made.replace(folder / f"{name}-{digest}.so")  # at once: others may look for it
+    return library, name
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until nobody else compiles, but not for ever, nor where files cannot be locked: that only saves work."""
+    descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + WAIT
+    try:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _folder() -> Path:

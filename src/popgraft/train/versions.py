@@ -9,7 +9,6 @@ PACKAGES = ("popgraft", "torch", "numpy", "gymnasium")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that compute, and whether the LSTM is compiled."""
-    lstm = f"compiled, {native().width} floats at once" if native().library else "pytorch"
+    """Versions of Python, of this package and of those that compute, and what is compiled."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages, "lstm": lstm}
+    return {"python": platform.python_version(), **packages, "native": native().describe()}
