@@ -148,13 +148,17 @@ def test_no_process_outlives_its_executor(execute):
 
 
 SCRIPT = """
-import sys, time
+import sys
+from pathlib import Path
 from popgraft.config import load_config
 from popgraft.execute import ProcessExecutor
 from popgraft.pbt import Schedule
-config = load_config({"env": {"id": "CartPole-v1"}, "pbt": {"population_size": 2}})
+config = load_config({"env": {"id": "CartPole-v1", "vectorization": "async"}, "pbt": {"population_size": 2}})
 executor = ProcessExecutor(config, Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams()), None, 2)
-print(*[shard._process.pid for shard in executor.shards], flush=True)
+shards = [shard._process.pid for shard in executor.shards]
+stats = [path.read_text().rpartition(")")[2].split() + [path.parent.name] for path in Path("/proc").glob("[0-9]*/stat")]
+environments = [stat[-1] for stat in stats if int(stat[1]) in shards]
+print(*shards, *environments, flush=True)
 executor.advance(100000, lambda: False)
 """
 
@@ -166,10 +170,10 @@ def test_no_process_outlives_a_killed_program():
     program.kill()
     program.wait()
     program.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(pids) == 2
+    assert len(pids) == 2 + 2 * 8
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
@@ -195,10 +199,21 @@ def test_after_a_restart_all_depends_on_the_members_alone(kind, execute):
 
 
 @pytest.mark.slow
-def test_terminating_a_whole_job_leaves_the_processes_to_their_executor(execute):
+def test_what_ends_a_whole_job_leaves_the_processes_to_their_executor(execute, monkeypatch):
+    original = subprocess.Popen
+
+    def popen(*arguments, **options):  # signals from the very beginning
+        process = original(*arguments, **options)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
     executor = execute()
+    monkeypatch.undo()
     for shard in executor.shards:
-        os.kill(shard._process.pid, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(shard._process.pid, number)
     assert executor.advance(1, never).steps == 3 * 16 * 4
     asynchronous = execute(ProcessExecutor, "env.vectorization=async")
     began = time.monotonic()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_resume import check_same, contents
+from same import check_same, contents
 
 from popgraft import PopgraftError, Run, train
 from popgraft.errors import StoreError

@@ -250,7 +250,7 @@ def test_members_wait_until_their_first_episode_has_ended(tiny: Tiny) -> None:
     assert all(graft.generation > 0 for graft in run.lineage)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_the_run_after_the_update_in_progress(tiny: Tiny, kind: signal.Signals) -> None:
     diary, before = Interrupter(kind), signal.getsignal(kind)
     run = train(tiny(), observer=diary)
@@ -263,6 +263,16 @@ def test_an_interrupt_ends_the_run_after_the_update_in_progress(tiny: Tiny, kind
     assert "final_score" not in run.summary
     assert run.best.member.age.tolist() == [2]
     assert tensors(run, "last")["age"].tolist() == [3, 3]
+
+
+def test_a_run_that_was_started_to_outlive_its_terminal_does(tiny: Tiny) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = train(tiny(), observer=Interrupter(signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.is_finished
 
 
 def test_an_interrupt_while_a_generation_is_decided_ends_the_run_before_the_next(tiny: Tiny) -> None:

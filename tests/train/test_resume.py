@@ -1,7 +1,6 @@
 """A run that is interrupted in any way and resumed leaves the same folder as one that never was."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import yaml
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
 from popgraft.dashboard.standing import standing
@@ -27,6 +25,8 @@ from popgraft.store.lock import locked
 from popgraft.train import resume
 from popgraft.train.recover import LASTING
 from popgraft.train.tensorboard import TensorBoard
+
+from .same import check_same, contents
 
 Make = Callable[..., dict[str, Any]]
 STEPS = 96  # of the population in a generation
@@ -110,41 +110,6 @@ def interrupted(settings: dict[str, Any], updates: int, times: int = 1) -> Run:
     with contextlib.suppress(KeyboardInterrupt):
         train(settings, observer=Interrupter(updates, times))
     return Run(settings["run_dir"])
-
-
-def rows(run: Run, query: str) -> list[Any]:
-    with contextlib.closing(sqlite3.connect(run.folder.database)) as connection:
-        return connection.execute(query).fetchall()
-
-
-def curves(folder: Path) -> dict[str, Any]:
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    tags = accumulator.Tags()["scalars"]
-    return {tag: sorted((event.step, repr(event.value)) for event in accumulator.Scalars(tag)) for tag in tags}
-
-
-def contents(run: Run, name: str) -> tuple[Any, ...]:
-    leaves, metadata = snapshot.load_flat(run.folder, name)
-    for local in ("tensorboard", "events"):
-        metadata.pop(local, None)
-    return {path: leaf.numpy().tobytes() for path, leaf in leaves.items()}, json.dumps(metadata)
-
-
-def check_same(found: Run, expected: Run) -> None:
-    assert found.state == expected.state == "finished"
-    for table in ("members", "grafts"):
-        assert rows(found, f"SELECT * FROM {table}") == rows(expected, f"SELECT * FROM {table}")
-    metrics = "SELECT generation, members, population FROM metrics"
-    assert rows(found, metrics) == rows(expected, metrics)
-    kept = ", ".join(f"'{kind}'" for kind in LASTING)
-    events = f"SELECT generation, kind, text FROM events WHERE kind NOT IN ({kept}) ORDER BY rowid"
-    assert rows(found, events) == rows(expected, events)
-    assert snapshot.names(found.folder) == snapshot.names(expected.folder)
-    for name in snapshot.names(expected.folder):
-        assert contents(found, name) == contents(expected, name), name
-    for folder in expected.folder.tensorboard.iterdir():
-        assert curves(found.folder.tensorboard / folder.name) == curves(folder)
 
 
 # What a variant adds to "everything" is one decision of many; each takes four seconds.

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,9 @@ from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
-from popgraft.execute.worker import Message, Pipe
+from popgraft.execute.worker import SIGNALS, Message, Pipe
 from popgraft.state import Decision, Member, Record
+from popgraft.tether import TIE, can_tie
 
 PATIENCE = 5.0
 """Seconds that a process has to close its environments before it is killed."""
@@ -56,13 +58,18 @@ class ShardProcess:
         self._memory = _anonymous_file()
         ours, theirs = multiprocessing.Pipe()
         self.pipe = Pipe(ours)
-        files = theirs.fileno(), self._memory.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from popgraft.execute.worker import main; main{files}"],
-            env=os.environ | {"OMP_NUM_THREADS": str(config.engine.threads)},
-            pass_fds=files,
-            process_group=0,
-        )
+        files, by_system = (theirs.fileno(), self._memory.fileno()), can_tie()
+        program = f"from popgraft.execute.worker import main; main{(*files, os.getpid(), by_system)}"
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it can handle them
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", (TIE if by_system else "") + program],
+                env=os.environ | {"OMP_NUM_THREADS": str(config.engine.threads)},
+                pass_fds=files,
+                process_group=0,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.begin("path", sys.path, logging.getLogger().getEffectiveLevel())
         self.begin("shard", config, members, hyperparams, factory)

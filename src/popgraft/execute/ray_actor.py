@@ -6,6 +6,7 @@ copies as they are. Those that cross from shard to shard go from actor to actor;
 """
 
 import queue
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,6 +156,7 @@ class ShardActor:
     """A shard in an actor; `work` runs until it is told to close. All other methods have a thread of their own each."""
 
     def __init__(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's way out waits for `work` to end, which it does not
         self._mailbox = Mailbox()
 
     def tell(self, message: Message) -> None:

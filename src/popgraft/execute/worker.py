@@ -5,6 +5,7 @@ Every message is a pair (kind, content). Down the pipe: a method of `Shard` with
 """
 
 import abc
+import atexit
 import contextlib
 import logging
 import logging.handlers
@@ -26,6 +27,10 @@ from popgraft.execute.base import Advance
 from popgraft.execute.shard import Shard
 from popgraft.execute.shared import shared
 from popgraft.state import Member
+from popgraft.tether import children_tied, tie
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What is sent to end a run, and heeded by its executor alone."""
 
 Message = tuple[str, Any]
 
@@ -87,9 +92,19 @@ class Pipe(Channel):
         os._exit(1)
 
 
-def main(connection: int, memory: int) -> None:
-    """Makes a shard and serves it until the executor closes the pipe, or is gone."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
+def main(connection: int, memory: int, parent: int, by_system: bool) -> None:
+    """Makes a shard and serves it until the executor closes the pipe, or is gone.
+
+    Args:
+        connection: descriptor of the pipe.
+        memory: descriptor of the file for the members.
+        parent: the executor's process.
+        by_system: how this process is tied to it (`tether.tie`).
+    """
+    tie(parent, by_system)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back until now
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
     def make(*arguments: Any) -> tuple[Shard, Member]:
@@ -97,7 +112,12 @@ def main(connection: int, memory: int) -> None:
         shard.member = shared(shard.member, memory)
         return shard, shard.member
 
-    serve(Pipe(Connection(connection)), make)
+    with children_tied():
+        serve(Pipe(Connection(connection)), make)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # an interpreter takes half a second to take itself apart
 
 
 def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:

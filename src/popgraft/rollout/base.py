@@ -63,9 +63,7 @@ class Grid(abc.ABC):
 
     @abc.abstractmethod
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on, [pop, env, *shape], in memory that no later step touches: what a network hands
-        on unchanged may be kept.
-        """
+        """The observations to act on, [pop, env, *shape]; the next step may overwrite them."""
 
     @abc.abstractmethod
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
@@ -137,7 +135,7 @@ class ArrayGrid(Grid):
         """Takes one action [pop, env, dims] in every environment."""
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on, copied from the arrays, which the next step overwrites."""
+        """The observations to act on; on a CPU they share the memory of the arrays."""
         return self._tensors(self.observations)
 
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
@@ -154,4 +152,4 @@ class ArrayGrid(Grid):
         return torch.from_numpy(array.copy()).to(self.device)
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        return {key: self._copied(array) for key, array in arrays.items()}
+        return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}

@@ -11,9 +11,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
 from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
-from popgraft.rollout.answers import own
 from popgraft.rollout.imports import import_module, import_name
 from popgraft.rollout.wrappers import gymnasium_wrappers
+from popgraft.tether import children_tied
 
 Maker = Callable[[], MemberEnv]
 """Makes the environments of one member, not yet reset."""
@@ -100,7 +100,7 @@ def _from_gymnasium(config: EnvConfig, env_id: str, num_envs: int, wrappers: lis
         if spec.vector_entry_point is None:
             raise ConfigError(f"env.id={env_id!r} has no vector entry point; set env.vectorization: sync or async")
     else:
-        options["wrappers"] = [own, *wrappers, own] if wrappers else [own]  # below: some keep observations themselves
+        options["wrappers"] = wrappers
         options["vector_kwargs"] = {"autoreset_mode": AUTORESET[config.autoreset], "copy": False}
 
     def make() -> MemberEnv:
@@ -134,9 +134,10 @@ def _vectorizes_itself(spec: EnvSpec) -> bool:
 
 
 def _guarded(what: str, make: Callable[[], Any]) -> Any:
-    """Makes an environment, and puts what goes wrong into the user's words."""
+    """Makes an environment, whose processes end with this one, and puts what goes wrong into the user's words."""
     try:
-        return make()
+        with children_tied():
+            return make()
     except PopgraftError:
         raise
     except Exception as error:

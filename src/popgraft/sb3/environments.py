@@ -7,8 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from popgraft.rollout.adapters import final_observation, kept, own_environments, vec_env_ends
-from popgraft.rollout.answers import deliver, flags, one, rewards
+from popgraft.rollout.adapters import final_observation, vec_env_ends
 from popgraft.rollout.base import ArrayGrid, Transition
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 
@@ -65,32 +64,25 @@ class VecEnvGrid(ArrayGrid):
             listener: is called after every step.
         """
         self._env, self._listener = env, listener
-        own_environments(env.unwrapped)
         self._show(observation)
 
     def step(self, actions: np.ndarray) -> Transition:
-        """Takes one action [1, env, dims] in every environment, and tells the listener.
-
-        Raises:
-            ConfigError: the environments give something of another shape or type than they should.
-        """
+        """Takes one action [1, env, dims] in every environment, and tells the listener."""
         assert self._listener is not None, "begin a rollout first"
         taken = self._encode_actions(actions[0])
-        new_obs, reward, dones, infos = self._env.step(taken)
+        new_obs, rewards, dones, infos = self._env.step(taken)
         result = self._transition
-        result.reward[0] = rewards(reward, self.num_envs)
-        result.started[0] = done = flags(dones, self.num_envs, "done")
-        result.terminated[0], result.truncated[0], finals = vec_env_ends(done, infos)
+        result.reward[0] = rewards
+        result.terminated[0], result.truncated[0], finals = vec_env_ends(dones, infos)
+        result.started[0] = dones
         result.final[0] = result.truncated[0]
-        kept(finals, new_obs, result.truncated[0])
         for env in np.flatnonzero(result.final[0]).tolist():
-            slot = {name: out[0, env : env + 1] for name, out in result.final_observations.items()}
-            deliver(self._fields, one(final_observation(finals, env)), slot)
+            self._write(final_observation(finals, env), result.final_observations, env)
         self._show(new_obs)
         self._listener(
             {
                 "new_obs": new_obs,
-                "rewards": reward,
+                "rewards": rewards,
                 "dones": dones,
                 "infos": infos,
                 "actions": actions[0],
@@ -100,4 +92,10 @@ class VecEnvGrid(ArrayGrid):
         return result
 
     def _show(self, raw: Any) -> None:
-        deliver(self._fields, raw, {name: out[0] for name, out in self.observations.items()})
+        for name, field in self._fields.items():
+            field.write(np.asarray(raw if field.key is None else raw[field.key]), self.observations[name][0])
+
+    def _write(self, raw: Any, out: dict[str, np.ndarray], env: int) -> None:
+        for name, field in self._fields.items():
+            value = np.asarray(raw if field.key is None else raw[field.key])
+            field.write(value[None], out[name][0, env : env + 1])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a run after the update in progress."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a run after the update in progress."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from popgraft.train.observer import Observer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _handling = threading.Event()
 
@@ -25,26 +25,29 @@ os.register_at_fork(after_in_child=_be_terminated_again)
 
 @contextlib.contextmanager
 def stop_on_signal(observer: Observer) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once.
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; the second one interrupts at once.
 
-    A terminal sends Ctrl-C to every process of the run: those of asynchronous environments, which are made under this
-    handler and inherit it, outlive the first one, so that the update in progress can end.
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to every process of the run: those of asynchronous
+    environments, which are made under this handler and inherit it, outlive the first one, so that the update in
+    progress can end. A run that was started to ignore SIGHUP (`nohup`) goes on ignoring it.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     previous, process = {number: signal.getsignal(number) for number in SIGNALS}, os.getpid()
+    if previous[signal.SIGHUP] == signal.SIG_IGN:
+        del previous[signal.SIGHUP]
 
     def on_signal(*_: Any) -> None:
         stop.set()
-        for number in SIGNALS:
+        for number in previous:
             signal.signal(number, signal.default_int_handler)
         if os.getpid() == process:
             observer.on_interrupt()
 
     _handling.set()
-    for number in SIGNALS:
+    for number in previous:
         signal.signal(number, on_signal)
     try:
         yield stop

@@ -89,7 +89,7 @@ class Observer:
         """Something happened that a person should hear of; it has been recorded."""
 
     def on_interrupt(self) -> None:
-        """The first Ctrl-C or SIGTERM: the update in progress is the last. A signal handler calls this, so be brief."""
+        """The first Ctrl-C, SIGTERM or SIGHUP: this update is the last. A signal handler calls this, so be brief."""
 
     def on_final_evaluation(self, episodes: int) -> None:
         """Training is over; the best member plays its last evaluation episodes."""

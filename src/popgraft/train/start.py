@@ -41,8 +41,8 @@ def train(
 ) -> Run:
     """Trains a population and returns the run it leaves behind.
 
-    Ctrl-C or SIGTERM ends the run after the update in progress; what was reached is kept, and `resume` continues it. A
-    second one interrupts at once.
+    Ctrl-C, SIGTERM or SIGHUP ends the run after the update in progress; what was reached is kept, and `resume` goes on
+    with it. A second one interrupts at once.
 
     Args:
         config: path of a YAML file, a mapping of the same shape, or a `Config`.
