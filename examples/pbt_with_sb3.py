@@ -99,18 +99,20 @@ def main() -> PBTTrainingCoordinator:
         pipes.append(ours)
         processes.append(process)
     for update in range(1, config.updates + 1):
+        scores = []
         for member, pipe in zip(members, pipes, strict=True):
             coordinator.on_member_update_start(member)
             score, step = pipe.recv()
+            scores.append(f"{score:.1f}")
             parameters = unpack(pipe.recv_bytes())
             new, hyperparams, _ = coordinator.on_member_update_end(member, score, step, model_parameters=parameters)
             pipe.send(hyperparams)
             pipe.send_bytes(b"" if new is None else pack(new))
-        print(f"update {update}: " + "  ".join(f"{member.performance:.1f}" for member in members))
+        print(f"update {update}: " + "  ".join(scores))
     for process in processes:
         process.join()
     stats = coordinator.get_stats()
-    print(f"{stats['pbt/exploitation_count']:.0f} exploits; best {stats['pbt/max_performance']:.1f}")
+    print(f"{stats['pbt/exploitation_count']:.0f} exploits; best {coordinator.scheduler.best.performance:.1f}")
     return coordinator
 
 

@@ -90,12 +90,13 @@ def main() -> PBTScheduler:
             for member, trainer in zip(members, trainers, strict=True):
                 trainer.train()
                 scheduler.update_performance(member, trainer.score(), step, trainer.state_dict())
+            for member, trainer in zip(members, trainers, strict=True):  # once all have reported
                 if scheduler.should_exploit_and_explore(member):
                     parameters, hyperparams, _ = scheduler.exploit_and_explore(member)
                     if parameters is not None:
                         trainer.load_state_dict(parameters)
                     trainer.set_hyperparams(hyperparams)  # last: the donor's groups hold the donor's values
-    best = max(members, key=lambda member: member.performance)
+    best = scheduler.best
     print(f"{scheduler.exploitation_count} exploits; best error {-best.performance:.4f} with {best.hyperparams}")
     return scheduler
 

@@ -404,6 +404,7 @@ def test_a_t_test_gets_its_episodes_through_the_coordinator(make):
             )
         assert (new is not None) is copied
     assert (members[0].stderr, members[0].episodes) == (0.3, 10)
+    assert members[0].performance is None
 
 
 @pytest.mark.parametrize("saved", [True, False])

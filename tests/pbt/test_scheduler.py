@@ -106,7 +106,7 @@ def test_a_copy_of_a_member_far_ahead_is_due_where_it_would_have_been(make):
     scheduler.update_performance(best, 3.0, 95, parameters(3))
     assert scheduler.should_exploit_and_explore(worst)
     scheduler.exploit_and_explore(worst)
-    assert worst.step == 95  # a trainer that adopts the donor's step …
+    assert (worst.step, worst.performance) == (95, None)  # a trainer that adopts the donor's step …
     due = []
     for step in range(11, 21):  # … and one that goes on with its own
         scheduler.update_performance(worst, 3.0, step)
@@ -135,11 +135,26 @@ def test_a_recipient_becomes_its_donor(make, mode, caplog):
     assert hyperparams["learning_rate"] in (pytest.approx(1.2e-3), pytest.approx(1e-3 / 1.2))
     assert hyperparams["gamma"] in (0.9, 0.99)
     assert hyperparams["extra"] == "inherited"
-    assert (recipient.performance, recipient.step, recipient.exploited_from) == (sign * 4.0, 5, 0)
+    assert (recipient.performance, recipient.step, recipient.exploited_from) == (None, 5, 0)
     assert recipient.vecnormalize_stats_path == "stats_of_0.pkl"
     assert donor.hyperparams == {"learning_rate": 1e-3, "gamma": 0.95, "extra": "inherited"}
     assert donor.exploited_from is None
     assert f"Member 3 (mean_reward {sign * 1.0}) exploits member 0 ({sign * 4.0})" in caplog.text
+
+
+def test_a_recipient_has_no_score_and_nothing_to_decide_before_it_reports(make):
+    scheduler = make()
+    report(scheduler, [4.0, 3.0, 2.0, 1.0])
+    recipient = scheduler.population[3]
+    scheduler.exploit_and_explore(recipient)
+    values = dict(recipient.hyperparams)
+    assert (recipient.performance, recipient.is_healthy, recipient.exploited_from) == (None, False, 0)
+    assert scheduler.exploit_and_explore(recipient) == (None, values, None)
+    stats = scheduler.get_stats()
+    assert (stats["pbt/ready_members"], stats["pbt/min_performance"], stats["pbt/mean_performance"]) == (4, 2.0, 3.0)
+    scheduler.update_performance(recipient, 0.0, 6, parameters(33))
+    assert (recipient.performance, recipient.exploited_from) == (0.0, 0)
+    assert scheduler.get_stats()["pbt/mean_performance"] == 9 / 4
 
 
 def test_a_copy_is_copied_as_what_it_is_now(make):
@@ -152,6 +167,36 @@ def test_a_copy_is_copied_as_what_it_is_now(make):
     found, _, _ = scheduler.exploit_and_explore(first)
     assert first.exploited_from == 1
     assert found["policy"]["w"].tolist() == [0, 0, 0]
+
+
+def test_who_is_overwritten_in_the_same_round_is_copied_as_it_reported(make):
+    # All lose their draw in turn; each goes on with what its opponent reported, not with what that has become since.
+    scheduler = make(population_size=12, exploit_method="binary_tournament", explore_method="none")
+    report(scheduler, range(12))
+    values = [dict(member.hyperparams) for member in scheduler.population]
+    overwritten, seen = set(), 0
+    for member in reversed(scheduler.population):  # the better first, so that many opponents are recipients already
+        found, hyperparams, _ = scheduler.exploit_and_explore(member)
+        if found is not None:
+            donor = member.exploited_from
+            assert donor > member.member_id
+            assert found["policy"]["w"].tolist() == [donor] * 3
+            assert hyperparams == values[donor]
+            own = torch.load(member.checkpoint_path, weights_only=True)["data"]["policy"]["w"]
+            assert own.tolist() == [donor] * 3, "its own file holds what it goes on with"
+            seen += donor in overwritten
+            overwritten.add(member.member_id)
+    assert seen >= 2
+
+
+def test_survivors_that_explore_are_copied_with_what_they_were_trained_with(make):
+    scheduler = make(explore_always=True, explore_method="perturb")
+    report(scheduler, [4.0, 3.0, 2.0, 1.0])
+    trained = scheduler.population[0].hyperparams["learning_rate"]
+    for member in scheduler.population:
+        scheduler.exploit_and_explore(member)
+    rates = [scheduler.population[place].hyperparams["learning_rate"] for place in (0, 3)]
+    assert all(rate in (pytest.approx(trained * 1.2), pytest.approx(trained / 1.2)) for rate in rates)
 
 
 def test_the_best_and_the_middle_keep_what_they_have(make):
@@ -216,7 +261,7 @@ def test_a_failed_member_is_always_rescued(make, method, bad, mode):
     report(scheduler, [bad, 1.0, None, None])  # the population is not ready
     failed = scheduler.population[0]
     found, _, form = scheduler.exploit_and_explore(failed)
-    assert (failed.exploited_from, failed.performance, form) == (1, 1.0, V2)
+    assert (failed.exploited_from, failed.performance, form) == (1, None, V2)
     assert found["policy"]["w"].tolist() == [1, 1, 1]
 
 
@@ -268,7 +313,10 @@ def history(scheduler, rounds=6, sign=1.0):
             scheduler.update_performance(member, score, step, parameters(member.member_id))
             if scheduler.should_exploit_and_explore(member):
                 scheduler.exploit_and_explore(member)
-    return [(member.exploited_from, member.hyperparams, sign * member.performance) for member in scheduler.population]
+    return [
+        (member.exploited_from, member.hyperparams, sign * member.standing.performance)
+        for member in scheduler.population
+    ]
 
 
 @pytest.mark.parametrize("method", ["truncation", "binary_tournament", "backtracking", "none"])
@@ -435,7 +483,8 @@ def test_the_files_do_not_grow_in_number(make):
     history(scheduler, rounds=8)
     assert scheduler.exploitation_count > 0
     names = {file.name for file in scheduler.config.checkpoint_dir.iterdir()}
-    assert names == {"member_0.pt", "member_1.pt", "member_2.pt", "member_3.pt", "best.pt"}
+    own = {f"member_{i}{end}.pt" for i in range(4) for end in ("", "_reported")}
+    assert names == {*own, "best.pt"}
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -458,7 +507,7 @@ def test_backtracking_goes_back_to_the_best_ever(make):
     report(scheduler, [1.0, 2.0, 2.5, 3.0], step=10)
     worst = scheduler.population[0]
     found, hyperparams, _ = scheduler.exploit_and_explore(worst)
-    assert (worst.exploited_from, worst.performance, worst.step) == (2, 9.0, 5)
+    assert (worst.exploited_from, worst.performance, worst.step) == (2, None, 5)
     assert found["policy"]["w"].tolist() == [2, 2, 2]
     assert hyperparams == values
     assert scheduler.exploit_and_explore(scheduler.population[3])[0] is None
@@ -470,7 +519,7 @@ def test_backtracking_brings_back_a_population_that_has_failed(make):
     report(scheduler, [NAN, NAN, NAN, 3.0], step=6)
     for member in scheduler.population[:3]:
         assert scheduler.exploit_and_explore(member)[0]["policy"]["w"].tolist() == [2, 2, 2]
-        assert member.performance == 9.0
+        assert (member.exploited_from, member.performance) == (2, None)
 
 
 def test_a_file_that_the_trainer_wrote_becomes_the_best_and_is_kept_as_it_was(make, tmp_path):
@@ -486,7 +535,7 @@ def test_a_file_that_the_trainer_wrote_becomes_the_best_and_is_kept_as_it_was(ma
     assert (scheduler.best.member_id, scheduler.best.performance, scheduler.best.step) == (2, 9.0, 5)
     worst = scheduler.population[0]
     found, _, form = scheduler.exploit_and_explore(worst)
-    assert (worst.performance, form, found["w"].tolist()) == (9.0, V1, [14.0] * 3)
+    assert (worst.performance, form, found["w"].tolist()) == (None, V1, [14.0] * 3)
     assert Path(worst.vecnormalize_stats_path).read_bytes() == bytes([5, 9])
     assert winner.checkpoint_path == tmp_path / "2.pt"
 
@@ -516,10 +565,10 @@ def test_a_t_test_needs_the_episodes(make):
         for member, score in ((one, 1.0), (two, 2.0)):
             scheduler.update_performance(member, score, 5, parameters(member.member_id), stderr=stderr, episodes=10)
         assert (scheduler.exploit_and_explore(one)[0] is not None) is copies
-    assert (one.stderr, one.episodes) == (0.3, 10)
+    assert (one.performance, one.stderr, one.episodes) == (None, 0.3, 10)
     scheduler.update_performance(one, NAN, 6)
     scheduler.exploit_and_explore(one)
-    assert one.performance == 2.0
+    assert one.exploited_from == 1
 
 
 def test_a_tournament_copies_with_the_probability_of_a_better_opponent(make):

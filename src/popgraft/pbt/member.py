@@ -15,15 +15,18 @@ class PopulationMember:
     Attributes:
         member_id: the member's place in the population.
         hyperparams: the values that it trains with from now on.
-        performance: its latest score, a copied one included; None before the first.
-        step: step at which that was measured, in the trainer's own unit.
-        checkpoint_path: file with the parameters that the score belongs to.
+        performance: its latest score; None before the first, and again from an exploit to its next report.
+        step: step at which that was measured, in the trainer's own unit; a recipient goes on from its donor's.
+        checkpoint_path: file with the parameters that it has, as far as the scheduler knows them.
         vecnormalize_stats_path: file with the normalisation statistics that go with them.
         history: every report, as {"step", "performance", "hyperparams"}.
         exploited_from: the donor of its latest exploit.
         reference_step: step from which `perturbation_interval` counts.
         stderr: standard error of the score; NaN where it is not known.
         episodes: episodes that the score was taken over; 0 where it is not known.
+        reported: the member as it reported, from the time at which a decision changed it to its next report.
+        reported_at: decisions that had been made when it reported.
+        changed_at: number of the decision that made it another one's copy.
     """
 
     member_id: int
@@ -37,6 +40,25 @@ class PopulationMember:
     reference_step: int = 0
     stderr: float = math.nan
     episodes: int = 0
+    reported: "PopulationMember | None" = None
+    reported_at: int = 0
+    changed_at: int = -1
+
+    @property
+    def standing(self) -> "PopulationMember":
+        """What its latest report was of, by which it is ranked."""
+        if self.reported is None or self.performance not in (None, self.reported.performance):  # set by hand
+            return self
+        return self.reported
+
+    def as_reported(self) -> "PopulationMember":
+        """A record of what it has reported, to be kept in `reported` when a decision changes it."""
+        return dataclasses.replace(self.standing, history=[], reported=None)
+
+    def seen_by(self, recipient: "PopulationMember") -> "PopulationMember":
+        """What a recipient copies: what this member has reported, or what it was by the recipient's own report."""
+        copied = self.performance is None and self.changed_at < recipient.reported_at
+        return self if copied else self.standing
 
     @property
     def is_healthy(self) -> bool:
@@ -44,5 +66,6 @@ class PopulationMember:
         return self.performance is not None and math.isfinite(self.performance)
 
     def record_step(self, step: int, performance: float | int | None, hyperparams: dict[str, Value]) -> None:
-        """Adds a report to the history."""
+        """Adds a report to the history; it is what the member is ranked by from now on."""
+        self.reported = None
         self.history.append({"step": step, "performance": performance, "hyperparams": dict(hyperparams)})

@@ -135,15 +135,17 @@ class PBTScheduler:
             raise ConfigError("both model_parameters and model_state_dict are given; pass model_parameters alone")
         if model_state_dict is not None:
             logger.warning("model_state_dict is deprecated: it transfers weights only; pass model_parameters instead")
-            member.checkpoint_path = self._keep(report, V1, model_state_dict)
+            self._keep(report, V1, model_state_dict)
         elif model_parameters is not None:
-            member.checkpoint_path = self._keep(report, V2, model_parameters)
+            self._keep(report, V2, model_parameters)
         elif member.checkpoint_path is not None and self._is_record(report):
-            found = checkpoint.read(Path(member.checkpoint_path))
-            self._judge(report, found.data)
-            self._keep_best(report, found.blob)
+            report.checkpoint_path = member.checkpoint_path
+            self._judge(report, checkpoint.read(Path(member.checkpoint_path)).data)
+        if report.checkpoint_path is not None:
+            member.checkpoint_path = report.checkpoint_path
+            self.best = self._copied(report, "best") if self._is_record(report) else self.best
         member.performance, member.step = report.performance, report.step
-        member.stderr, member.episodes = report.stderr, report.episodes
+        member.stderr, member.episodes, member.reported_at = report.stderr, report.episodes, self._decisions
         interval = self.config.perturbation_interval
         if member.step < member.reference_step:  # the trainer went back; it is due where it would have been
             member.reference_step = max(member.step - 1, 0) // interval * interval
@@ -163,8 +165,9 @@ class PBTScheduler:
     def exploit_and_explore(self, member: PopulationMember) -> Outcome:
         """Decides whether a member goes on as a copy of another, and with which hyperparameters.
 
-        A recipient takes its donor's performance and step, so that others who look at it see what it is now; its
-        checkpoint is replaced by the donor's for the same reason.
+        Everybody is ranked by its own latest report, also who has become another one's copy since: members that ask one
+        after the other are decided on as if at once. A donor is copied as it was when the asking member reported. A
+        recipient has no score until it reports again.
 
         Args:
             member: one of `population`.
@@ -185,21 +188,22 @@ class PBTScheduler:
                 "pass one of those that initialize_population returned"
             )
         number, self._decisions = self._decisions, self._decisions + 1
-        candidates = [other for other in self.population if other.performance is not None]
-        healthy = sum(other.is_healthy for other in candidates)
         ready = (config.exploit_method != "none" or config.explore_always) and self._readiness.check(
-            healthy, len(self.population), f"Member {member.member_id}"
+            self._ready, len(self.population), f"Member {member.member_id}"
         )
-        if member.performance is None or not healthy:
+        candidates = [other for other in self.population if other.standing.performance is not None]
+        reports = [other.standing for other in candidates]
+        if member.performance is None or not any(report.is_healthy for report in reports):
             return None, member.hyperparams, None
         place = [other is member for other in candidates].index(True)
         if config.exploit_method == "backtracking":
             candidates.append(self.best or PopulationMember(-1, {}))
-        parents = choose_parents(config, _scores(candidates), ready, self.seed, number)
-        donor = candidates[int(parents[place])]
-        if donor is not member:
-            return self._copy(member, donor, number)
+            reports.append(candidates[-1])
+        parent = int(choose_parents(config, _scores(reports), ready, self.seed, number)[place])
+        if parent != place:
+            return self._copy(member, candidates[parent].seen_by(member), reports[parent].performance, number)
         if ready and config.explore_always:
+            member.reported = member.as_reported()
             member.hyperparams = self._explored(member, member.hyperparams, number)
             self.exploration_count += self._explores
         return None, member.hyperparams, None
@@ -207,12 +211,13 @@ class PBTScheduler:
     def get_stats(self) -> dict[str, float]:
         """The population in numbers, by the names under which TensorBoard shows them.
 
-        Means and extremes are over members with a finite score, and absent while there is none. `success_k_strategy` is
-        the share of exploits after whose k-th report the recipient scored at least what it had before.
+        Means and extremes are over members with a finite score, and absent while there is none. A recipient has none until
+        it reports, but counts as ready. `success_k_strategy` is the share of exploits after whose k-th report the
+        recipient scored at least what it had before.
         """
         stats = {
             "population_size": len(self.population),
-            "ready_members": sum(member.is_healthy for member in self.population),
+            "ready_members": self._ready,
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
             "failed_ready_checks": self._readiness.failed,
@@ -258,24 +263,25 @@ class PBTScheduler:
                 "use the configuration that the scheduler was saved with"
             )
         known = {member.member_id: member for member in self.population}
-        self.population = [known.get(record["member_id"]) or PopulationMember(**record) for record in records]
+        self.population = [known.get(record.member_id) or record for record in records]
         for member, record in zip(self.population, records, strict=True):
-            for name, value in record.items():
-                setattr(member, name, value)
-        self.best = state["best"] and PopulationMember(**self._restored(state["best"]))
+            vars(member).update(vars(record))
+        self.best = state["best"] and self._restored(state["best"])
         self.seed, self._decisions = state["seed"], state["decisions"]
         self._readiness.failed = state["failed_ready_checks"]
         self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
 
-    def _restored(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a member's record, with choices as the spaces list them."""
+    def _restored(self, record: Mapping[str, Any]) -> PopulationMember:
+        """A member of its record, with choices as the spaces list them."""
         restored: dict[str, Any] = checkpoint.plain(record)
+        if restored.get("reported"):
+            restored["reported"] = self._restored(restored["reported"])
         for values in (restored["hyperparams"], *(report["hyperparams"] for report in restored["history"])):
             for space in self.config.hyperparams:
                 if space.name in values:
                     values[space.name] = from_lists(space, values[space.name])
-        return restored
+        return PopulationMember(**restored)
 
     def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
         values = dict(given)
@@ -289,18 +295,20 @@ class PBTScheduler:
                 )
         return values
 
-    def _copy(self, member: PopulationMember, donor: PopulationMember, number: int) -> Outcome:
-        """Makes `member` a copy of `donor`; whatever can fail comes before the first change."""
-        inherited = donor.hyperparams
-        explored = self._explored(member, inherited, number)
-        found, parameters, path = None, None, None
+    def _copy(self, member: PopulationMember, donor: PopulationMember, score: Any, number: int) -> Outcome:
+        """Makes `member` a copy of `donor`, which ranks by `score`; whatever can fail comes before the first change."""
+        explored = self._explored(member, donor.hyperparams, number)
+        found, parameters, path, name = None, None, None, f"member_{member.member_id}"
         if donor.checkpoint_path is not None:
             found = checkpoint.read(Path(donor.checkpoint_path))
-            parameters = by_strategy(self.config, found, donor.member_id, inherited, explored)
-            path = self._write(f"member_{member.member_id}.pt", found.blob)
+            parameters = by_strategy(self.config, found, donor.member_id, donor.hyperparams, explored)
+        reported = self._copied(member.as_reported(), f"{name}_reported")
+        statistics = self._copied_file(donor.vecnormalize_stats_path, f"{name}_inherited_vecnormalize.pt")
+        if found is not None:
+            path = self._write(f"{name}.pt", found.blob)
         logger.info(
             "Member %s (%s %s) exploits member %s (%s)",
-            member.member_id, self.config.metric_name, member.performance, donor.member_id, donor.performance,
+            member.member_id, self.config.metric_name, member.performance, donor.member_id, score,
         )  # fmt: skip
         if found is None:
             logger.warning(
@@ -308,11 +316,11 @@ class PBTScheduler:
                 "yourself, or pass model_parameters to update_performance", donor.member_id, member.member_id,
             )  # fmt: skip
         self._success.begin(member.member_id, self.config.optimizer_exploit_strategy, member.performance)
-        member.hyperparams = explored
-        member.performance, member.stderr, member.episodes = donor.performance, donor.stderr, donor.episodes
+        member.reported, member.changed_at, member.hyperparams = reported, number, explored
+        member.performance = None
         member.reference_step = max(member.reference_step, donor.step)
         member.step = donor.step
-        member.checkpoint_path, member.vecnormalize_stats_path = path, donor.vecnormalize_stats_path
+        member.checkpoint_path, member.vecnormalize_stats_path = path, statistics
         member.exploited_from = donor.member_id
         self.exploitation_count += 1
         self.exploration_count += self._explores
@@ -324,6 +332,11 @@ class PBTScheduler:
             rng = numpy_generator(self.seed, "explore", number, space.name, member.member_id)
             explored[space.name] = explore(space, values[space.name], self.config.explore_method, rng)
         return explored
+
+    @property
+    def _ready(self) -> int:
+        """Members with a finite score, and recipients that are still to have one."""
+        return sum(member.is_healthy or member.reported is not None for member in self.population)
 
     @property
     def _explores(self) -> bool:
@@ -339,24 +352,11 @@ class PBTScheduler:
                 f"episodes={report.episodes}; pass both for at least 2 episodes, or set exploit_method: truncation"
             )
 
-    def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> str:
-        """Writes the member's checkpoint, and as the best one too if none was better."""
+    def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> None:
+        """Writes the member's checkpoint."""
         self._judge(report, data)
         about = {name: getattr(report, name) for name in ("member_id", "step", "performance", "hyperparams")}
-        blob = checkpoint.encode(form, data, **about)
-        path = self._write(f"member_{report.member_id}.pt", blob)
-        self._keep_best(report, blob)
-        return path
-
-    def _keep_best(self, report: PopulationMember, blob: bytes) -> None:
-        """Copies what belongs to a record, because the member's own files will be overwritten."""
-        if not self._is_record(report):
-            return
-        statistics = report.vecnormalize_stats_path
-        if statistics is not None and Path(statistics).is_file():
-            report.vecnormalize_stats_path = self._write("best_vecnormalize.pt", Path(statistics).read_bytes())
-        report.checkpoint_path = self._write("best.pt", blob)
-        self.best = report
+        report.checkpoint_path = self._write(f"member_{report.member_id}.pt", checkpoint.encode(form, data, **about))
 
     def _judge(self, report: PopulationMember, data: dict[Any, Any]) -> None:
         """Fails a report with bad weights."""
@@ -370,6 +370,17 @@ class PBTScheduler:
             return report.is_healthy
         order = rank(_scores([self.best, report]).mean, self.config.metric_mode)
         return int(order[0]) == 1
+
+    def _copied(self, record: PopulationMember, name: str) -> PopulationMember:
+        """The record with files that stay as they are when the member writes its next."""
+        return dataclasses.replace(
+            record,
+            checkpoint_path=self._copied_file(record.checkpoint_path, f"{name}.pt"),
+            vecnormalize_stats_path=self._copied_file(record.vecnormalize_stats_path, f"{name}_vecnormalize.pt"),
+        )
+
+    def _copied_file(self, path: str | Path | None, name: str) -> str | Path | None:
+        return self._write(name, Path(path).read_bytes()) if path is not None and Path(path).is_file() else path
 
     def _write(self, name: str, blob: bytes) -> str:
         path = Path(self.config.checkpoint_dir) / name
