@@ -118,9 +118,9 @@ def test_who_is_replaced_is_who_the_engine_replaces(tmp_path, mode):
             assert all(row[asked.members[member].exploited_from] in best for member in replaced)
 
 
-def figures(make, scores, skipped=0):
+def figures(population, scores, skipped=0):
     """Exploits a round, and the first round after which all have one ancestor."""
-    population, exploits, alone = make(), [], None
+    exploits, alone = [], None
     for number, row in enumerate(scores, 1):
         exploits.append(population.round(row))
         if alone is None and len({*population.ancestors}) == 1:
@@ -133,7 +133,7 @@ def figures(make, scores, skipped=0):
 def test_exploits_of_a_round_are_those_of_independent_reports(tmp_path, in_turn, method, expected):
     # Scores are independent and equally distributed: 2 of 10 are the worst two, and half of all draws are lost.
     rounds = 50
-    found, _ = figures(lambda: Asked(10, 1, tmp_path, in_turn, method=method), noise(2, 10, rounds), skipped=1)
+    found, _ = figures(Asked(10, 1, tmp_path, in_turn, method=method), noise(2, 10, rounds), skipped=1)
     assert found == pytest.approx(expected, abs=4 * math.sqrt(10 * 0.25 / rounds))
 
 
@@ -154,9 +154,11 @@ def test_the_engines_pressure_over_forty_seeds(tmp_path, method, n, mode, failur
     rows = []
     for seed in range(40):
         scores, options = noise(seed, n, 30, failures), {"method": method, "mode": mode}
-        makes = [lambda: Engine(n, seed, **options)]
-        makes += [lambda t=in_turn: Asked(n, seed, tmp_path, t, **options) for in_turn in (False, True)]
-        rows.append([figures(make, scores, skipped=1) for make in makes])
+        populations = [
+            Engine(n, seed, **options),
+            *(Asked(n, seed, tmp_path, in_turn, **options) for in_turn in (False, True)),
+        ]
+        rows.append([figures(population, scores, skipped=1) for population in populations])
     engine, at_once, in_turn = np.array(rows).transpose(1, 2, 0)  # [figure, seed] each
     for found in (at_once, in_turn):
         error = 4 * np.std(found[0] - engine[0]) / math.sqrt(len(rows))

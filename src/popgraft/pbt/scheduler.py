@@ -211,8 +211,8 @@ class PBTScheduler:
     def get_stats(self) -> dict[str, float]:
         """The population in numbers, by the names under which TensorBoard shows them.
 
-        Means and extremes are over members with a finite score, and absent while there is none. A recipient has none until
-        it reports, but counts as ready. `success_k_strategy` is the share of exploits after whose k-th report the
+        Means and extremes are over members with a finite score, and absent while there is none. A recipient has none
+        until it reports, but counts as ready. `success_k_strategy` is the share of exploits after whose k-th report the
         recipient scored at least what it had before.
         """
         stats = {
