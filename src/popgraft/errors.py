@@ -2,6 +2,7 @@
 
 PopgraftError
 ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
+│   └── ArgumentError (also AssertionError)  an argument of DistributionalPPO that cannot work
 ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
 ├── RunExists (also FileExistsError)  the run folder is already in use
@@ -20,6 +21,10 @@ class PopgraftError(Exception):
 
 class ConfigError(PopgraftError, ValueError):
     """A setting that cannot work: names the value, the reason and a fix."""
+
+
+class ArgumentError(ConfigError, AssertionError):
+    """An argument of `DistributionalPPO` that cannot work: Stable-Baselines3 asserts some of what it is given."""
 
 
 class EnvironmentFault(PopgraftError):

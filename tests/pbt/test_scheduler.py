@@ -40,6 +40,7 @@ def test_a_member_is_the_published_contract():
     member.record_step(7, 1.5, member.hyperparams)
     member.hyperparams["lr"] = 0.2
     assert member.history == [{"step": 7, "performance": 1.5, "hyperparams": {"lr": 0.1}}]
+    assert (member.step, member.performance, member.is_healthy) == (7, 1.5, True)
 
 
 def test_initial_values_are_drawn_from_the_spaces_or_given(make):

@@ -66,6 +66,6 @@ class PopulationMember:
         return self.performance is not None and math.isfinite(self.performance)
 
     def record_step(self, step: int, performance: float | int | None, hyperparams: dict[str, Value]) -> None:
-        """Adds a report to the history; it is what the member is ranked by from now on."""
-        self.reported = None
+        """Takes over what was measured when, which the member is ranked by from now on, and adds it to the history."""
+        self.step, self.performance, self.reported = step, performance, None
         self.history.append({"step": step, "performance": performance, "hyperparams": dict(hyperparams)})

@@ -144,12 +144,11 @@ class PBTScheduler:
         if report.checkpoint_path is not None:
             member.checkpoint_path = report.checkpoint_path
             self.best = self._copied(report, "best") if self._is_record(report) else self.best
-        member.performance, member.step = report.performance, report.step
+        member.record_step(report.step, report.performance, report.hyperparams)
         member.stderr, member.episodes, member.reported_at = report.stderr, report.episodes, self._decisions
         interval = self.config.perturbation_interval
         if member.step < member.reference_step:  # the trainer went back; it is due where it would have been
             member.reference_step = max(member.step - 1, 0) // interval * interval
-        member.record_step(member.step, report.performance, report.hyperparams)
         self._success.report(member.member_id, report.performance)
 
     def should_exploit_and_explore(self, member: PopulationMember) -> bool:

@@ -1,9 +1,7 @@
 """A Stable-Baselines3 algorithm whose learning is the engine's, with a population of one."""
 
-import io
-from collections.abc import Iterable, Mapping
-from functools import partial
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack, cast
 
 import gymnasium as gym
@@ -14,27 +12,27 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from popgraft.errors import ConfigError
+from popgraft.errors import ArgumentError, ConfigError
 from popgraft.execute.memory import keep_freed_memory
-from popgraft.ppo import Learner, initial_member
-from popgraft.rng import torch_generator
 from popgraft.rollout.collector import Collector
-from popgraft.sb3 import archive, program
-from popgraft.sb3.arguments import Settings, check_scaling, optimizer_constants, policy_arguments, run_config
-from popgraft.sb3.environments import VecEnvGrid
-from popgraft.sb3.initial import draw_as_torch_
-from popgraft.sb3.memory import RecurrentMemory
-from popgraft.sb3.optimizer import EngineOptimizer
-from popgraft.sb3.parts import KLPart, ReturnUnits, StatePart, VGSPart, collect, take_over
+from popgraft.sb3.arguments import Settings, check_scaling, policy_arguments, run_config
+from popgraft.sb3.birth import settle
+from popgraft.sb3.buffer import RolloutBuffer
+from popgraft.sb3.environments import VecEnvGrid, scales_rewards
+from popgraft.sb3.files import Files
+from popgraft.sb3.parts import KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.state import Seat
 from popgraft.train.scalars import tag_of
 
 LIVE = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "clip_range", "clip_range_vf")
 """Attributes that the next update reads anew; None is infinite, a schedule is called."""
+
+FEW = 16
+"""Steps of backpropagation through time below which a warning is due."""
 
 ACTION_SPACES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 
@@ -43,7 +41,7 @@ class _Stopped(Exception):
     """A callback has ended the training in the middle of a rollout."""
 
 
-class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
+class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
     """Recurrent PPO with a distributional critic.
 
     The arguments up to `device` are those of sb3-contrib's RecurrentPPO and mean the same; docs/sb3.md lists the
@@ -77,10 +75,11 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         settings: what RecurrentPPO does not have, see `arguments.Settings`.
 
     Attributes:
+        caution: what the next `learn` warns of.
         raw_space: what the given environments show, before Stable-Baselines3 transposes images.
 
     Raises:
-        ConfigError: an argument that cannot work.
+        ArgumentError: an argument that cannot work.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -140,9 +139,11 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=ACTION_SPACES,
         )
-        if not issubclass(self.policy_class, MlpLstmPolicy):
-            raise ConfigError(
-                f"policy={self.policy_class.__name__} is no policy of popgraft.sb3; name one of "
+        if not isinstance(self.policy_kwargs, Mapping):
+            raise ArgumentError(f"policy_kwargs={policy_kwargs!r} must be a dict of arguments of the policy")
+        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MlpLstmPolicy)):
+            raise ArgumentError(
+                f"policy={getattr(self.policy_class, '__name__', policy)} is no policy of popgraft.sb3; name one of "
                 f"{', '.join(self.policy_aliases)}, or pass a subclass of popgraft.sb3.MlpLstmPolicy"
             )
         self.batch_size, self.n_epochs = batch_size, n_epochs
@@ -150,8 +151,20 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
         self.settings: dict[str, Any] = dict(settings)
         self.raw_space = None if env is None else env.observation_space
+        self.caution: str | None = None
         if _init_setup_model:
-            self._setup_model()
+            try:
+                self._setup_model()
+            except ConfigError as error:
+                raise ArgumentError(str(error)) from error
+            length = self.collector.sequence_length
+            if length < min(FEW, n_steps) and self.policy.network.state_size and "sequence_length" not in settings:
+                warnings.warn(
+                    f"n_steps={n_steps} and batch_size={batch_size} have the greatest common divisor {length}, so that "
+                    f"gradients reach back {length} steps; take a batch_size that is a multiple of n_steps, or set "
+                    "sequence_length",
+                    stacklevel=2,
+                )
 
     def _setup_model(self) -> None:
         keep_freed_memory()
@@ -160,7 +173,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         self.clip_range_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         self.set_random_seed(self.seed)
         root = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
-        scaled = self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward
+        scaled = scales_rewards(self.env)
         self.settings.setdefault("normalize_returns", not (scaled or self.settings.get("normalize_reward")))
         arguments = policy_arguments(self.settings, self.policy_kwargs)
         policy_class = cast(type[MlpLstmPolicy], self.policy_class)
@@ -172,30 +185,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         values |= {name: self._current(name, 1.0) for name in LIVE} | {"learning_rate": self.lr_schedule(1.0)}
         config = run_config(values, self.policy, self.n_envs, self.batch_size, self.settings, scaled)
         grid = VecEnvGrid(*spaces, self.n_envs, self.device)
-        self.generators = [torch_generator(root, "action", 0, 0)]
-        self.member = initial_member(
-            self.policy.network,
-            grid.spaces,
-            config.model,
-            {name: torch.tensor([value]) for name, value in config.model.hyperparams().items()},
-            [torch_generator(root, "weights", 0)],
-            self.device,
-        )
-        generator, dense = torch_generator(root, "torch weights"), not self.policy.ortho_init
-        draw_as_torch_(self.policy.network, self.member.params, generator, dense)
-        self.learner = Learner(self.policy.network, config)
-        self.policy.occupy(
-            self.member,
-            partial(
-                EngineOptimizer,
-                member=self.member,
-                rule=self.learner.rule,
-                constants=optimizer_constants(config.model),
-                generators=self.generators,
-            ),
-            torch_generator(root, "prediction"),
-            config.model.normalize_reward,
-        )
+        self.member, self.learner, self.generators = settle(self.policy, config, root, self.device)
         self.seat = Seat.empty(1, self.n_envs, self.policy.network.state_size, self.device)
         self.grid = grid
         self.collector = Collector(self.policy.network, grid, self.n_steps, config.sequence_length, self.device)
@@ -222,8 +212,7 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         Raises:
             ConfigError: they scale rewards, and so does the model; it keeps its environments.
         """
-        normalizer = unwrap_vec_normalize(env)
-        check_scaling(self.settings, normalizer is not None and normalizer.norm_reward)
+        check_scaling(self.settings, scales_rewards(env))
         super().set_env(env, force_reset)
         self.raw_space = env.observation_space
 
@@ -236,7 +225,15 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> "DistributionalPPO":
-        """Trains for `total_timesteps` environment steps, rounded up to whole rollouts."""
+        """Trains for `total_timesteps` environment steps, rounded up to whole rollouts.
+
+        Raises:
+            ConfigError: the environments have come to scale rewards, and so does the model.
+        """
+        check_scaling(self.settings, scales_rewards(self.env))
+        if self.caution:
+            warnings.warn(self.caution, stacklevel=2)
+            self.caution = None
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         return self
 
@@ -261,10 +258,14 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         self._remembered = True
         self.grid.begin(env, self._last_obs, listen)
         try:
-            self.rollout_buffer = self.collector.collect(self.member, self.seat, self.generators)
+            rollout = self.collector.collect(self.member, self.seat, self.generators)
         except _Stopped:
             self._last_obs = None  # the next learn begins with new episodes
             return False
+        scaled = self.learner.config.normalize_reward
+        self.rollout_buffer = RolloutBuffer(
+            **vars(rollout), fields=self.policy.fields, member=self.member, scales_rewards=scaled
+        )
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
         self._reset_lstm_states_for_done_envs(self._last_episode_starts)
@@ -306,88 +307,3 @@ class DistributionalPPO(RecurrentMemory, ReturnUnits, OnPolicyAlgorithm):
         if log_std is not None:
             self.logger.record("train/std", float(log_std.exp().mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def get_parameters(self, include_optimizer: bool = False) -> dict[str, dict[str, Any]]:
-        """Everything that another model inherits when it becomes this one's copy, by name.
-
-        Args:
-            include_optimizer: whether `optimizer_state` is among it.
-        """
-        return collect(self, include_optimizer)
-
-    def set_parameters(
-        self,
-        load_path_or_dict: str | Path | io.BufferedIOBase | Mapping[str, Any],
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Takes over parameters, and resets the recurrent state; on any error the model is as it was.
-
-        Args:
-            load_path_or_dict: what `get_parameters` returned, or a file that `save` wrote.
-            exact_match: whether everything but the optimizer must be given, and nothing unknown.
-            device: where a file's tensors are read to.
-
-        Raises:
-            ConfigError: something is missing, unknown or of another shape.
-            StoreError: the file cannot be read.
-        """
-        given = load_path_or_dict
-        if not isinstance(given, Mapping):
-            given = archive.read(given, device).parameters
-        take_over(self, given, exact_match)
-        self.reset_lstm_states_to_initial()
-
-    def save(
-        self,
-        path: str | Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Writes Stable-Baselines3's zip, without pickled objects; `exclude` names arguments and counters to leave out.
-
-        Raises:
-            ConfigError: `include` names something that a file does not hold.
-        """
-        archive.write(path, self, set(exclude or ()), set(include or ()))
-
-    def export(self, path: str | Path) -> None:
-        """Writes the file that the suffix asks for, over an earlier one: what `save` does, or the acting policy alone.
-
-        Args:
-            path: `.zip`, or `.pt2` and `.onnx` for a graph that chooses the most likely action, see `program`.
-
-        Raises:
-            ConfigError: another suffix.
-            MissingExtra: the exporter of ONNX is not installed.
-            StoreError: the file cannot be written.
-        """
-        program.write(Path(path), self)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path | io.BufferedIOBase,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> "DistributionalPPO":
-        """Reads a model that `save` wrote; nothing in the file is executed.
-
-        Args:
-            path: the file.
-            env: what it learns from now; None: it can only act until `set_env`.
-            device: a torch device.
-            custom_objects: values in place of the file's, such as a `policy_class` of the user's.
-            print_system_info: whether to print what the file was written with.
-            force_reset: of no effect: a file has no environments, so that training begins with new episodes.
-            kwargs: arguments in place of the file's.
-
-        Raises:
-            StoreError: the file is missing, damaged, foreign, or holds pickled objects.
-            ConfigError: it needs an object that a file cannot hold, or the environment has other spaces.
-        """
-        return archive.load(cls, path, env, device, {**(custom_objects or {}), **kwargs}, print_system_info)

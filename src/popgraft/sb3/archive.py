@@ -4,11 +4,11 @@
     policy.pth                     the policy's state dict
     policy.optimizer.pth           the optimizer's
     kl_penalty_state.pth, …        the other parts of `get_parameters`
-    pytorch_variables.pth          the random generators
+    pytorch_variables.pth          the random generators, the latest observations
     _stable_baselines3_version, system_info.txt
 
 Tensors are read with `weights_only`, and `data` holds nothing but values, so that reading executes nothing. What is not
-restored: environments and their episodes, the recurrent state, a VecNormalize (save it beside the model), and the
+restored: environments, the recurrent state, a VecNormalize (save it beside the model), and the
 user's own objects: policy and extractor classes must be given to `load` again; a schedule that is a function is
 replaced by the value that it begins with.
 """
@@ -18,7 +18,7 @@ import dataclasses
 import io
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, PopgraftError, StoreError
 from popgraft.pbt.unpack import load_plain, unzip
+from popgraft.sb3.arguments import batches, fitting
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
 
@@ -71,12 +72,12 @@ class Archive:
     Attributes:
         data: entries of `data`, not yet decoded.
         parameters: what `get_parameters` gives, and the optimizer.
-        variables: state of the random generators.
+        variables: state of the random generators, and the observations to act on next.
     """
 
     data: dict[str, Any]
     parameters: dict[str, Any]
-    variables: dict[str, torch.Tensor]
+    variables: dict[str, Any]
 
 
 def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> None:
@@ -102,8 +103,11 @@ def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> Non
     data = {name: encode(value) for name, value in values.items() if name not in exclude - include}
     parameters = model.get_parameters(include_optimizer=True)
     parameters["policy.optimizer"] = parameters.pop("optimizer_state")
-    generators = {"action": model.generators[0].get_state(), "prediction": model.policy.generator.get_state()}
-    save_to_zip_file(path, data=data, params=parameters, pytorch_variables=generators)
+    variables = {"action": model.generators[0].get_state(), "prediction": model.policy.generator.get_state()}
+    if model._last_obs is not None:
+        variables["last_obs"] = _each(torch.as_tensor, model._last_obs)
+        variables["last_episode_starts"] = torch.as_tensor(model._last_episode_starts)
+    save_to_zip_file(path, data=data, params=parameters, pytorch_variables=variables)
 
 
 def read(path: Source, device: torch.device | str = "auto", print_system_info: bool = False) -> Archive:
@@ -116,6 +120,8 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         file = open_path(path, "r", suffix="zip")
         own = file if isinstance(path, (str, Path)) else contextlib.nullcontext()  # a file of the user's stays open
         with own:
+            if file.seekable():
+                file.seek(0)  # as zipfile does it: a file that was just written stands at its end
             files = unzip(path, file.read())
     except OSError as error:
         raise StoreError(f"cannot read the model {path}: {reason(error)}") from None
@@ -164,7 +170,15 @@ def encoder_of(path: Source) -> Any:
     return settings.get("encoder") if isinstance(settings, dict) else None
 
 
-def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any], print_system_info: bool) -> M:
+def load(
+    cls: type[M],
+    path: Source,
+    env: Any,
+    device: Any,
+    given: dict[str, Any],
+    print_system_info: bool,
+    force_reset: bool,
+) -> M:
     """Builds a model from a file.
 
     Args:
@@ -174,6 +188,7 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
         device: where it lives.
         given: values that win over the file's.
         print_system_info: whether to print what the file was written with.
+        force_reset: whether training begins with new episodes.
 
     Raises:
         ConfigError: a value that a file cannot hold is not given, or the environment's spaces differ.
@@ -181,22 +196,25 @@ def load(cls: type[M], path: Source, env: Any, device: Any, given: dict[str, Any
     """
     archive = read(path, device, print_system_info)
     missing = Missing()
-    with _reading(path):
+    with reading(path):
         values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}
         for name, kwargs in (("encoder", values["settings"]), ("policy_kwargs", values.get("policy_kwargs") or {})):
             if ":" in str(kwargs.get("encoder")) and name not in given:  # module:Class, whose import would run code
                 missing.names.append(f"{name}={kwargs['encoder']}")
     missing.check(str(path))
-    with _reading(path):
+    with reading(path):
         values["settings"] |= {name: given[name] for name in given if name not in archive.data}
         values |= given
         values["policy_class"] = cls.policy_aliases.get(values["policy_class"], values["policy_class"])
         check_sizes(path, values, archive.parameters)
-        return _built(cls, archive, values, env, device)
+        model = _built(cls, archive, values, env, device, given)
+        if env is not None and not force_reset:
+            _go_on(model, archive.variables)
+        return model
 
 
-def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any) -> M:
-    """The model that values describe."""
+def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any, given: Container[str]) -> M:
+    """The model that values describe, of which some were given to `load`."""
     names = (*ARGUMENTS, "stats_window_size")
     arguments = {name: values[name] for name in names if name in values}
     model = cls(values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **values["settings"])
@@ -209,6 +227,8 @@ def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, dev
             check_for_correct_spaces(model.env, values["observation_space"], values["action_space"])
         except ValueError as error:
             raise ConfigError(f"{error}; give the environment that the model was trained in") from None
+    if model.n_envs != values["n_envs"] and "batch_size" not in given:
+        _fit_batches(model, values["n_envs"])
     model._setup_model()
     model.set_parameters(archive.parameters)
     for name in COUNTERS:
@@ -218,13 +238,42 @@ def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, dev
             setattr(model, name, deque(values[name], maxlen=model._stats_window_size))
     model.member.age.fill_(values.get("age", 0))
     generators = {"action": model.generators[0], "prediction": model.policy.generator}
-    for name, state in archive.variables.items():
-        generators[name].set_state(state.cpu())
+    for name, generator in generators.items():
+        if name in archive.variables:
+            generator.set_state(archive.variables[name].cpu())
     return cast(M, model)
 
 
+def _go_on(model: Any, variables: dict[str, Any]) -> None:
+    """Takes up the episodes in which the environments were when the file was written, if they are as many."""
+    if "last_obs" not in variables or len(variables["last_episode_starts"]) != model.n_envs:
+        return
+    held = (variables[name] for name in ("last_obs", "last_episode_starts"))
+    model._last_obs, model._last_episode_starts = (_each(lambda x: x.cpu().numpy(), each) for each in held)
+    if model._vec_normalize_env is not None:
+        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+
+
+def _each(fn: Callable[[Any], Any], shown: Any) -> Any:
+    """Applies `fn` to an observation, or to every key of it."""
+    return {key: fn(part) for key, part in shown.items()} if isinstance(shown, dict) else fn(shown)
+
+
+def _fit_batches(model: Any, n_envs: int) -> None:
+    """Makes minibatches fit another number of environments than a file was written with, which `learn` tells of."""
+    old, steps, length = model.batch_size, model.n_steps, model.settings.get("sequence_length")
+    _, length = batches(steps, n_envs, old, length)
+    model.batch_size = fitting(steps, model.n_envs, old, length)
+    if model.batch_size != old:
+        model.caution = (
+            f"batch_size={old} does not divide the {steps * model.n_envs} samples of a rollout (n_steps={steps} x "
+            f"{model.n_envs} environments; the file was written with {n_envs}): it is {model.batch_size} from now on; "
+            "choose one with load(..., batch_size=...)"
+        )
+
+
 @contextlib.contextmanager
-def _reading(path: Source) -> Iterator[None]:
+def reading(path: Source) -> Iterator[None]:
     """Puts into the user's words whatever values do that do not belong together."""
     try:
         yield

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
@@ -192,21 +193,40 @@ def batches(n_steps: int, n_envs: int, batch_size: int | None, sequence_length: 
     Raises:
         ConfigError: a batch size or sequence length that does not divide.
     """
+    for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if not (_is_width(value) or (value is None and name != "n_steps")):
+            raise ConfigError(f"{name}={value!r} must be a whole number above 0")
     samples = n_steps * n_envs
     size = samples if batch_size is None else min(batch_size, samples)
-    if size < 1 or samples % size:
+    if samples % size:
         raise ConfigError(
             f"batch_size={batch_size} must divide the {samples} samples of a rollout (n_steps={n_steps} x {n_envs} "
-            f"environments), since no sample is left out; nearest: {_nearest(samples, max(size, 1))}"
+            f"environments), since no sample is left out; nearest: {_nearest(samples, size)}"
         )
     longest = math.gcd(n_steps, size)
     length = longest if sequence_length is None else sequence_length
-    if length < 1 or longest % length:
+    if longest % length:
         raise ConfigError(
             f"sequence_length={sequence_length} must divide both n_steps={n_steps} and batch_size={size}, because a "
-            f"minibatch holds whole sequences; nearest: {_nearest(longest, max(length, 1))}"
+            f"minibatch holds whole sequences; nearest: {_nearest(longest, length)}"
         )
     return samples // size, length
+
+
+def fitting(n_steps: int, n_envs: int, batch_size: int | None, length: int) -> int | None:
+    """The largest batch of whole sequences, up to a given size, that cuts a rollout evenly.
+
+    Args:
+        n_steps: steps of every environment.
+        n_envs: environments.
+        batch_size: samples in a minibatch; None: all.
+        length: steps of a training sequence, which divides `n_steps`.
+    """
+    samples = n_steps * n_envs
+    if batch_size is None or batch_size >= samples:
+        return batch_size
+    sequences = samples // length
+    return length * max(count for count in range(1, batch_size // length + 1) if sequences % count == 0)
 
 
 def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -217,7 +237,7 @@ def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, An
     """
     if cls not in OPTIMIZERS:
         known = ", ".join(known.__name__ for known in OPTIMIZERS)
-        raise ConfigError(f"optimizer_class={cls.__name__} is not available; choose one of {known}")
+        raise ConfigError(f"optimizer_class={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
     constants: dict[str, Any] = {} if cls is UPGD else {"eps": 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5}
     constants |= kwargs or {}
     if "beta1" in constants or "beta2" in constants:
@@ -274,11 +294,15 @@ def layers(net_arch: Any, image: bool) -> tuple[list[int], list[int]]:
         net_arch = [] if image else [64, 64]
     if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
         net_arch = net_arch[0]  # the form of Stable-Baselines3 before 1.8, which RL Zoo's settings still have
-    if isinstance(net_arch, dict) and set(net_arch) <= {"pi", "vf"}:
-        return list(net_arch.get("pi", [])), list(net_arch.get("vf", []))
-    if isinstance(net_arch, list):
-        return net_arch, net_arch
-    raise ConfigError(f"net_arch={net_arch!r} must be a list of widths, or dict(pi=[...], vf=[...])")
+    both = [net_arch.get("pi", []), net_arch.get("vf", [])] if isinstance(net_arch, dict) else [net_arch, net_arch]
+    known = not isinstance(net_arch, dict) or set(net_arch) <= {"pi", "vf"}
+    if not known or not all(isinstance(part, (list, tuple)) and all(map(_is_width, part)) for part in both):
+        raise ConfigError(f"net_arch={net_arch!r} must be a list of widths above 0, or dict(pi=[...], vf=[...])")
+    return list(both[0]), list(both[1])
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value > 0)
 
 
 def _nearest(n: int, value: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from popgraft.rollout.adapters import final_observation, vec_env_ends
 from popgraft.rollout.base import ArrayGrid, Transition
@@ -13,6 +14,15 @@ from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 
 Listener = Callable[[dict[str, Any]], None]
 """Is told of every step, under the names that Stable-Baselines3's callbacks know."""
+
+
+def scales_rewards(env: Any) -> bool:
+    """Whether a `VecNormalize` scales rewards, at any depth of the user's wrappers."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_reward:
+            return True
+        env = env.venv
+    return False
 
 
 class VecEnvGrid(ArrayGrid):

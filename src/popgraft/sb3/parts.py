@@ -167,7 +167,7 @@ def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> N
     Args:
         model: the recipient.
         parameters: what `collect` returned.
-        exact_match: whether all `REQUIRED` entries must be there, and nothing unknown.
+        exact_match: whether all `REQUIRED` entries must be there, and the policy's whole.
 
     Raises:
         ConfigError: something is missing, unknown or of another shape.
@@ -175,11 +175,11 @@ def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> N
     """
     given = {OPTIMIZER_STATE if name == "policy.optimizer" else name: part for name, part in parameters.items()}
     unknown = sorted(set(given) - {"policy", OPTIMIZER_STATE, *PARTS})
-    missing = [name for name in REQUIRED if name not in given]
-    if exact_match and (unknown or missing):
+    missing = [name for name in REQUIRED if exact_match and name not in given]
+    if unknown or missing:
         raise ConfigError(
             f"the parameters are not those of a DistributionalPPO: missing {missing or 'none'}, unknown "
-            f"{unknown or 'none'}; pass what get_parameters() returned, or exact_match=False"
+            f"{unknown or 'none'}; pass what get_parameters() returned, or a part of it with exact_match=False"
         )
     optimizer = model.policy.optimizer
     before, optimizer_before = tree.map(torch.clone, model.member), copy.deepcopy(optimizer.state_dict())

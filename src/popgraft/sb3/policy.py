@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -21,9 +23,11 @@ from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import return_scale
 from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, spaces_of
+from popgraft.sb3 import policy_file
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, unpack
+from popgraft.sb3.views import module_of, places
 from popgraft.state import Member
 
 
@@ -66,7 +70,7 @@ class MlpLstmPolicy(BasePolicy):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         lr_schedule: Callable[[float], float],
-        net_arch: list[int] | dict[str, list[int]] | None = None,
+        net_arch: Any = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
         use_sde: bool = False,
@@ -87,7 +91,14 @@ class MlpLstmPolicy(BasePolicy):
         lstm_kwargs: dict[str, Any] | None = None,
         **network: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+        self._arguments = {**given, **network}
         _check_known(network)
+        for name in ("features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"):
+            if not isinstance(given[name], (Mapping, type(None))):
+                raise ConfigError(f"{name}={given[name]!r} must be a dict of arguments")
+        if not isinstance(features_extractor_class, (type, type(None))):
+            raise ConfigError(f"features_extractor_class={features_extractor_class!r} must be a class of modules")
         fixed = {
             "full_std": (full_std, True),
             "use_expln": (use_expln, False),
@@ -140,7 +151,7 @@ class MlpLstmPolicy(BasePolicy):
         self.spaces = spaces_of(observation_space, action_space)
         make = None if own else partial(extractor, **kwargs)
         self.network = Policy(self.spaces, self.network_config, make)
-        self._fields, self._encode_actions = fields_of(observation_space), action_encoder(action_space)
+        self.fields, self._encode_actions = fields_of(observation_space), action_encoder(action_space)
         self.optimizer: EngineOptimizer
 
     def occupy(
@@ -161,14 +172,15 @@ class MlpLstmPolicy(BasePolicy):
         self.member = member
         self._actor = Actor.of(self.network, member)
         self.generator = generator
-        for name, child in _module(self._actor.params, nn.Parameter).named_children():
+        for name, child in module_of(self._actor.params, nn.Parameter).named_children():
             self.add_module(name, child)
         normalizer: dict[str, Any] = {"obs": member.normalizer.obs} if member.normalizer.obs else {}
         if normalizes_reward:
             normalizer["returns"] = member.normalizer.returns
+        self.statistics = set(normalizer)
         if normalizer:
-            self.add_module("normalizer", _module(normalizer, None))
-        self._places = dict(_places(self._actor.params))
+            self.add_module("normalizer", module_of(normalizer, None))
+        self._places = dict(places(self._actor.params))
         named = dict(self.named_parameters())
         self.optimizer = optimizer([named[self._places[path]] for path in self.network.layout.shapes])
 
@@ -310,13 +322,35 @@ class MlpLstmPolicy(BasePolicy):
         batch, vectorized = {}, True
         for name, raw in given.items():
             array = raw.cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
-            if name in self._fields:
-                space = self._fields[name].raw_space
+            if name in self.fields:
+                space = self.fields[name].raw_space
                 vectorized = array.ndim > len(space.shape or ())
                 array = maybe_transpose(array if vectorized else array[None], space)
             batch[name] = array
-        arrays = delivered(self._fields, batch)
+        arrays = delivered(self.fields, batch)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}, vectorized
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """What makes the same policy again; a subclass with arguments of its own adds them."""
+        return dict(self._arguments)
+
+    def save(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the policy alone, with its statistics, for `load` of its class."""
+        policy_file.write(path, self, self._get_constructor_parameters())
+
+    @classmethod
+    def load(cls, path: str | Path | io.BufferedIOBase, device: torch.device | str = "auto") -> "MlpLstmPolicy":
+        """Reads a policy that `save` wrote; nothing in the file is executed.
+
+        Args:
+            path: the file.
+            device: where it acts.
+
+        Raises:
+            StoreError: the file is missing, damaged or foreign.
+            ConfigError: it needs an object that a file cannot hold.
+        """
+        return policy_file.load(cls, path, device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refuses what would cut the parameters off from the engine."""
@@ -350,33 +384,3 @@ def _check_known(network: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
         raise ConfigError(f"policy_kwargs has the unknown key {key!r}; {hint}")
-
-
-def _module(node: Any, wrap: Callable[[Tensor], nn.Parameter] | None) -> nn.Module:
-    """A tree of stacked tensors of one member as nested modules, whose parameters or buffers are views of it."""
-    module = nn.Module()
-    children = node.items() if isinstance(node, Mapping) else ((name, getattr(node, name)) for name in node.__slots__)
-    for name, child in children:
-        if not isinstance(child, Tensor):
-            module.add_module(_escaped(name), _module(child, wrap))
-        elif wrap is not None:
-            module.register_parameter(_escaped(name), wrap(child[0]))
-        else:
-            module.register_buffer(_escaped(name), child[0])
-    return module
-
-
-def _places(params: Params, path: str = "", place: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf's path in the tree, and its name among the parameters of what `_module` makes of it."""
-    for name, child in params.items():
-        here, there = f"{path}{name}", f"{place}{_escaped(name)}"
-        if isinstance(child, Tensor):
-            yield here, there
-        else:
-            yield from _places(child, f"{here}.", f"{there}.")
-
-
-def _escaped(name: str) -> str:
-    """A name that a part of a module may have, from which `urllib.parse.unquote` gets the given one."""
-    escaped = name.replace("%", "%25").replace(".", "%2E")
-    return f"%{ord(escaped[0]):02X}{escaped[1:]}" if hasattr(nn.Module(), escaped) else escaped

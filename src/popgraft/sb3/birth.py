@@ -1,0 +1,38 @@
+"""The member that a policy shows, as it is at birth."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from popgraft.config import Config
+from popgraft.ppo import Learner, initial_member
+from popgraft.rng import torch_generator
+from popgraft.sb3.arguments import optimizer_constants
+from popgraft.sb3.initial import draw_as_torch_
+from popgraft.sb3.optimizer import EngineOptimizer
+from popgraft.state import Member
+
+
+def settle(
+    policy: Any, config: Config, root: int, device: torch.device
+) -> tuple[Member, Learner, list[torch.Generator]]:
+    """Draws a member, which becomes the policy's own.
+
+    Args:
+        policy: of `popgraft.sb3`, just made.
+        config: a population of one.
+        root: seed of all randomness.
+        device: where it lives.
+
+    Returns:
+        The member, what updates it, and the source of its actions' noise.
+    """
+    values = {name: torch.tensor([value]) for name, value in config.model.hyperparams().items()}
+    weights, generators = [torch_generator(root, "weights", 0)], [torch_generator(root, "action", 0, 0)]
+    member = initial_member(policy.network, policy.spaces, config.model, values, weights, device)
+    draw_as_torch_(policy.network, member.params, torch_generator(root, "torch weights"), not policy.ortho_init)
+    learner, constants = Learner(policy.network, config), optimizer_constants(config.model)
+    optimizer = partial(EngineOptimizer, member=member, rule=learner.rule, constants=constants, generators=generators)
+    policy.occupy(member, optimizer, torch_generator(root, "prediction"), config.model.normalize_reward)
+    return member, learner, generators
