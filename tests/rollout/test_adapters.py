@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -11,8 +11,8 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from popgraft.config import EnvConfig
-from popgraft.errors import ConfigError, EnvironmentFault
+from popgraft.config import EnvConfig, WrapperConfig
+from popgraft.errors import ConfigError
 from popgraft.rollout import EnvGrid
 from popgraft.rollout.adapters import GymnasiumEnv, adapt, final_observation
 
@@ -126,12 +126,35 @@ def check(grid: EnvGrid, as_dict: bool = False) -> None:
     grid.close()
 
 
+class Reusing(Counting):
+    """Writes everything it shows into the same arrays, which all of its kind in a process share."""
+
+    shown: ClassVar[dict[str, np.ndarray]] = {"a": np.zeros(3, np.float32), "b": np.zeros((), np.int64)}
+    said: ClassVar[dict[str, Any]] = {}
+
+    def observe(self) -> Any:
+        obs = super().observe()
+        self.shown["a"][:] = obs["a"] if self.as_dict else obs
+        self.shown["b"][...] = self.time
+        return self.shown if self.as_dict else self.shown["a"][:]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)[0], self.said
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], self.said
+
+
+for kind in (Counting, Reusing):
+    gym.register(f"popgraft-test/{kind.__name__}-v0", entry_point=kind)
+
+
 def vectorized(kind: type, mode: AutoresetMode) -> Callable[..., Any]:
-    return lambda num_envs, as_dict: kind([lambda: Counting(as_dict)] * num_envs, autoreset_mode=mode)
+    return lambda num_envs, as_dict, of=Counting: kind([lambda: of(as_dict)] * num_envs, autoreset_mode=mode)
 
 
-def stable_baselines(num_envs: int, as_dict: bool) -> Any:
-    return DummyVecEnv([lambda: Counting(as_dict)] * num_envs)
+def stable_baselines(num_envs: int, as_dict: bool, of: type = Counting) -> Any:
+    return DummyVecEnv([lambda: of(as_dict)] * num_envs)
 
 
 FACTORIES = {
@@ -152,14 +175,68 @@ def test_all_modes_show_the_same_trajectories(name: str, as_dict: bool) -> None:
     check(EnvGrid(config, POP, factory=FACTORIES[name]), as_dict)
 
 
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("name", [name for name in FACTORIES if name != "async same-step"])
+def test_arrays_that_environments_use_again_show_the_same_trajectories(name: str, as_dict: bool) -> None:
+    """A process of Gymnasium's own that resets itself overwrites them where nobody can copy them."""
+    config = EnvConfig(factory="not:used", kwargs={"as_dict": as_dict}, num_envs=ENVS)
+    check(EnvGrid(config, POP, factory=lambda **given: FACTORIES[name](**given, of=Reusing)), as_dict)
+
+
+@pytest.mark.parametrize("of", [Counting, Reusing])
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
-def test_configured_modes_show_the_same_trajectories(vectorization: Any, autoreset: Any) -> None:
-    if "Counting-v0" not in gym.registry:
-        gym.register("Counting-v0", entry_point=Counting)
-    grid = EnvGrid(EnvConfig(id="Counting-v0", num_envs=ENVS, vectorization=vectorization, autoreset=autoreset), POP)
+@pytest.mark.filterwarnings("ignore:.*share an object")
+def test_configured_modes_show_the_same_trajectories(vectorization: Any, autoreset: Any, of: type) -> None:
+    config = EnvConfig(
+        id=f"popgraft-test/{of.__name__}-v0", num_envs=ENVS, vectorization=vectorization, autoreset=autoreset
+    )
+    grid = EnvGrid(config, POP)
     assert grid._next_step == (autoreset == "next_step")
     check(grid)
+
+
+@pytest.mark.filterwarnings("ignore:.*share an object")
+def test_stacked_frames_are_of_different_times() -> None:
+    wrapper = WrapperConfig(name="gymnasium.wrappers:FrameStackObservation", kwargs={"stack_size": 2})
+    grid = EnvGrid(EnvConfig(id="popgraft-test/Reusing-v0", num_envs=1, wrappers=[wrapper]), 1)
+    grid.reset([0], [3])
+    assert not grid.step(np.zeros((1, 1, 1), np.int64)).started.any()
+    np.testing.assert_array_equal(grid.observations["obs"][0, 0, :, 1], [0, 1])
+    grid.close()
+
+
+class Overwriting(SyncVectorEnv):
+    """Hands its terminal observations over as the array into which the reset has written."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        *rest, info = super().step(actions)
+        return *rest, info | {"final_obs": rest[0]}
+
+
+class OverwritingVecEnv(DummyVecEnv):
+    def step_wait(self) -> Any:
+        obs, reward, done, infos = super().step_wait()
+        for env, info in enumerate(infos):
+            info["terminal_observation"] = obs[env]
+        return obs, reward, done, infos
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda envs: Overwriting(envs, autoreset_mode=AutoresetMode.SAME_STEP), OverwritingVecEnv],
+)
+def test_terminal_observations_that_were_overwritten_are_refused(make: Callable[..., Any]) -> None:
+    grid = EnvGrid(EnvConfig(factory="not:used", num_envs=2), 1, factory=lambda num_envs: make([Counting] * num_envs))
+    grid.reset([0], [1])
+
+    def steps() -> None:
+        for _ in range(20):
+            grid.step(np.zeros((1, 2, 1), np.int64))
+
+    with pytest.raises(ConfigError, match="terminal observation lies in the array of the new episode's first"):
+        steps()
+    grid.close()
 
 
 def test_envpool_resets_in_the_next_step_and_follows_its_seed() -> None:
@@ -209,8 +286,8 @@ def test_terminal_observation_of_a_batched_dict() -> None:
 
 
 @pytest.mark.parametrize("finals", [None, np.array([None, None])])
-def test_a_missing_terminal_observation_is_a_fault(finals: Any) -> None:
-    with pytest.raises(EnvironmentFault, match="truncated and reset in the same step without its terminal observation"):
+def test_a_missing_terminal_observation_is_a_mistake(finals: Any) -> None:
+    with pytest.raises(ConfigError, match="truncated and reset in the same step without its terminal observation"):
         final_observation(finals, 1)
 
 

@@ -1,6 +1,7 @@
 """One member's environments behind one interface, whichever library steps them."""
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,14 +10,15 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from popgraft.errors import ConfigError, EnvironmentFault
+from popgraft.errors import ConfigError
 from popgraft.rollout import workers
+from popgraft.rollout.answers import flag, flags, own, rewards, share_memory
 
 Finals = Any
 """Terminal observations that were replaced already: indexed by environment, or a dict of such arrays."""
 
-Outcome = tuple[Any, Any, Any, Any, Finals]
-"""Observations, rewards, terminations, truncations [env], and `Finals` (None in next-step mode)."""
+Outcome = tuple[Any, np.ndarray, np.ndarray, np.ndarray, Finals]
+"""Observations as they were given, rewards, terminations, truncations [env], and `Finals` (None in next-step mode)."""
 
 
 class MemberEnv(abc.ABC):
@@ -49,7 +51,11 @@ class MemberEnv(abc.ABC):
 
     @abc.abstractmethod
     def receive(self) -> Outcome:
-        """Completes the step."""
+        """Completes the step.
+
+        Raises:
+            ConfigError: rewards or flags of another shape or type than one for every environment.
+        """
 
     def render(self) -> Any:
         """The first environment's image, if it was made to have one; None: it cannot have one."""
@@ -84,6 +90,7 @@ class GymnasiumEnv(MemberEnv):
         self._env = env
         self._stepper: Any = env if isinstance(env, AsyncVectorEnv) else _Deferred(env)
         base = env.unwrapped
+        own_environments(base)
         self._workers: Any = base if isinstance(base, AsyncVectorEnv) else None
         self.in_process = self._workers is None
         if self._workers is not None:
@@ -101,13 +108,15 @@ class GymnasiumEnv(MemberEnv):
     def receive(self) -> Outcome:
         """Completes the step."""
         obs, reward, terminated, truncated, info = self._stepper.step_wait()
+        reward, terminated, truncated = outcome(reward, terminated, truncated, self._env.num_envs)
         if self.next_step:
             return obs, reward, terminated, truncated, None
-        finals = info.get("final_obs")
-        if self._resets_here and (done := terminated | truncated).any():
-            finals = _copied(obs)
-            obs = self._env.reset(options={"reset_mask": done})[0]
-        return obs, reward, terminated, truncated, finals
+        if not self._resets_here:
+            return obs, reward, terminated, truncated, kept(info.get("final_obs"), obs, truncated & ~terminated)
+        if not (done := terminated | truncated).any():
+            return obs, reward, terminated, truncated, None
+        kept_of_step = copy.deepcopy((reward, terminated, truncated, obs))  # the reset may write into the same arrays
+        return self._env.reset(options={"reset_mask": done})[0], *kept_of_step
 
     def render(self) -> Any:
         """The first environment's image."""
@@ -135,6 +144,7 @@ class StableBaselinesEnv(MemberEnv):
     def __init__(self, env: Any, limit: float | None = None) -> None:
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._env = env
+        own_environments(env.unwrapped)
         self._workers = env.unwrapped if hasattr(env.unwrapped, "remotes") else None
         self.in_process = self._workers is None
         if self._workers is not None:
@@ -152,7 +162,8 @@ class StableBaselinesEnv(MemberEnv):
     def receive(self) -> Outcome:
         """Completes the step."""
         obs, reward, done, infos = self._env.step_wait()
-        return obs, reward, *vec_env_ends(done, infos)
+        terminated, truncated, finals = vec_env_ends(flags(done, self._env.num_envs, "done"), infos)
+        return obs, rewards(reward, self._env.num_envs), terminated, truncated, kept(finals, obs, truncated)
 
     def render(self) -> Any:
         """The first environment's image."""
@@ -166,12 +177,25 @@ class StableBaselinesEnv(MemberEnv):
         self._env.close()
 
 
+def outcome(reward: Any, terminated: Any, truncated: Any, num_envs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards and flags as arrays, one for every environment."""
+    ends = flags(terminated, num_envs, "terminated"), flags(truncated, num_envs, "truncated")
+    return rewards(reward, num_envs), *ends
+
+
+def own_environments(base: Any) -> None:
+    """Makes copies of what the single environments in a vector environment of this process answer."""
+    for env in getattr(base, "envs", ()):
+        if isinstance(env, gym.Env):
+            own(env)
+
+
 def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, Finals]:
     """Terminations, truncations and terminal observations, from what a Stable-Baselines3 VecEnv says of a step."""
     truncated = np.zeros_like(done)
     finals = {}
     for env in np.flatnonzero(done).tolist():
-        truncated[env] = infos[env].get("TimeLimit.truncated", False)
+        truncated[env] = flag(infos[env].get("TimeLimit.truncated", False), "info['TimeLimit.truncated']")
         finals[env] = infos[env].get("terminal_observation")
     return done & ~truncated, truncated, _ByEnv(finals)
 
@@ -204,7 +228,7 @@ class EnvPoolEnv(MemberEnv):
     def receive(self) -> Outcome:
         """Completes the step."""
         obs, reward, terminated, truncated, _ = self._env.recv()
-        return obs, reward, terminated, truncated, None
+        return obs, *outcome(reward, terminated, truncated, len(reward)), None
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""
@@ -242,11 +266,31 @@ def adapt(env: Any, num_envs: int, source: str, limit: float | None = None) -> M
     return GymnasiumEnv(env, limit) if isinstance(env, VectorEnv) else StableBaselinesEnv(env, limit)
 
 
+def kept(finals: Finals, obs: Any, truncated: np.ndarray) -> Finals:
+    """The terminal observations, once it is known that the new ones have not been written over them.
+
+    Args:
+        finals: of a step that replaced them.
+        obs: the new observations [env].
+        truncated: where the terminal ones are needed.
+
+    Raises:
+        ConfigError: they lie in the same memory.
+    """
+    for env in np.flatnonzero(truncated).tolist():
+        if share_memory(final_observation(finals, env), obs):
+            raise ConfigError(
+                "the environments' terminal observation lies in the array of the new episode's first, which has "
+                "overwritten it; copy it before the reset"
+            )
+    return finals
+
+
 def final_observation(finals: Finals, env: int) -> Any:
     """The terminal observation of one environment, as the environment returned it.
 
     Raises:
-        EnvironmentFault: the vector environment did not hand it over, and it cannot be had in any other way.
+        ConfigError: the vector environment did not hand it over, and it cannot be had in any other way.
     """
     final = None
     if isinstance(finals, Mapping):
@@ -254,7 +298,7 @@ def final_observation(finals: Finals, env: int) -> Any:
     elif finals is not None:
         final = finals[env]
     if final is None:
-        raise EnvironmentFault(
+        raise ConfigError(
             "an episode was truncated and reset in the same step without its terminal observation, which a vector "
             "environment hands over as info['final_obs'] (a VecEnv as infos[i]['terminal_observation'])"
         )
@@ -282,7 +326,3 @@ class _Deferred:
 
     def step_wait(self) -> Any:
         return self._step(self._actions)
-
-
-def _copied(obs: Any) -> Any:
-    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, Mapping) else obs.copy()

@@ -63,7 +63,9 @@ class Grid(abc.ABC):
 
     @abc.abstractmethod
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on, [pop, env, *shape]; the next step may overwrite them."""
+        """The observations to act on, [pop, env, *shape], in memory that no later step touches: what a network hands
+        on unchanged may be kept.
+        """
 
     @abc.abstractmethod
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
@@ -135,7 +137,7 @@ class ArrayGrid(Grid):
         """Takes one action [pop, env, dims] in every environment."""
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on; on a CPU they share the memory of the arrays."""
+        """The observations to act on, copied from the arrays, which the next step overwrites."""
         return self._tensors(self.observations)
 
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
@@ -152,4 +154,4 @@ class ArrayGrid(Grid):
         return torch.from_numpy(array.copy()).to(self.device)
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
+        return {key: self._copied(array) for key, array in arrays.items()}

@@ -11,9 +11,10 @@ import torch
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError
 from popgraft.rollout.adapters import MemberEnv, final_observation
+from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
 from popgraft.rollout.sources import maker_of
-from popgraft.rollout.spaces_of import Field, action_encoder, fields_of, spaces_of
+from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.spaces import ObsSpec
 
@@ -66,7 +67,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         # What the environments show and what the agents see are the same arrays unless a wrapper stands between.
         self._shown = self._arrays(shown.obs) if self._wrappers else self.observations
         self._shown_final = self._arrays(shown.obs) if self._wrappers else final_observations
-        self._slots = [self._slots_of(row, fields) for row in range(pop)]
+        self._slots = [{name: self._shown[name][row] for name in fields} for row in range(pop)]
         self._fields = fields
         shape = (pop, self.num_envs)
         self._ended = np.zeros(shape, dtype=np.bool_)
@@ -99,7 +100,9 @@ class EnvGrid(ArrayGrid, SeededGrid):
             try:
                 env = self._envs[row] or self._remade()
                 self._envs[row] = env
-                self._show(row, env.reset(int(seed)))
+                deliver(self._fields, env.reset(int(seed)), self._slots[row])
+            except ConfigError:
+                raise
             except Exception as error:
                 self._fail(row, error)
         self.playing = None
@@ -115,6 +118,8 @@ class EnvGrid(ArrayGrid, SeededGrid):
         Raises:
             ValueError: actions of another shape.
             RuntimeError: a member has never been reset.
+            ConfigError: an environment gives something of another shape or type than it should, or does not hand over a
+                terminal observation.
         """
         if actions.shape != (self.pop, self.num_envs, self.spaces.action.dims):
             expected = (self.pop, self.num_envs, self.spaces.action.dims)
@@ -169,28 +174,22 @@ class EnvGrid(ArrayGrid, SeededGrid):
                 self.playing = (row, time.monotonic())
                 try:
                     raw, reward[row], terminated[row], truncated[row], finals[row] = env.receive()
-                    self._show(row, raw)
+                    deliver(self._fields, raw, self._slots[row])
+                except ConfigError:
+                    raise
                 except Exception as error:
                     self._fail(row, error)
         self.playing = None
         return finals
 
-    def _show(self, row: int, raw: Any) -> None:
-        for key, write, out in self._slots[row]:
-            write(raw if key is None else raw[key], out)
-
     def _keep_finals(self, finals: list[Any], result: Transition) -> None:
         """Stores the terminal observations of truncated episodes."""
         rows = np.flatnonzero(result.final.any(1)).tolist()
         for row in rows:
-            try:
-                for env in np.flatnonzero(result.final[row]).tolist():
-                    raw = final_observation(finals[row], env)
-                    for name, field in self._fields.items():
-                        value = np.asarray(raw if field.key is None else raw[field.key])
-                        field.write(value[None], self._shown_final[name][row, env : env + 1])
-            except Exception as error:
-                self._fail(row, error)
+            for env in np.flatnonzero(result.final[row]).tolist():
+                raw = final_observation(finals[row], env)
+                slot = {name: out[row, env : env + 1] for name, out in self._shown_final.items()}
+                deliver(self._fields, one(raw), slot)
         self._wrap(self._shown_final, result.final_observations, rows)
 
     def _wrap(self, shown: Mapping[str, np.ndarray], seen: dict[str, np.ndarray], rows: Sequence[int]) -> None:
@@ -241,7 +240,3 @@ class EnvGrid(ArrayGrid, SeededGrid):
             key: np.zeros((*leading, *spec.shape), dtype=np.uint8 if spec.image else np.float32)
             for key, spec in specs.items()
         }
-
-    def _slots_of(self, row: int, fields: Mapping[str, Field]) -> list[tuple[str | None, Any, np.ndarray]]:
-        """For every observation key of a member: its name in the raw observation, its writer, and where it goes."""
-        return [(field.key, field.write, self._shown[name][row]) for name, field in fields.items()]

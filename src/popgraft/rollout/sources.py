@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
 from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
+from popgraft.rollout.answers import own
 from popgraft.rollout.imports import import_module, import_name
 from popgraft.rollout.wrappers import gymnasium_wrappers
 from popgraft.tether import children_tied
@@ -100,7 +101,7 @@ def _from_gymnasium(config: EnvConfig, env_id: str, num_envs: int, wrappers: lis
         if spec.vector_entry_point is None:
             raise ConfigError(f"env.id={env_id!r} has no vector entry point; set env.vectorization: sync or async")
     else:
-        options["wrappers"] = wrappers
+        options["wrappers"] = [own, *wrappers, own] if wrappers else [own]  # below: some keep observations themselves
         options["vector_kwargs"] = {"autoreset_mode": AUTORESET[config.autoreset], "copy": False}
 
     def make() -> MemberEnv:

@@ -62,14 +62,20 @@ class TensorGrid(SeededGrid):
         self._time[index], self._ended[index] = 0, False
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on."""
-        return {"obs": self.env.observe(self._state)}
+        """The observations to act on, which the environment may have shown as a part of its state."""
+        return {"obs": self.env.observe(self._state).clone()}
 
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
-        """Takes one action in every environment that has not ended, and resets the others."""
+        """Takes one action in every environment that has not ended, and resets the others.
+
+        Raises:
+            ConfigError: a reward or a termination of another shape or type than it should have.
+        """
         ended, noise = self._ended, self._noise.next()
         valid = ended.logical_not()
         stepped, reward, terminated = self.env.step(self._state, self._encode(actions), noise)
+        _check_like(self.env, "the reward", reward, self._never, torch.float32)
+        _check_like(self.env, "the termination", terminated, self._never, torch.bool)
         fresh = self.env.reset(noise)
         self._state = tree.map(lambda new, old: torch.where(_like(ended, old), new, old), fresh, stepped)
         terminated = terminated & valid
@@ -165,12 +171,17 @@ def _checked_state(env: TensorEnv, encode: Callable[[Tensor], Tensor], zeros: Fl
     for path, leaf in before.items():
         pairs.append((f"the state {path}".strip(), after[path], leaf.new_zeros(*zeros.shape, *leaf.shape[2:])))
     for name, found, like in pairs:
-        if (found.shape, found.dtype) != (like.shape, like.dtype):
-            raise ConfigError(
-                f"{type(env).__name__}: {name} has shape {tuple(found.shape)} and type {found.dtype}, "
-                f"not {tuple(like.shape)} and {like.dtype}; the first axes are members and environments"
-            )
+        _check_like(env, name, found, like, like.dtype)
     return state
+
+
+def _check_like(env: TensorEnv, name: str, found: Tensor, like: Tensor, dtype: torch.dtype) -> None:
+    """Refuses what would be broadcast or converted."""
+    if found.shape != like.shape or found.dtype != dtype:
+        raise ConfigError(
+            f"{type(env).__name__}: {name} has shape {tuple(found.shape)} and type {found.dtype}, "
+            f"not {tuple(like.shape)} and {dtype}; the first axes are members and environments"
+        )
 
 
 def _encoder(spec: ActionSpec, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from popgraft.rollout.adapters import final_observation, vec_env_ends
+from popgraft.rollout.adapters import final_observation, kept, own_environments, vec_env_ends
+from popgraft.rollout.answers import deliver, flags, one, rewards
 from popgraft.rollout.base import ArrayGrid, Transition
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 
@@ -74,25 +75,32 @@ class VecEnvGrid(ArrayGrid):
             listener: is called after every step.
         """
         self._env, self._listener = env, listener
+        own_environments(env.unwrapped)
         self._show(observation)
 
     def step(self, actions: np.ndarray) -> Transition:
-        """Takes one action [1, env, dims] in every environment, and tells the listener."""
+        """Takes one action [1, env, dims] in every environment, and tells the listener.
+
+        Raises:
+            ConfigError: the environments give something of another shape or type than they should.
+        """
         assert self._listener is not None, "begin a rollout first"
         taken = self._encode_actions(actions[0])
-        new_obs, rewards, dones, infos = self._env.step(taken)
+        new_obs, reward, dones, infos = self._env.step(taken)
         result = self._transition
-        result.reward[0] = rewards
-        result.terminated[0], result.truncated[0], finals = vec_env_ends(dones, infos)
-        result.started[0] = dones
+        result.reward[0] = rewards(reward, self.num_envs)
+        result.started[0] = done = flags(dones, self.num_envs, "done")
+        result.terminated[0], result.truncated[0], finals = vec_env_ends(done, infos)
         result.final[0] = result.truncated[0]
+        kept(finals, new_obs, result.truncated[0])
         for env in np.flatnonzero(result.final[0]).tolist():
-            self._write(final_observation(finals, env), result.final_observations, env)
+            slot = {name: out[0, env : env + 1] for name, out in result.final_observations.items()}
+            deliver(self._fields, one(final_observation(finals, env)), slot)
         self._show(new_obs)
         self._listener(
             {
                 "new_obs": new_obs,
-                "rewards": rewards,
+                "rewards": reward,
                 "dones": dones,
                 "infos": infos,
                 "actions": actions[0],
@@ -102,10 +110,4 @@ class VecEnvGrid(ArrayGrid):
         return result
 
     def _show(self, raw: Any) -> None:
-        for name, field in self._fields.items():
-            field.write(np.asarray(raw if field.key is None else raw[field.key]), self.observations[name][0])
-
-    def _write(self, raw: Any, out: dict[str, np.ndarray], env: int) -> None:
-        for name, field in self._fields.items():
-            value = np.asarray(raw if field.key is None else raw[field.key])
-            field.write(value[None], out[name][0, env : env + 1])
+        deliver(self._fields, raw, {name: out[0] for name, out in self.observations.items()})

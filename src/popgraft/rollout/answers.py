@@ -1,0 +1,221 @@
+"""What environments answer, taken for what it says and nothing else: never broadcast, cut, or shared with them."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from popgraft.errors import ConfigError
+from popgraft.rollout.spaces_of import Field
+
+NUMBERS = "biuf"
+"""NumPy's kinds of booleans and real numbers."""
+
+
+def rewards(value: Any, num_envs: int) -> np.ndarray:
+    """Rewards as an array [env].
+
+    Raises:
+        ConfigError: another shape, or no real numbers.
+    """
+    if type(value) is np.ndarray and value.shape == (num_envs,) and value.dtype.kind in NUMBERS:
+        return value
+    return _numbers(value, (num_envs,), "rewards")
+
+
+def flags(value: Any, num_envs: int, name: str) -> np.ndarray:
+    """Flags as a boolean array [env]; numbers that are all 0 or 1 are flags too.
+
+    Args:
+        value: as the environment gave it.
+        num_envs: environments that it is said of.
+        name: what it is called, for errors.
+
+    Raises:
+        ConfigError: another shape, or something else than flags.
+    """
+    if type(value) is np.ndarray and value.shape == (num_envs,) and value.dtype == np.bool_:
+        return value
+    array = _numbers(value, (num_envs,), name)
+    if not np.isin(array, (0, 1)).all():
+        raise ConfigError(
+            f"the environment gave {name}={_shown(value)}, which are no flags; give true or false for every environment"
+        )
+    return array.astype(np.bool_)
+
+
+def flag(value: Any, name: str) -> bool:
+    """A flag of one environment.
+
+    Raises:
+        ConfigError: something else than a flag.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if (found := _single(value, name)) not in (0, 1):
+        raise ConfigError(f"the environment gave {name}={_shown(value)}, which is no flag; give true or false")
+    return bool(found)
+
+
+def deliver(fields: Mapping[str, Field], raw: Any, out: Mapping[str, np.ndarray]) -> None:
+    """Copies observations into the agents' arrays.
+
+    Args:
+        fields: every key of the observation space.
+        raw: a batch of observations [env, *raw shape], of a Dict space a mapping to such arrays.
+        out: [env, *shape] of every key.
+
+    Raises:
+        ConfigError: other keys, shapes or types than the space says.
+    """
+    for name, field in fields.items():
+        given = raw if field.key is None else _entry(raw, field.key)
+        shape = (len(out[name]), *(field.raw_space.shape or ()))
+        fits = type(given) is np.ndarray and given.shape == shape and given.dtype.kind in NUMBERS
+        array = given if fits else _numbers(given, shape, _called(field.key))
+        if field.spec.image and array.dtype != np.uint8:
+            array = _exactly(array, np.dtype(np.uint8), field.key)
+        field.write(array, out[name])
+
+
+def one(obs: Any) -> Any:
+    """The observation of one environment as a batch of one."""
+    if isinstance(obs, Mapping):
+        return {key: one(value) for key, value in obs.items()}
+    return obs[None] if isinstance(obs, (np.ndarray, torch.Tensor)) else [obs]
+
+
+def share_memory(a: Any, b: Any) -> bool:
+    """Whether observations lie in the same memory."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return any(share_memory(a[key], b[key]) for key in a.keys() & b.keys())
+    return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b)
+
+
+def own(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Lets an environment's `step` and `reset` answer with copies, so that it may write into its arrays again.
+
+    A vector environment keeps the terminal observation by reference while the reset of the same step overwrites it.
+    """
+    if not isinstance(vars(env).get("step"), _Step):
+        vars(env).update(step=_Step(env), reset=_Reset(env))
+    return env
+
+
+class _Step:
+    """`step` of an environment whose answers are the caller's own.
+
+    Raises:
+        ConfigError: an answer of another shape or type than it should have.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self._step, self._space = env.step, env.observation_space
+
+    def __call__(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
+        answer: Any = self._step(action)
+        obs, reward, terminated, truncated, info = answer
+        if not isinstance(reward, (float, int, np.floating, np.integer)):
+            reward = _single(reward, "the reward")
+        if type(terminated) is not bool:
+            terminated = flag(terminated, "terminated")
+        if type(truncated) is not bool:
+            truncated = flag(truncated, "truncated")
+        return _copied(obs, self._space), reward, terminated, truncated, {**info}
+
+
+class _Reset:
+    """`reset` of an environment whose answers are the caller's own.
+
+    Raises:
+        ConfigError: an observation of another shape or type than it should have.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self._reset, self._space = env.reset, env.observation_space
+
+    def __call__(self, *arguments: Any, **named: Any) -> tuple[Any, Any]:
+        obs, info = self._reset(*arguments, **named)
+        return _copied(obs, self._space), {**info}
+
+
+def _copied(obs: Any, space: gym.Space[Any], key: str | None = None) -> Any:
+    """A copy of one observation, checked."""
+    if isinstance(space, spaces.Dict):
+        return {name: _copied(_entry(obs, name), child, name) for name, child in space.spaces.items()}
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return copy.deepcopy(obs)
+    if type(obs) is np.ndarray and obs.shape == space.shape and obs.dtype == space.dtype:
+        return obs.copy()
+    shape = space.shape or ()
+    single = np.prod(shape) == 1 and np.size(obs) == 1  # () and (1,) say the same
+    array = np.reshape(_single(obs, _called(key)), shape) if single else _numbers(obs, shape, _called(key))
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        array = _exactly(array, np.dtype(space.dtype), key)
+    return array[()].copy()
+
+
+def _entry(obs: Any, key: str) -> Any:
+    if not isinstance(obs, Mapping) or key not in obs:
+        found = f"has the keys {sorted(map(str, obs))}" if isinstance(obs, Mapping) else f"is {_shown(obs)}"
+        raise ConfigError(f"the observation {found}, but the observation space has the key {key!r}; give every key")
+    return obs[key]
+
+
+def _single(value: Any, name: str) -> Any:
+    """The only number in an array, a list or a tensor."""
+    array = _array(value)
+    return _numbers(value, () if array is None or array.size != 1 else array.shape, name).item()
+
+
+def _exactly(array: np.ndarray, dtype: np.dtype[Any], key: str | None) -> np.ndarray:
+    """The same numbers in another type."""
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(dtype)
+    if not np.array_equal(cast, array):
+        raise ConfigError(
+            f"{_called(key)} has numbers of type {array.dtype} that the observation space's {dtype} cannot hold; give "
+            f"{dtype}, or declare a space of type {array.dtype}"
+        )
+    return cast
+
+
+def _numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A value as an array of real numbers of the shape that it must have."""
+    array = _array(value)
+    if array is None or array.dtype.kind not in NUMBERS:
+        raise ConfigError(f"the environment gave {name}={_shown(value)}, which are no numbers; give an array of them")
+    if array.shape != shape:
+        axes, wanted = ([size for size in axes if size != 1] for axes in (array.shape, shape))
+        if axes == wanted:
+            fix = f"reshape it to {shape}"
+        elif array.ndim < len(shape):
+            fix = "give one for every environment" if len(shape) == 1 else "leave out no axis"
+        else:
+            fix = "give what the observation space declares" if shape else "give a single one"
+        raise ConfigError(f"the environment gave {name} of shape {array.shape}, not {shape}: {_shown(value)}; {fix}")
+    return array
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """What a tensor, a list or a number says; None: nothing that an array can hold."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # lists of unlike length, arrays of another device
+        return None
+
+
+def _called(key: str | None) -> str:
+    return "observations" if key is None else f"observations of key {key!r}"
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"

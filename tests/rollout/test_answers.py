@@ -1,0 +1,312 @@
+"""What environments answer is taken for what it says, or refused in words."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from popgraft.config import EnvConfig
+from popgraft.envs import CartPole
+from popgraft.errors import ConfigError
+from popgraft.rollout import EnvGrid
+from popgraft.rollout.make import make_grid
+from popgraft.sb3 import DistributionalPPO
+
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (3, 6, 6), np.uint8)
+Change = Callable[[Any], Any]
+
+
+def shown(space: gym.Space[Any], num_envs: int) -> Any:
+    """Numbers that differ between environments and components."""
+    if isinstance(space, spaces.Dict):
+        return {key: shown(child, num_envs) for key, child in space.spaces.items()}
+    return np.arange(num_envs * np.prod(space.shape)).reshape(num_envs, *space.shape).astype(space.dtype)
+
+
+class Simulator(VectorEnv):
+    """Every step brings the rewards 0, 1, 2; the last environment's episode is cut off in every third. `change` maps an
+    answer, of the name `of`, to what is given in its place."""
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int, of: str = "", change: Change = lambda x: x, space: Any = BOX) -> None:
+        self.num_envs, self.of, self.change, self.time = num_envs, of, change, 0
+        self.single_observation_space, self.single_action_space = space, spaces.Discrete(2)
+
+    def given(self, name: str, value: Any) -> Any:
+        return self.change(value) if self.of == name else value
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.given("reset", shown(self.single_observation_space, self.num_envs)), {}
+
+    def step(self, actions: Any) -> Any:
+        self.time += 1
+        last = np.arange(self.num_envs) == self.num_envs - 1
+        obs = self.given("obs", shown(self.single_observation_space, self.num_envs))
+        reward = self.given("reward", np.arange(self.num_envs, dtype=np.float64))
+        ends = self.given("terminated", last & False), self.given("truncated", last & (self.time % 3 == 0))
+        return obs, reward, *ends, {}
+
+
+class Gym3(VecEnv):
+    """The same as a VecEnv."""
+
+    def __init__(self, num_envs: int, of: str = "", change: Change = lambda x: x, space: Any = BOX) -> None:
+        self.simulator = Simulator(num_envs, {"done": "truncated"}.get(of, of), change, space)
+        self.render_mode = None
+        super().__init__(num_envs, space, spaces.Discrete(2))
+
+    def reset(self) -> Any:
+        return self.simulator.reset()[0]
+
+    def step_async(self, actions: Any) -> None:
+        pass
+
+    def step_wait(self) -> Any:
+        obs, reward, _, done, _ = self.simulator.step(None)
+        return obs, reward, done, [{} for _ in range(self.num_envs)]
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        pass
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return []
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+def play(make: Callable[..., Any], steps: int = 7) -> list[np.ndarray]:
+    """Everything that some steps bring."""
+    grid = EnvGrid(EnvConfig(factory="not:used", num_envs=3), 1, factory=make)
+    grid.reset([0], [1])
+    seen = [value.copy() for value in grid.observations.values()]
+    for _ in range(steps):
+        result = grid.step(np.zeros((1, 3, 1), np.int64))
+        brought = (result.reward, result.terminated, result.truncated, result.started, *grid.observations.values())
+        seen += [value.copy() for value in brought]
+    assert not grid.failures
+    grid.close()
+    return seen
+
+
+FLAGS_REFUSED: list[tuple[Change, str]] = [
+    (lambda x: bool(x.any()), r" of shape \(\), not \(3,\).*; give one for every environment"),
+    (lambda x: x[:, None], r" of shape \(3, 1\), not \(3,\).*; reshape it to \(3,\)"),
+    (lambda x: x[:1], r" of shape \(1,\)"),
+    (lambda x: x[None], r" of shape \(1, 3\)"),
+    (lambda x: x + 0.5, "which are no flags; give true or false for every environment"),
+    (lambda x: np.where(x, np.nan, 0), "which are no flags"),
+    (lambda x: x * 2, "which are no flags"),
+    (lambda x: None, "=None, which are no numbers"),
+    (lambda x: ["no"] * 3, "which are no numbers"),
+    (lambda x: [[True], [], []], "which are no numbers"),
+]
+REWARDS_REFUSED: list[tuple[Change, str]] = [
+    (lambda x: 1.0, r"rewards of shape \(\), not \(3,\): 1.0; give one for every environment"),
+    (lambda x: x[:, None], r"rewards of shape \(3, 1\), not \(3,\).*; reshape it to \(3,\)"),
+    (lambda x: np.ones((3, 3)), r"rewards of shape \(3, 3\)"),
+    (lambda x: x * 1j, "which are no numbers"),
+    (lambda x: [None, 1.0, 1.0], "which are no numbers"),
+]
+OBS_REFUSED: list[tuple[Change, str]] = [
+    (lambda x: x[0], r"observations of shape \(2,\), not \(3, 2\)"),
+    (lambda x: x[:, :1], r"observations of shape \(3, 1\), not \(3, 2\)"),
+    (lambda x: x[:1], r"observations of shape \(1, 2\)"),
+    (lambda x: 0.0, r"observations of shape \(\)"),
+    (lambda x: x.T, r"observations of shape \(2, 3\), not \(3, 2\).*; give what the observation space declares"),
+    (lambda x: x.astype(str), "observations=.*, which are no numbers"),
+    (lambda x: {"obs": x}, "observations=.*, which are no numbers"),
+]
+REFUSED = [
+    *[("truncated", *case) for case in FLAGS_REFUSED],
+    *[("terminated", *case) for case in FLAGS_REFUSED[:4]],
+    *[("reward", *case) for case in REWARDS_REFUSED],
+    *[("obs", *case) for case in OBS_REFUSED],
+    *[("reset", *case) for case in OBS_REFUSED[:2]],
+]
+
+
+@pytest.mark.parametrize(("of", "change", "message"), REFUSED)
+def test_what_would_be_broadcast_is_refused(of: str, change: Change, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        play(lambda num_envs: Simulator(num_envs, of, change))
+
+
+@pytest.mark.parametrize(("of", "change", "message"), [case for case in REFUSED if case[0] != "terminated"])
+def test_what_a_vec_env_would_have_broadcast_is_refused(of: str, change: Change, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        play(lambda num_envs: Gym3(num_envs, of, change))
+
+
+@pytest.mark.parametrize(
+    ("of", "change", "message"),
+    [
+        ("done", FLAGS_REFUSED[0][0], r"done of shape \(\)"),
+        ("reward", REWARDS_REFUSED[1][0], r"rewards of shape \(3, 1\)"),
+        ("obs", OBS_REFUSED[0][0], r"observations of shape \(2,\)"),
+    ],
+)
+def test_a_model_of_stable_baselines_refuses_it_too(of: str, change: Change, message: str) -> None:
+    env = Gym3(3, of, change)
+    env.seed = lambda seed=None: [None] * 3
+    model = DistributionalPPO("MlpLstmPolicy", env, n_steps=4, batch_size=12, device="cpu")
+    with pytest.raises(ConfigError, match=message):
+        model.learn(12)
+
+
+TAKEN: list[Change] = [
+    torch.from_numpy,
+    lambda x: x.tolist(),
+    tuple,
+    lambda x: x.astype(np.float64),
+    lambda x: torch.from_numpy(x).to(torch.bfloat16),
+    lambda x: x.astype(np.int32),
+]
+
+
+@pytest.mark.parametrize("kind", [Simulator, Gym3])
+@pytest.mark.parametrize("of", ["truncated", "terminated", "reward", "obs", "reset"])
+@pytest.mark.parametrize("change", TAKEN)
+def test_other_containers_are_taken_for_what_they_say(kind: type, of: str, change: Change) -> None:
+    for found, expected in zip(play(lambda num_envs: kind(num_envs, of, change)), play(kind), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x / 255, "observations has numbers of type float64 that the observation space's uint8 cannot hold"),
+        (lambda x: x.astype(np.int64) - 1, "numbers of type int64"),
+        (lambda x: x.transpose(0, 2, 3, 1), r"of shape \(3, 6, 6, 3\), not \(3, 3, 6, 6\)"),
+    ],
+)
+def test_images_are_not_cut_to_whole_numbers(change: Change, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        play(lambda num_envs: Simulator(num_envs, "obs", change, IMAGE))
+    for found, expected in zip(
+        play(lambda num_envs: Simulator(num_envs, "obs", lambda x: x.astype(np.float32), IMAGE)),
+        play(lambda num_envs: Simulator(num_envs, space=IMAGE)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {"a": x["a"]}, r"the observation has the keys \['a'\], but the observation space has the key 'b'"),
+        (lambda x: x["a"], "the observation is array.*, but the observation space has the key 'a'; give every key"),
+        (lambda x: x | {"b": x["b"][:, :1]}, r"observations of key 'b' of shape \(3, 1\), not \(3, 2\)"),
+    ],
+)
+def test_every_key_is_there(change: Change, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        play(lambda num_envs: Simulator(num_envs, "obs", change, spaces.Dict({"a": BOX, "b": BOX})))
+
+
+class Single(gym.Env):
+    """Shows (1, 2), with the reward 1; `change` maps an answer, of the name `of`, to what is given in its place."""
+
+    action_space = spaces.Discrete(2)
+    observation_space: gym.Space[Any] = BOX
+
+    def __init__(self, of: str, change: Change) -> None:
+        self.of, self.change = of, change
+
+    def given(self, name: str, value: Any) -> Any:
+        return self.change(value) if self.of == name else value
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.given("reset", np.array([1, 2], np.float32)), {}
+
+    def step(self, action: Any) -> Any:
+        obs = self.given("obs", np.array([1, 2], np.float32))
+        ends = self.given("terminated", False), self.given("truncated", False)
+        return obs, self.given("reward", 1.0), *ends, {}
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, DummyVecEnv])
+@pytest.mark.parametrize(
+    ("of", "change", "message"),
+    [
+        ("obs", lambda x: np.float32(1), r"observations of shape \(\), not \(2,\)"),
+        ("obs", lambda x: x[:1], r"observations of shape \(1,\), not \(2,\)"),
+        ("reset", lambda x: x[:1], r"observations of shape \(1,\), not \(2,\)"),
+        ("obs", lambda x: None, "observations=None, which are no numbers"),
+        ("reward", lambda x: [x, x], r"the reward of shape \(2,\), not \(\): \[1.0, 1.0\]; give a single one"),
+        ("reward", lambda x: None, "the reward=None, which are no numbers"),
+        ("truncated", lambda x: 0.5, "truncated=0.5, which is no flag; give true or false"),
+        ("terminated", lambda x: float("nan"), "terminated=nan, which is no flag"),
+        ("truncated", lambda x: None, "truncated=None, which are no numbers"),
+        ("terminated", lambda x: [False, True], r"terminated of shape \(2,\), not \(\)"),
+    ],
+)
+def test_single_environments_are_refused_too(kind: type, of: str, change: Change, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        play(lambda num_envs: kind([lambda: Single(of, change)] * num_envs))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's own checks, which refuse nothing
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_environments_with_an_id_are_refused_too(vectorization: Any) -> None:
+    gym.registry.pop("popgraft-test/Single-v0", None)
+    gym.register("popgraft-test/Single-v0", lambda: Single("obs", lambda x: x[:1]))
+    grid = EnvGrid(EnvConfig(id="popgraft-test/Single-v0", num_envs=2, vectorization=vectorization), 1)
+    grid.reset([0], [1])
+    with pytest.raises(ConfigError, match=r"observations of shape \(1,\), not \(2,\)"):
+        grid.step(np.zeros((1, 2, 1), np.int64))
+    grid.close()
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, DummyVecEnv])
+@pytest.mark.parametrize(
+    ("of", "change"),
+    [
+        ("obs", lambda x: x.tolist()),
+        ("reset", torch.from_numpy),
+        ("obs", lambda x: x.astype(np.float64)),
+        ("reward", lambda x: np.array([x])),
+        ("reward", torch.tensor),
+        ("truncated", int),
+        ("terminated", lambda x: np.array([x])),
+        ("terminated", torch.tensor),
+    ],
+)
+def test_single_environments_are_taken_for_what_they_say(kind: type, of: str, change: Change) -> None:
+    seen = play(lambda num_envs: kind([lambda: Single(of, change)] * num_envs), 2)
+    assert all((value == [1, 2]).all() for value in seen[::5])
+    assert all((value == 1).all() for value in seen[1::5])
+    assert not any(value.any() for step in (2, 3, 4) for value in seen[step::5])
+
+
+class Late(CartPole):
+    """Says of all environments at once whether they have ended, from the second step on."""
+
+    steps = 0
+
+    def step(self, state: Any, action: Any, noise: Any) -> Any:
+        state, reward, terminated = super().step(state, action, noise)
+        self.steps += 1
+        return state, reward, terminated.any() if self.steps > 2 else terminated
+
+
+def test_a_tensor_environment_is_held_to_it_in_every_step() -> None:
+    grid = make_grid(EnvConfig(source="tensor", id=f"{__name__}:Late", num_envs=3), 2)
+    grid.reset([0, 1], [1, 2])
+    grid.act(torch.zeros(2, 3, 1, dtype=torch.long))
+    with pytest.raises(ConfigError, match=r"Late: the termination has shape \(\) and type torch.bool, not \(2, 3\)"):
+        grid.act(torch.zeros(2, 3, 1, dtype=torch.long))
