@@ -1,6 +1,7 @@
 """Typed configuration: what can be set, what it means, and what is refused."""
 
 from popgraft.config.adversary import AdversaryConfig, AttackConfig, PerturbationConfig
+from popgraft.config.environments import EnvConfig, EvaluationEnvConfig, WrapperConfig
 from popgraft.config.load import dump_config, flat_config, load_as, load_config, read_yaml
 from popgraft.config.model import HYPERPARAMS, ModelConfig
 from popgraft.config.network import NetworkConfig
@@ -9,11 +10,9 @@ from popgraft.config.population import PopulationConfig
 from popgraft.config.schema import (
     Config,
     EngineConfig,
-    EnvConfig,
     EvaluationConfig,
     ExecuteConfig,
     SnapshotConfig,
-    WrapperConfig,
 )
 from popgraft.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 
@@ -25,6 +24,7 @@ __all__ = [
     "EngineConfig",
     "EnvConfig",
     "EvaluationConfig",
+    "EvaluationEnvConfig",
     "ExecuteConfig",
     "MlflowConfig",
     "ModelConfig",

@@ -7,65 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from popgraft.config.adversary import AttackConfig
-from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
+from popgraft.config.environments import TRAINING_ONLY, EnvConfig, EvaluationEnvConfig
+from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import ModelConfig, path_of
 from popgraft.config.population import PopulationConfig
 from popgraft.config.tracking import TrackingConfig
-
-
-class WrapperConfig(Section):
-    """One observation wrapper."""
-
-    name: str
-    """A built-in wrapper (see docs/usage.md), or `module:Class` of a Gymnasium wrapper."""
-    kwargs: Kwargs = {}
-    """Keyword arguments of the wrapper."""
-
-
-class EnvConfig(Section):
-    """The environments of every member."""
-
-    source: Literal["gymnasium", "tensor", "python"] = "gymnasium"
-    """What `id` names: an environment of Gymnasium or EnvPool, or a tensor environment; `python`: environments come
-    from the factory that is passed in Python, as `train(config, factory=make)`, whatever else is named here."""
-    id: str | None = None
-    """A registered Gymnasium id, or `module:Id`, which imports the module first; of a tensor environment its name, or
-    `module:Class`."""
-    factory: Reference | None = None
-    """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv or a
-    Stable-Baselines3 VecEnv."""
-    kwargs: Kwargs = {}
-    """Keyword arguments of the environment."""
-    num_envs: Positive = 8
-    """Environments per member."""
-    vectorization: Literal["auto", "sync", "async", "vector_entry_point", "envpool"] = "auto"
-    """How a member's environments are stepped together; `auto` takes the vector entry point where there is one,
-    else sync."""
-    autoreset: Literal["same_step", "next_step"] = "same_step"
-    """When a finished sync or async environment starts its next episode; a vector entry point has a mode of its own."""
-    step_timeout: Annotated[Number, Field(gt=0)] | None = 300.0
-    """Seconds that an environment has for a step or a reset; null: no limit. After them a member of asynchronous
-    environments is lost as if it had died; where environments run in a shard's own process, the run ends."""
-    wrappers: list[WrapperConfig] = []
-    """Observation wrappers, applied in this order."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "EnvConfig":
-        if self.source != "python" and bool(self.id) == bool(self.factory):
-            raise ValueError(f"give either env.id or env.factory, not id={self.id!r} and factory={self.factory!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _tensors_alone(self) -> "EnvConfig":
-        if self.source == "tensor":
-            for name in ("factory", "vectorization", "autoreset", "wrappers"):
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"env.{name}={value!r} has no effect on a tensor environment; remove it, or set "
-                        "env.source: gymnasium"
-                    )
-        return self
+from popgraft.errors import ConfigError
 
 
 class EngineConfig(Section):
@@ -95,6 +42,8 @@ class EvaluationConfig(Section):
     episodes."""
     attack: AttackConfig = AttackConfig()
     """The attack of `attack_weight`, and the defaults of `popgraft evaluate --attack`."""
+    env: EvaluationEnvConfig = EvaluationEnvConfig()
+    """What is different about its environments."""
 
 
 class ExecuteConfig(Section):
@@ -172,6 +121,26 @@ class Config(Section):
     """Folder of the run; a folder that holds a run is refused."""
 
     @property
+    def evaluation_env(self) -> EnvConfig:
+        """The environments that agents are scored in: those of training, but for what `evaluation.env` says.
+
+        EnvPool's games are played to their end and for their own points, unless it says otherwise.
+
+        Raises:
+            ConfigError: the two do not go together.
+        """
+        own, trained = self.evaluation.env, self.env
+        settings = trained.model_dump() | own.model_dump(exclude_none=True, exclude={"kwargs"})
+        if own.names_source:
+            source = own.source or ("gymnasium" if trained.source == "python" else trained.source)
+            settings |= {"source": source, "id": own.id, "factory": own.factory}
+        whole = {name: False for name in TRAINING_ONLY if trained.kwargs.get(name)}
+        changed = (whole if settings["vectorization"] == "envpool" else {}) | own.kwargs
+        kwargs = trained.kwargs | changed
+        settings["kwargs"] = {name: value for name, value in kwargs.items() if name not in changed or value is not None}
+        return EnvConfig(**settings)
+
+    @property
     def steps_per_generation(self) -> int:
         """Environment steps of the whole population between two decisions."""
         return self.pbt.population_size * self.env.num_envs * self.model.n_steps * self.pbt.perturbation_interval
@@ -205,6 +174,16 @@ class Config(Section):
     def sequences(self) -> int:
         """Training sequences per member and rollout."""
         return self.env.num_envs * (self.model.n_steps // self.sequence_length)
+
+    @model_validator(mode="after")
+    def _evaluation_can_work(self) -> "Config":
+        try:
+            _ = self.evaluation_env
+        except ConfigError as error:
+            raise ValueError(
+                f"evaluation.env, in place of what env says: {str(error).splitlines()[-1].strip()}"
+            ) from None
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> "Config":

@@ -26,7 +26,7 @@ from popgraft.rollout.base import SeededGrid
 from popgraft.rollout.batch import Rollout
 from popgraft.rollout.collector import Collector
 from popgraft.rollout.evaluation import evaluate
-from popgraft.rollout.make import make_grid
+from popgraft.rollout.make import make_evaluation_grid, make_grid
 from popgraft.state import Decision, Member, Scores, Seat
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class Shard:
         try:
             self.policy = Policy(self.grid.spaces, config.model.network)
             self.learner = Learner(self.policy, config)
+            if config.evaluation_env != config.env:  # what cannot work is refused before anything is trained
+                make_evaluation_grid(config, self.grid.spaces, 1, 1, factory, self.device).close()
             if config.evaluation.attack_weight:
                 Vectors(self.policy.encoder.specs)  # refuses what cannot be attacked before anything is trained
         except BaseException:
@@ -174,7 +176,9 @@ class Shard:
         """
         settings, pop = self.config.evaluation, len(self.members)
         if self._evaluation_grid is None:
-            self._evaluation_grid = make_grid(self.config.env, pop, settings.episodes, self._factory, self.device)
+            self._evaluation_grid = make_evaluation_grid(
+                self.config, self.grid.spaces, pop, settings.episodes, self._factory, self.device
+            )
         seeds, attack = [seed] * pop, None
         if settings.attack_weight:
             attack = OnlineAttack(self.policy, settings.attack, seeds)

@@ -139,7 +139,7 @@ def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:
             return
         channel.send("answer", answer)
         limit = shard.config.env.step_timeout
-        if limit is not None and shard.grid.in_process:
+        if limit is not None:
             threading.Thread(target=_watch, args=(shard, channel, limit), daemon=True).start()
         with contextlib.closing(shard):
             _carry_out(shard, channel)
@@ -150,7 +150,7 @@ def _watch(shard: Shard, channel: Channel, limit: float) -> None:
     while True:
         time.sleep(min(1.0, limit))
         for grid in shard.grids:
-            playing = grid.playing
+            playing = grid.playing if grid.in_process else None
             if playing is not None and time.monotonic() - playing[1] > limit:
                 fault = EnvironmentFault(
                     f"the environment of member {shard.members[playing[0]]} has not come back from a step or reset for "

@@ -13,6 +13,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from popgraft.errors import ConfigError
 from popgraft.rollout import workers
 from popgraft.rollout.answers import flag, flags, own, rewards, share_memory
+from popgraft.rollout.monitor import EpisodeMonitor
+from popgraft.rollout.normalizers import running_statistics
 
 Finals = Any
 """Terminal observations that were replaced already: indexed by environment, or a dict of such arrays."""
@@ -33,6 +35,7 @@ class MemberEnv(abc.ABC):
             otherwise it shows the new episode's first observation at once.
         in_process: whether the environments run in this process, where nothing can interrupt them.
         metadata: what the environments say of themselves, `render_fps` for one.
+        monitor: what it says of whole episodes, beneath wrappers that cut them or change rewards; None: nothing.
     """
 
     observation_space: gym.Space[Any]
@@ -40,6 +43,7 @@ class MemberEnv(abc.ABC):
     next_step: bool
     in_process: bool
     metadata: Mapping[str, Any] = {}
+    monitor: EpisodeMonitor | None = None
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Any:
@@ -74,7 +78,7 @@ class GymnasiumEnv(MemberEnv):
         limit: seconds that processes of it have for an answer; None: no limit.
 
     Raises:
-        ConfigError: it does not say when it resets itself.
+        ConfigError: it does not say when it resets itself, or a wrapper in it keeps running statistics.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], limit: float | None = None) -> None:
@@ -96,6 +100,7 @@ class GymnasiumEnv(MemberEnv):
         if self._workers is not None:
             pipes = workers.answering(self._workers.parent_pipes, self._workers.processes, limit)
             self._workers.parent_pipes = pipes
+        refuse_statistics(self, env)
 
     def reset(self, seed: int) -> Any:
         """Starts fresh episodes everywhere and returns their first observations."""
@@ -137,6 +142,9 @@ class StableBaselinesEnv(MemberEnv):
     Args:
         env: a stable_baselines3.common.vec_env.VecEnv.
         limit: seconds that processes of it have for an answer; None: no limit.
+
+    Raises:
+        ConfigError: a wrapper in it keeps running statistics.
     """
 
     next_step = False
@@ -149,6 +157,8 @@ class StableBaselinesEnv(MemberEnv):
         self.in_process = self._workers is None
         if self._workers is not None:
             self._workers.remotes = workers.answering(self._workers.remotes, self._workers.processes, limit)
+        refuse_statistics(self, env)
+        self.monitor = EpisodeMonitor.of(env)
 
     def reset(self, seed: int) -> Any:
         """Starts fresh episodes everywhere and returns their first observations."""
@@ -162,7 +172,10 @@ class StableBaselinesEnv(MemberEnv):
     def receive(self) -> Outcome:
         """Completes the step."""
         obs, reward, done, infos = self._env.step_wait()
-        terminated, truncated, finals = vec_env_ends(flags(done, self._env.num_envs, "done"), infos)
+        done = flags(done, self._env.num_envs, "done")
+        if self.monitor is not None:
+            self.monitor.hear(done, infos)
+        terminated, truncated, finals = vec_env_ends(done, infos)
         return obs, rewards(reward, self._env.num_envs), terminated, truncated, kept(finals, obs, truncated)
 
     def render(self) -> Any:
@@ -181,6 +194,22 @@ def outcome(reward: Any, terminated: Any, truncated: Any, num_envs: int) -> tupl
     """Rewards and flags as arrays, one for every environment."""
     ends = flags(terminated, num_envs, "terminated"), flags(truncated, num_envs, "truncated")
     return rewards(reward, num_envs), *ends
+
+
+def refuse_statistics(adapter: MemberEnv, env: Any) -> None:
+    """Closes and refuses environments that keep running statistics.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if found := running_statistics(env):
+        adapter.close()
+        raise ConfigError(
+            f"the environment is wrapped in {' and '.join(found)}: running statistics that stay behind at a graft, "
+            "begin anew in evaluation and are in no snapshot. Remove it, and set model.normalize_obs: true or "
+            "model.normalize_reward: true, which are inherited; or freeze it (update_running_mean = False, of a "
+            "VecNormalize training = False)"
+        )
 
 
 def own_environments(base: Any) -> None:
@@ -245,7 +274,8 @@ def adapt(env: Any, num_envs: int, source: str, limit: float | None = None) -> M
         limit: seconds that processes of it have for an answer; None: no limit.
 
     Raises:
-        ConfigError: it is no vector environment, has another number of environments, or ignores seeds.
+        ConfigError: it is no vector environment, has another number of environments, ignores seeds, or keeps running
+            statistics.
     """
     from stable_baselines3.common.vec_env import VecEnv  # slow to import, and most runs have no factory
 

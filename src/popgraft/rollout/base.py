@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Real
+from jaxtyping import Bool, Float, Float32, Float64, Real
 from torch import Tensor
 
 from popgraft.spaces import Spaces
@@ -96,6 +96,17 @@ class SeededGrid(Grid):
 
     def rest(self, rows: Sequence[int]) -> None:
         """Allows some members' environments to stand still until their next reset; what steps say of them is void."""
+
+    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]] | None:
+        """Where whole episodes have ended with the latest step, and what they return.
+
+        None: an episode is what steps say it is. Else their ends may be those of single lives, and rewards clipped.
+        """
+        return None
+
+    def standing(self) -> Float64[Tensor, "pop env"]:
+        """Returns so far of whole episodes that have not ended, where `whole_episodes` speaks of them."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def close(self) -> None:

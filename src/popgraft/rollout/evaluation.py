@@ -95,12 +95,19 @@ def _play(
         step = grid.act(action)
         seat.episode_start = step.started
         total += step.reward.masked_fill(playing.logical_not(), 0)  # a failed member's reward is NaN
-        playing &= (step.terminated | step.truncated).logical_not()
+        over = step.terminated | step.truncated
+        if (whole := grid.whole_episodes()) is not None:
+            over, returns = whole
+            total = torch.where(playing & over, returns, total)
+        playing &= over.logical_not()
         for place in grid.failures:
             playing[place] = False
         busy = playing.any(1).tolist()
         if not any(busy):
             break
         grid.rest([place for place in range(pop) if not busy[place]])
+    else:
+        if grid.whole_episodes() is not None:
+            total = torch.where(playing, grid.standing(), total)
     faults = {place: text for place, text in grid.failures.items() if total[place].isnan().any()}
     return total.cpu(), faults

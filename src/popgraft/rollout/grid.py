@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError
@@ -98,8 +100,11 @@ class EnvGrid(ArrayGrid, SeededGrid):
                 wrapper.reset(row, int(seed))
             self.playing = (row, time.monotonic())
             try:
-                env = self._envs[row] or self._remade()
-                self._envs[row] = env
+                env = self._envs[row]
+                if env is not None and env.monitor is not None and env.monitor.within.any():
+                    env.close()  # a reset would go on with the game in which a life was lost
+                    env = None
+                self._envs[row] = env = env or self._remade()
                 deliver(self._fields, env.reset(int(seed)), self._slots[row])
             except ConfigError:
                 raise
@@ -149,6 +154,24 @@ class EnvGrid(ArrayGrid, SeededGrid):
             self._resting.add(row)
             for values in (result.reward, result.terminated, result.truncated, self._ended):
                 values[row] = 0
+
+    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]] | None:
+        """Where whole episodes have ended with the latest step, and what they return."""
+        if all(env is None or env.monitor is None for env in self._envs):
+            return None
+        over, returns = np.zeros((self.pop, self.num_envs), np.bool_), np.zeros((self.pop, self.num_envs))
+        for row, env in enumerate(self._envs):
+            if env is not None and env.monitor is not None and row not in self._resting:
+                over[row], returns[row] = env.monitor.over, env.monitor.returns
+        return torch.from_numpy(over).to(self.device), torch.from_numpy(returns).to(self.device)
+
+    def standing(self) -> Float64[Tensor, "pop env"]:
+        """Returns so far of whole episodes that have not ended."""
+        standing = np.full((self.pop, self.num_envs), np.nan)
+        for row, env in enumerate(self._envs):
+            if env is not None and env.monitor is not None:
+                standing[row] = env.monitor.standing()
+        return torch.from_numpy(standing).to(self.device)
 
     def close(self) -> None:
         """Releases the processes and memory of all environments."""

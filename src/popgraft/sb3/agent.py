@@ -15,7 +15,8 @@ def agent_of(model: DistributionalPPO, config: Config, factory: Callable[..., An
     Args:
         model: trained or loaded; it shares its weights with the agent.
         config: its `env` section makes the environments, with the wrappers that the model was trained with;
-            `evaluation` has the defaults. A `VecNormalize` that normalised observations must be among what it makes.
+            `evaluation` has the defaults. A `VecNormalize` that normalised observations must be among what it makes,
+            with its statistics and `training=False`.
         factory: makes the environments, in place of the configured source.
     """
     spaces = dataclasses.replace(model.policy.spaces, raw_space=model.raw_space)

@@ -1,5 +1,6 @@
 """The user's VecEnv as the engine's rollout steps it, with somebody listening."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from popgraft.rollout.adapters import final_observation, kept, own_environments, vec_env_ends
 from popgraft.rollout.answers import deliver, flags, one, rewards
 from popgraft.rollout.base import ArrayGrid, Transition
+from popgraft.rollout.normalizers import running_statistics
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 
 Listener = Callable[[dict[str, Any]], None]
@@ -74,8 +76,10 @@ class VecEnvGrid(ArrayGrid):
             observation: what it shows now.
             listener: is called after every step.
         """
+        if env is not self._env:
+            own_environments(env.unwrapped)
+            _warn_of_statistics(env)
         self._env, self._listener = env, listener
-        own_environments(env.unwrapped)
         self._show(observation)
 
     def step(self, actions: np.ndarray) -> Transition:
@@ -111,3 +115,13 @@ class VecEnvGrid(ArrayGrid):
 
     def _show(self, raw: Any) -> None:
         deliver(self._fields, raw, {name: out[0] for name, out in self.observations.items()})
+
+
+def _warn_of_statistics(env: Any) -> None:
+    """Of all but Stable-Baselines3's own, which its users save beside the model."""
+    if found := [name for name in running_statistics(env) if name != "VecNormalize"]:
+        warnings.warn(
+            f"{' and '.join(found)} keeps running statistics inside the environments, which neither a saved model nor "
+            "a graft takes along; use VecNormalize, or normalize_obs=True and normalize_reward=True",
+            stacklevel=2,
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.adversary import OnlineAttack
 from popgraft.config import AttackConfig, Config
-from popgraft.errors import ConfigError, EnvironmentFault
+from popgraft.errors import EnvironmentFault
 from popgraft.execute.shard import resolve_device
 from popgraft.nn import Policy
 from popgraft.ppo import initial_member
@@ -18,7 +18,7 @@ from popgraft.rng import derive
 from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.film import FilmedGrid
-from popgraft.rollout.make import make_grid
+from popgraft.rollout.make import evaluation_source, make_evaluation_grid
 from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, gym_action_space
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Scores
@@ -106,14 +106,8 @@ class Agent:
             EnvironmentFault: the environment cannot be made, or fails.
             ConfigError: it is of another kind than the agent knows, or shows nothing that can be attacked.
         """
-        grid = make_grid(self.config.env, 1, episodes, self._factory, self._actor.device)
+        grid = make_evaluation_grid(self.config, self.spaces, 1, episodes, self._factory, self._actor.device)
         try:
-            shown, known = _words(grid.spaces), _words(self.spaces)
-            if shown != known:
-                raise ConfigError(
-                    f"the environment has {shown}, but the agent knows {known}; evaluate it in the environment that it "
-                    "was trained in, wrappers included"
-                )
             seeds = [derive(seed, "agent evaluation")]
             max_steps = self.config.evaluation.max_steps
             disturb = None if attack is None else OnlineAttack(self.policy, attack, seeds)
@@ -141,9 +135,10 @@ class Agent:
         Raises:
             EnvironmentFault: the environment cannot be rendered, or fails.
         """
-        if self.config.env.source == "tensor" and self._factory is None:
-            raise EnvironmentFault(f"the tensor environment {self.config.env.id} cannot be rendered: it has no image")
-        grid = FilmedGrid(self.config.env, self._factory, self._actor.device, lambda frame: show(frame, grid.fps))
+        env, factory = evaluation_source(self.config, self._factory)
+        if env.source == "tensor" and factory is None:
+            raise EnvironmentFault(f"the tensor environment {env.id} cannot be rendered: it has no image")
+        grid = FilmedGrid(env, factory, self._actor.device, lambda frame: show(frame, grid.fps))
         try:
             return [
                 float(
@@ -155,12 +150,6 @@ class Agent:
             ]
         finally:
             grid.close()
-
-
-def _words(spaces: Spaces) -> str:
-    seen = ", ".join(f"{key} {spec.shape}" for key, spec in spaces.obs.items())
-    action = spaces.action
-    return f"observations {seen} and {action.kind} actions {action.sizes or action.shape}"
 
 
 def empty_member(config: Config, spaces: Spaces) -> Member:
