@@ -6,7 +6,8 @@ PopgraftError
 ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
 ├── RunExists (also FileExistsError)  the run folder is already in use
-├── StoreError                        a file of a run that is missing, damaged or foreign
+├── StoreError                        a file of a run that is missing, damaged or foreign, or cannot be read or written
+│   └── Damaged                       what a file holds is damaged, whoever reads it
 ├── ShardLost                         a process of the run has ended by itself
 ├── OutOfMemory (also MemoryError)    the memory of the machine or of the GPU does not suffice
 └── PopulationLost                    no healthy member is left to rescue the others from
@@ -56,7 +57,11 @@ class RunExists(PopgraftError, FileExistsError):
 
 
 class StoreError(PopgraftError):
-    """A file of a run that is missing, damaged or foreign."""
+    """A file of a run that is missing, damaged or foreign, or that cannot be read or written."""
+
+
+class Damaged(StoreError):
+    """What a file holds is damaged: to try again, or on another machine, does not help."""
 
 
 class ShardLost(PopgraftError):

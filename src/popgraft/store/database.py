@@ -6,6 +6,7 @@ infinite hyperparameter such as an absent target KL, or a metric that is not fin
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -14,26 +15,23 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popgraft.disk import room
-from popgraft.errors import StoreError
+from popgraft.errors import Damaged, StoreError
 from popgraft.state import Decision, Record, Scores
+from popgraft.store import connection as connections
+from popgraft.store.connection import in_words
+from popgraft.store.integrity import COLUMNS, can_seal, check_tables, found, prune, rows, seal
 from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, MetricsRecord, SessionRecord
-from popgraft.store.schema import APPLICATION, SCHEMA, VERSION
+from popgraft.store.schema import APPLICATION, CHECKSUMS, SCHEMA, VERSION
 
-LONGEST = 2**24
-"""Bytes of a row: what claims to be longer is damaged, and takes no memory."""
-
-
-def connected(path: Path, read_only: bool = False) -> sqlite3.Connection:
-    """Opens a file that exists; with `read_only` it and its log stay as they are."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
-    return connection
+AFTERMATH = len(dataclasses.fields(Aftermath))
+LONGEST_TEXT = 10_000
+"""Characters of an event that are kept: an environment's error may bring any number."""
 
 
 class RunDatabase:
@@ -41,26 +39,30 @@ class RunDatabase:
 
     Args:
         path: the SQLite file, as made by `create`.
-        read_only: whether to leave the file, and its log, as they are.
+        read_only: whether to leave the file, its log and its folder as they are.
 
     Raises:
-        StoreError: the file is missing, damaged or foreign. Every method raises it too.
+        Damaged: the file is missing, damaged or foreign. Every method raises it too.
+        StoreError: it is held by another process, or the machine does not let it be used. Likewise.
     """
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
-        if not path.is_file():
-            raise StoreError(f"the database {path} is missing")
-        with self._speaking():
-            self._connection = connected(path, read_only)
+        connections.check_file(path)
+        with in_words(path):
+            self._connection = (connections.reader if read_only else connections.writer)(path)
         try:
-            with self._speaking():
-                application = self._connection.execute("PRAGMA application_id").fetchone()
-                version = self._connection.execute("PRAGMA user_version").fetchone()
-                self._connection.execute("PRAGMA foreign_keys = ON")
-            if (application, version) != ((APPLICATION,), (VERSION,)):
-                raise StoreError(f"{path} was not written by this version of popgraft; give the folder of a run")
-        except StoreError:
+            with in_words(path):
+                (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+                (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+                if (application, version) != (APPLICATION, VERSION):
+                    kind = Damaged if application != APPLICATION else StoreError
+                    raise kind(f"{path} was not written by this version of popgraft; give the folder of a run")
+                check_tables(self._connection)
+                self._most = connections.size(path) if read_only else None
+                if not read_only:
+                    self._prepare()
+        except BaseException:
             self.close()
             raise
 
@@ -68,33 +70,46 @@ class RunDatabase:
     def create(cls, path: Path) -> None:
         """Makes an empty database, durably. Raises StoreError if it cannot be written."""
         try:
-            with contextlib.closing(sqlite3.connect(path)) as connection:
+            with in_words(path), contextlib.closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot make the database {path}: {error}{_advice(error, path)}") from None
+                connection.execute(CHECKSUMS)
+        except StoreError as error:
+            raise StoreError(f"cannot make the database {path}: {error}") from None
 
-    @classmethod
-    def is_of_another_version(cls, path: Path) -> bool:
-        """Whether a file is a sound database that another version of popgraft has written."""
-        try:
-            with contextlib.closing(connected(path, read_only=True)) as connection:
-                (application,) = connection.execute("PRAGMA application_id").fetchone()
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error:
-            return False
-        return bool(application == APPLICATION and version != VERSION)
+    def _prepare(self) -> None:
+        """Makes the connection ready to write."""
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        can_seal(self._connection)
+        self._connection.execute(CHECKSUMS)
+
+    @functools.cached_property
+    def _epoch(self) -> float:
+        """What is added to the system's monotonic clock."""
+        latest = self._connection.execute(
+            "SELECT MAX(time) FROM (SELECT time FROM sessions UNION ALL SELECT time FROM metrics UNION ALL "
+            "SELECT time FROM events)"
+        ).fetchone()[0]
+        return max(time.time(), latest or 0.0) - time.monotonic()
+
+    def _now(self) -> float:
+        """Seconds since 1970, and never before what was written earlier, though somebody sets the clock."""
+        return self._epoch + time.monotonic()
 
     def check(self) -> None:
-        """Reads every page.
+        """Reads every page and every row.
 
         Raises:
-            StoreError: one of them is damaged.
+            Damaged: one of them is damaged.
         """
-        with self._speaking():
-            (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            raise StoreError(f"the database {self.path} is damaged: {found.splitlines()[-1]}")
+        with in_words(self.path):
+            text = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0].decode(errors="replace")
+            if text != "ok":
+                raise ValueError(text.splitlines()[-1])
+            for table in COLUMNS:
+                for number, _, values in found(self._connection, table, "rowid", self._most):
+                    if isinstance(values, str):
+                        raise ValueError(f"it holds rows that mean nothing: {values} (row {number} of {table})")
 
     def record_generation(
         self,
@@ -124,20 +139,23 @@ class RunDatabase:
         before, after = _texts(hyperparams, pop), _texts(decision.hyperparams, pop)
         columns = numbers, range(pop), mean, scores.stderr.tolist(), scores.episodes.tolist(), taken, before
         everyone = list(zip(*columns, strict=True))
-        rows = everyone if members is None else [everyone[i] for i in members.tolist()]
+        own = everyone if members is None else [everyone[i] for i in members.tolist()]
         donors = {i: (i, numbers[i], mean[i]) for i in range(pop)}
         if record is not None:
             donors[pop] = (record.place, record.generation, float(record.scores.mean))
         grafts = []
         for i, reason in decision.reasons.items():
-            parent, found, score = donors[int(decision.parents[i])]
-            grafts.append((numbers[i], i, parent, found, reason, mean[i], score, before[i], after[i], strategies[i]))
-        with self._speaking(), self._connection:
+            parent, when, score = donors[int(decision.parents[i])]
+            grafts.append((numbers[i], i, parent, when, reason, mean[i], score, before[i], after[i], strategies[i]))
+        with self._writing() as connection:
             try:
-                self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", own)
             except sqlite3.IntegrityError:
-                raise StoreError(f"generation {rows[0][0]} is already recorded in {self.path}") from None
-            self._connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
+                raise StoreError(f"generation {own[0][0]} is already recorded in {self.path}") from None
+            connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
+            for table, each in (("members", own), ("grafts", grafts)):
+                for generation, member, *_ in each:
+                    seal(connection, table, "generation = ? AND member = ?", generation, member)
 
     def record_metrics(
         self,
@@ -159,36 +177,39 @@ class RunDatabase:
             members = torch.arange(max((len(values) for values in metrics.values()), default=1))
             numbers = numbers.expand(len(members))
         pop = len(numbers)
-        rows = list(zip(members.tolist(), numbers[members].tolist(), strict=True))
+        parts = list(zip(members.tolist(), numbers[members].tolist(), strict=True))
         columns = {name: [_rounded(value) for value in values.tolist()] for name, values in metrics.items()}
-        with self._speaking(), self._connection as connection:
-            for number in {number for _, number in rows}:
-                found = connection.execute("SELECT members, population FROM metrics WHERE generation = ?", (number,))
-                own, whole = (json.loads(text) for text in found.fetchone() or ("{}", "{}"))
+        with self._writing() as connection:
+            for number in {number for _, number in parts}:
+                query = "SELECT members, population FROM metrics WHERE generation = ?"
+                before = connection.execute(query, (number,)).fetchone() or ("{}", "{}")
+                own, whole = (json.loads(text) for text in before)
                 for name, values in columns.items():
                     column = own.setdefault(name, [None] * pop)
-                    for (member, its), value in zip(rows, values, strict=True):
+                    for (member, its), value in zip(parts, values, strict=True):
                         if its == number:
                             column[member] = value
                 whole |= {name: _rounded(value) for name, value in population.items()}
                 texts = (json.dumps(each, separators=(",", ":")) for each in (own, whole))
-                connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", (number, time.time(), *texts))
+                connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", (number, self._now(), *texts))
+                seal(connection, "metrics", "generation = ?", number)
 
     def record_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         """Writes what a graft did to its recipient, over what was written of it before."""
-        with self._speaking(), self._connection:
+        with self._writing():
             self._write_aftermath(generation, member, aftermath)
 
     def record_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Writes an event with the time of now."""
-        with self._speaking(), self._connection:
-            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (time.time(), generation, kind, text))
+        with self._writing():
+            self._write_event(kind, text, generation)
 
     def record_session(self, config: str, versions: Mapping[str, str]) -> None:
         """Writes that this process trains the run from now on."""
-        row = (time.time(), os.getpid(), socket.gethostname(), config, json.dumps(versions))
-        with self._speaking(), self._connection:
-            self._connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row)
+        row = (self._now(), os.getpid(), socket.gethostname(), config, json.dumps(versions))
+        with self._writing() as connection:
+            number = connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row).lastrowid
+            seal(connection, "sessions", "rowid = ?", number)
 
     def rewind(
         self,
@@ -209,7 +230,7 @@ class RunDatabase:
             What the database is found to lack of the generations before; events "damaged" say so too.
         """
         kinds = list(kept)
-        with self._speaking(), self._connection as connection:
+        with self._writing() as connection:
             lost = self._note_loss(max(generations), events)
             connection.execute("PRAGMA defer_foreign_keys = ON")  # donors of a generation may be ahead of it
             first = [(number, member) for member, number in enumerate(generations)]
@@ -221,82 +242,44 @@ class RunDatabase:
             )
             for graft, known in aftermath.items():
                 self._write_aftermath(*graft, known)
+            prune(connection)
         return lost
 
     def sessions(self) -> list[SessionRecord]:
         """Every process that has trained the run, in order."""
-        with self._speaking():
-            rows = self._connection.execute("SELECT * FROM sessions ORDER BY rowid")
-            return [
-                SessionRecord(began, process, host, config, json.loads(versions))
-                for began, process, host, config, versions in rows
-            ]
+        return [SessionRecord(*values) for values in self._rows("sessions", "rowid")]
 
     def events_written(self) -> int:
         """Number of the latest event."""
-        with self._speaking():
-            number: int = self._connection.execute("SELECT COALESCE(MAX(rowid), 0) FROM events").fetchone()[0]
-            return number
+        return self._counted("SELECT COALESCE(MAX(rowid), 0) FROM events")
 
     def generations(self) -> int:
         """How many generations have been recorded."""
-        with self._speaking():
-            number: int = self._connection.execute("SELECT COUNT(DISTINCT generation) FROM members").fetchone()[0]
-            return number
+        return self._counted("SELECT COUNT(DISTINCT generation) FROM members")
 
     def scores(self) -> list[MemberRecord]:
         """Every member of every generation, in that order."""
-        with self._speaking():
-            rows = self._connection.execute("SELECT * FROM members ORDER BY generation, member")
-            return [
-                MemberRecord(generation, member, _number(score), _number(stderr), episodes, steps, _values(hyperparams))
-                for generation, member, score, stderr, episodes, steps, hyperparams in rows
-            ]
+        return [MemberRecord(*values) for values in self._rows("members", "generation, member")]
 
     def metrics(self) -> list[MetricsRecord]:
         """What else is known of every generation, in order."""
-        with self._speaking():
-            rows = self._connection.execute("SELECT * FROM metrics ORDER BY generation")
-            return [
-                MetricsRecord(
-                    generation,
-                    ended,
-                    {name: [_number(value) for value in values] for name, values in json.loads(members).items()},
-                    {name: _number(value) for name, value in json.loads(population).items()},
-                )
-                for generation, ended, members, population in rows
-            ]
+        return [MetricsRecord(*values) for values in self._rows("metrics", "generation")]
 
     def lineage(self) -> list[GraftRecord]:
         """Every graft, by generation and recipient."""
-        with self._speaking():
-            rows = self._connection.execute("SELECT * FROM grafts ORDER BY generation, member")
-            return [
-                GraftRecord(
-                    generation,
-                    member,
-                    parent,
-                    found,
-                    reason,
-                    _number(own),
-                    _number(donors),
-                    _values(before),
-                    _values(after),
-                    strategy,
-                    Aftermath(*(_number(value) for value in aftermath)),
-                )
-                for generation, member, parent, found, reason, own, donors, before, after, strategy, *aftermath in rows
-            ]
+        return [
+            GraftRecord(*(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:])))
+            for values in self._rows("grafts", "generation, member")
+        ]
 
     def events(self) -> list[EventRecord]:
         """Every event, in the order of writing."""
-        with self._speaking():
-            return [EventRecord(*row) for row in self._connection.execute("SELECT * FROM events ORDER BY rowid")]
+        return [EventRecord(*values) for values in self._rows("events", "rowid")]
 
     @contextlib.contextmanager
     def unchanging(self) -> Iterator[None]:
         """Whatever is read inside is of one moment, though another process may be writing."""
-        with self._speaking():
+        with in_words(self.path):
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -320,10 +303,7 @@ class RunDatabase:
         def note(text: str, number: int | None) -> None:
             known = self._connection.execute("SELECT 1 FROM events WHERE text = ?", (text,)).fetchone()
             if not known:
-                row = (number, time.time(), text)
-                self._connection.execute(
-                    "INSERT INTO events (rowid, time, generation, kind, text) VALUES (?, ?, NULL, 'damaged', ?)", row
-                )
+                self._write_event("damaged", text, None, number)
                 texts.append(text)
 
         newest = self.events_written()
@@ -347,6 +327,7 @@ class RunDatabase:
             }
             text = json.dumps(kept, separators=(",", ":"))
             connection.execute("UPDATE metrics SET members = ? WHERE generation = ?", (text, number))
+            seal(connection, "metrics", "generation = ?", number)
 
     def _write_aftermath(self, generation: int, member: int, aftermath: Aftermath) -> None:
         columns = dataclasses.asdict(aftermath)
@@ -355,14 +336,35 @@ class RunDatabase:
             f"UPDATE grafts SET {assignments} WHERE generation = ? AND member = ?",
             (*columns.values(), generation, member),
         )
+        seal(self._connection, "grafts", "generation = ? AND member = ?", generation, member)
+
+    def _write_event(self, kind: str, text: str, generation: int | None, number: int | None = None) -> None:
+        text = text[:LONGEST_TEXT].encode(errors="backslashreplace").decode()
+        row = (number, self._now(), generation, kind, text)
+        query = "INSERT INTO events (rowid, time, generation, kind, text) VALUES (?, ?, ?, ?, ?)"
+        seal(self._connection, "events", "rowid = ?", self._connection.execute(query, row).lastrowid)
+
+    def _rows(self, table: str, order: str) -> Iterator[tuple[Any, ...]]:
+        with in_words(self.path):
+            for _, _, values in rows(self._connection, table, order, self._most):
+                yield values
+
+    def _counted(self, query: str) -> int:
+        with in_words(self.path):
+            (number,) = self._connection.execute(query).fetchone()
+            return int(number)
 
     @contextlib.contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """Turns SQLite's errors, and unreadable cells, into StoreError."""
-        try:
-            yield
-        except (sqlite3.Error, ValueError) as error:
-            raise StoreError(f"the database {self.path} cannot be used: {error}{_advice(error, self.path)}") from None
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all that is done in it is written, or nothing. Waits for others that hold the database."""
+        with in_words(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.commit()
+            except BaseException:
+                self._connection.rollback()
+                raise
 
 
 def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
@@ -374,23 +376,6 @@ def _texts(hyperparams: Mapping[str, Tensor], pop: int) -> list[str]:
     ]
 
 
-def _values(text: str) -> dict[str, float]:
-    """Inverse of `_texts` for one member."""
-    return {name: math.inf if value is None else value for name, value in json.loads(text).items()}
-
-
 def _rounded(value: float) -> float | None:
     """Six significant digits, as SQLite and JSON can hold them."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _advice(error: Exception, path: Path) -> str:
-    """What to do where the disk, rather than the file, is to blame."""
-    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-    of_the_disk = getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
-    return f"; {room(path)}: make room, or see that the folder can be written" if of_the_disk else ""
-
-
-def _number(value: float | None) -> float:
-    """SQLite keeps NaN as NULL."""
-    return math.nan if value is None else value

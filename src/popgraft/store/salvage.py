@@ -5,28 +5,28 @@ run.sqlite.damaged-1    the old one as it was found, and its log as run.sqlite.d
 """
 
 import contextlib
-import dataclasses
 import itertools
-import json
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from popgraft.disk import reason, sync_directory
-from popgraft.errors import StoreError
-from popgraft.store.database import RunDatabase, connected
+from popgraft.errors import Damaged, StoreError
+from popgraft.store import connection as connections
+from popgraft.store.connection import INDEX, LOG, in_words, with_end
+from popgraft.store.database import RunDatabase
 from popgraft.store.folder import RunFolder
-from popgraft.store.records import Aftermath
+from popgraft.store.integrity import COLUMNS, can_seal, found, is_plain, seal
 
-HEADER = b"SQLite format 3\x00"
+HEADER, FORMATS = b"SQLite format 3\x00", (1, 2)
+"""How a database begins, and then, after two bytes, for whom it can be written and read."""
 
 
 def salvage(folder: RunFolder) -> str | None:
-    """Puts a new database in the place of one that cannot be used.
+    """Puts a new database in the place of one that is damaged.
 
     Args:
         folder: a run that is locked.
@@ -35,54 +35,58 @@ def salvage(folder: RunFolder) -> str | None:
         What was done, which is recorded as an event too; None where the database is sound.
 
     Raises:
-        StoreError: it is of another version of popgraft, or a new one cannot be written.
+        StoreError: it is of another version of popgraft, it cannot be read for a reason that may pass, or a new one
+            cannot be written. Nothing has been changed then.
     """
-    damage = _damage(folder.database)
-    if damage is None:
-        return None
-    try:
-        return _replace(folder.database, damage)
-    except OSError as error:
-        why = reason(error, folder.path)
-        raise StoreError(f"{damage}; a new database cannot be written in {folder.path}: {why}") from None
+    with contextlib.ExitStack() as stack:
+        if folder.database.is_file():
+            stack.enter_context(connections.undisturbed(folder.database))
+        damage = _damage(folder.database)
+        if damage is None:
+            return None
+        try:
+            return _replace(folder.database, damage)
+        except OSError as error:
+            why = reason(error, folder.path)
+            raise StoreError(f"{damage}; a new database cannot be written in {folder.path}: {why}") from None
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a database, if anything: its pages, its tables or a row."""
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(len(HEADER)) != HEADER:  # SQLite would take an empty file for a new one, and drop its log
-                    return f"the database {path} is damaged: it is empty or not a database"
+        connections.check_file(path)
+        with path.open("rb") as file:
+            begin = file.read(len(HEADER) + 4)
+        if begin[: len(HEADER)] != HEADER:  # SQLite would take an empty file for a new one, and drop its log
+            return f"the database {path} is damaged: it is empty or not a database"
+        if not {*begin[-2:]} <= {*FORMATS}:
+            return f"the database {path} is damaged: its first page is not what a run has written"
         with RunDatabase(path, read_only=True) as database:
             database.check()
-        if not _readable(path)[1]:
-            return f"the database {path} is damaged: it holds rows that mean nothing"
     except OSError as error:
-        return f"the database {path} cannot be read: {reason(error)}"
-    except StoreError as error:
-        if RunDatabase.is_of_another_version(path):
-            raise
+        raise StoreError(f"the database {path} cannot be read: {reason(error)}") from None
+    except Damaged as error:
         return str(error)
     return None
 
 
 def _replace(path: Path, damage: str) -> str:
-    log, index, new = (path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm", ".new"))
-    kept = next(
-        name for name in (path.with_name(f"{path.name}.damaged-{n}") for n in itertools.count(1)) if not name.exists()
-    )
-    for file, end in ((log, "-wal"), (path, "")):  # the log first: a copy that has its last file is whole
+    log, index, new = (with_end(path, end) for end in (LOG, INDEX, ".new"))
+    kept = next(name for name in (with_end(path, f".damaged-{n}") for n in itertools.count(1)) if not name.exists())
+    for file, end in ((log, LOG), (path, "")):  # the log first: a copy that has its last file is whole
         if file.is_file():
             shutil.copy2(file, f"{kept}{end}")
-    rows, _ = _readable(path)
+    rows = _readable(path)
     new.unlink(missing_ok=True)
     RunDatabase.create(new)
-    with contextlib.closing(sqlite3.connect(new)) as connection, connection:
-        saved = sum(_insert(connection, table, rows[table]) for table in COLUMNS)
+    with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection, connection:
+        can_seal(connection)
+        saved = sum(_insert(connection, table, own) for table, own in rows.items())
         text = f"{damage}. A new one holds the {saved} rows that could be read"
         text += f"; the old one is kept as {kept.name}" if kept.exists() else ""
         connection.execute("INSERT INTO events VALUES (?, NULL, 'damaged', ?)", (time.time(), text))
+        for table in rows:
+            seal(connection, table, "TRUE")
     for file in (log, index):  # SQLite would apply the old log to the new file
         file.unlink(missing_ok=True)
     os.replace(new, path)
@@ -90,27 +94,23 @@ def _replace(path: Path, damage: str) -> str:
     return text
 
 
-def _readable(path: Path) -> tuple[dict[str, dict[int, tuple[Any, ...]]], bool]:
-    """Every sound row by table and number, and whether there are no others.
+def _readable(path: Path) -> dict[str, dict[int, tuple[Any, ...]]]:
+    """Every sound row by table and number.
 
-    Tables are read from both ends, as far as their pages can be read.
+    Tables are read from both ends, as far as their pages can be read; where the checksums cannot be, without them.
     """
     rows: dict[str, dict[int, tuple[Any, ...]]] = {table: {} for table in COLUMNS}
-    whole = True
-    for (table, columns), order in itertools.product(COLUMNS.items(), ("ASC", "DESC")):
-        query = f"SELECT rowid, {', '.join(columns)} FROM {table} ORDER BY rowid {order}"
-        try:
-            with contextlib.closing(connected(path, read_only=True)) as connection:
-                connection.text_factory = bytes
-                for number, *values in connection.execute(query):
-                    try:
-                        cells = zip(columns.values(), values, strict=True)
-                        rows[table][number] = tuple(check(value) for check, value in cells)
-                    except (ValueError, RecursionError):
-                        whole = False
-        except (sqlite3.Error, UnicodeDecodeError):  # the latter where an error quotes what it cannot read
-            whole = False
-    return rows, whole
+    unsound: dict[str, set[int]] = {table: set() for table in COLUMNS}
+    ways = itertools.product((True, False), COLUMNS, ("rowid", "rowid DESC"))
+    for summed, table, order in ways if path.is_file() else ():
+        with contextlib.suppress(Damaged), in_words(path), contextlib.closing(connections.reader(path)) as connection:
+            if is_plain(connection, table):
+                for number, cells, values in found(connection, table, order, connections.size(path), summed):
+                    if isinstance(values, str):
+                        unsound[table].add(number)
+                    elif number not in unsound[table]:
+                        rows[table][number] = cells
+    return rows
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: dict[int, tuple[Any, ...]]) -> int:
@@ -118,76 +118,9 @@ def _insert(connection: sqlite3.Connection, table: str, rows: dict[int, tuple[An
     names = ", ".join(("rowid", *COLUMNS[table]))
     marks = ", ".join("?" * (1 + len(COLUMNS[table])))
     written = 0
-    for number, values in sorted(rows.items()):
+    for number, cells in sorted(rows.items()):
+        texts = (cell.decode() if isinstance(cell, bytes) else cell for cell in cells)
         with contextlib.suppress(sqlite3.IntegrityError):  # of two rows of one member, the first
-            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (number, *values))
+            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (number, *texts))
             written += 1
     return written
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError("not a count")
-    return value
-
-
-def _count_or_none(value: Any) -> int | None:
-    return None if value is None else _count(value)
-
-
-def _number(value: Any) -> float | None:
-    if value is not None and not isinstance(value, (int, float)):
-        raise ValueError("not a number")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, bytes):
-        raise ValueError("not a text")
-    return value.decode()
-
-
-def _mapping(value: Any) -> str:
-    text = _text(value)
-    if not isinstance(json.loads(text), dict):
-        raise ValueError("not a mapping")
-    return text
-
-
-def _numbers(value: Any) -> str:
-    text = _mapping(value)
-    for each in json.loads(text).values():
-        _number(each)
-    return text
-
-
-def _lists(value: Any) -> str:
-    text = _mapping(value)
-    for each in json.loads(text).values():
-        if not isinstance(each, list):
-            raise ValueError("not a list")
-        for number in each:
-            _number(number)
-    return text
-
-
-COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "members": {
-        **dict.fromkeys(("generation", "member"), _count),
-        **dict.fromkeys(("score", "stderr"), _number),
-        **dict.fromkeys(("episodes", "steps"), _count),
-        "hyperparams": _mapping,
-    },
-    "metrics": {"generation": _count, "time": _number, "members": _lists, "population": _numbers},
-    "grafts": {
-        **dict.fromkeys(("generation", "member", "parent", "parent_generation"), _count),
-        "reason": _text,
-        **dict.fromkeys(("score_before", "parent_score"), _number),
-        **dict.fromkeys(("hyperparams_before", "hyperparams_after"), _mapping),
-        "strategy": _text,
-        **dict.fromkeys((field.name for field in dataclasses.fields(Aftermath)), _number),
-    },
-    "events": {"time": _number, "generation": _count_or_none, "kind": _text, "text": _text},
-    "sessions": {"time": _number, "process": _count, "host": _text, "config": _text, "versions": _mapping},
-}
-"""What every cell must be."""

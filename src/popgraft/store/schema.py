@@ -60,3 +60,14 @@ PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
+
+CHECKSUMS = """
+CREATE TABLE IF NOT EXISTS checksums (
+    kind INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    value INTEGER NOT NULL,
+    PRIMARY KEY (kind, number)
+) WITHOUT ROWID
+"""
+"""Of the rows of the other tables, by table (see `integrity`) and number; runs of earlier versions have none until they
+are resumed."""
