@@ -1,10 +1,53 @@
-"""Files that are whole whatever happens, and errors of the disk in the user's words."""
+"""Files that are whole whatever happens, and are files when they are read; errors of the disk in the user's words."""
 
 import contextlib
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+TEXT = 2**24
+"""Bytes of a text at most: of settings, of what lies beside a snapshot."""
+
+
+def open_file(path: Path, most: int) -> BinaryIO:
+    """Opens a regular file to be read; a pipe or a device, which may have no end, is not touched.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is larger.
+    """
+    _check_regular(path.stat(), most)
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # it may have become a pipe meanwhile
+    try:
+        _check_regular(os.fstat(file.fileno()), most)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_file(path: Path, most: int = TEXT) -> bytes:
+    """The content of a file that `open_file` opens. Raises OSError likewise."""
+    with open_file(path, most) as file:
+        data = file.read(most + 1)
+    if len(data) > most:  # it grows, or does not say how large it is
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
+    return data
+
+
+def _check_regular(found: os.stat_result, most: int) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, which is more than {most:,}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

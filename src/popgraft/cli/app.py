@@ -20,8 +20,9 @@ from popgraft.cli.outcome import conclude, stand
 from popgraft.cli.progress import Progress, progress
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report as write_report
-from popgraft.errors import PopgraftError, PopulationLost
+from popgraft.errors import PopgraftError, PopulationLost, StoreError
 from popgraft.store import RunFolder
+from popgraft.store.boundary import reading
 from popgraft.train import Run, counted, readable
 from popgraft.train import replay as replay_run
 from popgraft.train import resume as resume_population
@@ -227,7 +228,10 @@ def report(
         if text:
             from popgraft.dashboard.text import text as written
 
-            Console(highlight=False).print(written(read(folder), read(compare) if compare else None))
+            data, other = read(folder), read(compare) if compare else None
+            with reading(folder):
+                printed = written(data, other)
+            Console(highlight=False).print(printed)
         else:
             typer.echo(f"wrote {write_report(folder, out, compare)}")
 
@@ -359,12 +363,14 @@ def _in_words(display: Progress | None = None) -> Iterator[None]:
     except PopgraftError as error:
         typer.echo(f"error: {error}", err=True)
         if display and display.plan:
-            conclude(Run(display.plan.folder), err=True)
+            with contextlib.suppress(StoreError):  # the run folder is no more
+                conclude(Run(display.plan.folder), err=True)
         raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
     except KeyboardInterrupt:
         if display and display.plan:
             typer.echo("interrupted; what was reached is in the run folder")
-            conclude(Run(display.plan.folder))
+            with contextlib.suppress(StoreError):
+                conclude(Run(display.plan.folder))
         else:
             typer.echo("interrupted; nothing was written")
         raise typer.Exit(INTERRUPTED) from None

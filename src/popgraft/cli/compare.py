@@ -17,6 +17,7 @@ from popgraft.config import flat_config
 from popgraft.dashboard.data import elapsed
 from popgraft.errors import StoreError
 from popgraft.store import RunDatabase
+from popgraft.store.boundary import reading
 from popgraft.train import Run, readable
 from popgraft.train.intervals import interquartile_interval
 
@@ -96,6 +97,11 @@ def course(run: Run) -> Course:
     Raises:
         StoreError: its training has not ended.
     """
+    with reading(run.path):
+        return _course(run)
+
+
+def _course(run: Run) -> Course:
     if "final_score" not in run.summary:
         raise StoreError(
             f"{run.path} has no final score, because its training has not ended; run: popgraft resume {run.path}"

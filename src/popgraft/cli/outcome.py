@@ -19,7 +19,7 @@ def stand(path: Path) -> str:
     except PopgraftError as error:
         return f"damaged   {error}"
     if found.fault:
-        return f"damaged   {found.fault}"
+        return f"{found.state:<8}  {found.fault}"
     score = "none" if math.isnan(found.score) else readable(found.score)
     return f"{found.state:<8}  {found.done:,} of {found.planned:,} generations, best score {score}"
 

@@ -13,12 +13,15 @@ from pydantic import BaseModel, ValidationError
 from popgraft.config.explain import explain
 from popgraft.config.model import path_of
 from popgraft.config.schema import Config
+from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError
 
 S = TypeVar("S", bound=BaseModel)
 
 FLOAT = "tag:yaml.org,2002:float"
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
+LARGEST = 2**22
+"""Bytes of a file of settings at most."""
 MERGED, VALUES, DEPTH = 1000, 100_000, 50
 """Keys that a mapping may get from others, values in a file with all that its aliases stand for, and their nesting."""
 EXPONENT = (FLOAT, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
@@ -170,9 +173,9 @@ def _check_extent(value: Any, source: str) -> None:
 
 def _read_file(path: Path, name: str) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, LARGEST).decode()
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {name}: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"cannot read the configuration {name}: {reason(error)}") from None
     except ValueError as error:
         raise ConfigError(f"cannot read the configuration {name}, which must be UTF-8 text: {error}") from None
     raw = read_yaml(text, name)

@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from popgraft.config import Config
-from popgraft.errors import StoreError
+from popgraft.disk import read_file
+from popgraft.errors import Damaged, StoreError
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.store import EventRecord, GraftRecord, RunDatabase, SessionRecord
+from popgraft.store.boundary import reading
 from popgraft.train.replay import FILE, FOLDER
 from popgraft.train.run import Run, State
 
@@ -204,13 +206,20 @@ def read(path: str | Path | Run) -> RunData:
         ConfigError: its configuration is damaged.
     """
     run = path if isinstance(path, Run) else Run(path)
+    with reading(run.path):
+        return _read(run)
+
+
+def _read(run: Run) -> RunData:
     config = run.config
     with RunDatabase(run.folder.database, read_only=True) as database, database.unchanging():
         members, recorded = database.scores(), database.metrics()
         grafts, events, sessions = database.lineage(), database.events(), database.sessions()
     try:
         found = run.summary
-    except StoreError:  # no generation has been scored, or the snapshot is damaged
+    except Damaged:
+        raise
+    except StoreError:  # no generation has been scored
         found = {}
     generations = sorted({record.generation for record in members})
     rows = {generation: row for row, generation in enumerate(generations)}
@@ -231,7 +240,7 @@ def read(path: str | Path | Run) -> RunData:
         path=run.path,
         state=run.state,
         config=config,
-        settings=run.folder.config.read_text(encoding="utf-8"),
+        settings=read_file(run.folder.config).decode(),
         generations=np.array(generations, dtype=np.int64),
         taken=taken,
         scores=scores,
@@ -277,8 +286,8 @@ def quartiles(values: Float[Array, "row pop"]) -> Float[Array, "3 row"]:
 def _replay(file: Path) -> dict[str, Any]:
     """What a replay has left; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_file(file))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and {"verdict", "gain", "arms", "population"} <= found.keys() else {}
 

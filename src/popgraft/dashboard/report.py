@@ -8,6 +8,7 @@ from popgraft.dashboard.page import Account, page
 from popgraft.dashboard.summary import summary
 from popgraft.disk import reason, write_atomic
 from popgraft.errors import StoreError
+from popgraft.store.boundary import reading
 
 NAME = "report.html"
 
@@ -29,9 +30,11 @@ def report(path: str | Path, out: str | Path | None = None, compare: str | Path 
     """
     data, other = read(path), read(compare) if compare is not None else None
     file = Path(out).expanduser() if out is not None else data.path / NAME
-    account = Account(data.path.name, summary(data, other), figures(data, other))
+    with reading(data.path):
+        account = Account(data.path.name, summary(data, other), figures(data, other))
+        document = page(data.path.resolve().name, [account]).encode()
     try:
-        write_atomic(file, page(data.path.resolve().name, [account]).encode())
+        write_atomic(file, document)
     except OSError as error:
         raise StoreError(f"cannot write the report {file}: {reason(error, file)}") from None
     return file

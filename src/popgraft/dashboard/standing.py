@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
-from popgraft.errors import PopgraftError, StoreError
+from popgraft.errors import ConfigError, Damaged, PopgraftError, StoreError
 from popgraft.store import RunDatabase
+from popgraft.store.boundary import reading
 from popgraft.train import Run, readable
 from popgraft.train.run import State, planned_generations
 
@@ -19,14 +20,14 @@ class Standing:
     """How far a run has come.
 
     Attributes:
-        state: `running`, `finished`, `stopped` or `damaged`.
+        state: `running`, `finished`, `stopped`, `damaged`, or `unknown` where it cannot be read now.
         done: generations that have been scored.
         planned: generations of the whole run.
         score: the best so far; NaN if there is none.
-        fault: what is damaged and what to do; empty if nothing is.
+        fault: what is damaged, or in the way, and what to do; empty if nothing is.
     """
 
-    state: State | Literal["damaged"]
+    state: State | Literal["damaged", "unknown"]
     done: int = 0
     planned: int = 0
     score: float = math.nan
@@ -34,20 +35,27 @@ class Standing:
 
 
 def standing(run: Run) -> Standing:
-    """Reads how far a run has come; nothing in it is changed."""
+    """Reads how far a run has come, whatever its folder holds; nothing in it is changed."""
     try:
-        config, state = run.config, run.state
+        with reading(run.path):
+            return _read(run)
     except PopgraftError as error:
-        return Standing("damaged", fault=str(error))
+        return Standing("damaged" if isinstance(error, (ConfigError, Damaged)) else "unknown", fault=str(error))
+
+
+def _read(run: Run) -> Standing:
+    config, state = run.config, run.state
     try:
         with RunDatabase(run.folder.database, read_only=True) as database:
             done, planned = database.generations(), planned_generations(config, database)
-    except StoreError as error:
+    except Damaged as error:
         advice = f"popgraft resume {shlex.quote(str(run.path))} goes on with what can be read"
-        return Standing("damaged", fault=f"{error}; {advice}")
+        raise Damaged(f"{error}; {advice}") from None
     try:
         score = float(run.summary["score"])
-    except StoreError:  # no generation has been scored yet, or the snapshot is being replaced
+    except Damaged:
+        raise
+    except StoreError:  # no generation has been scored yet
         score = math.nan
     return Standing(state, done, planned, score)
 

@@ -15,6 +15,7 @@ from popgraft.dashboard.standing import Standing, listing, standing
 from popgraft.dashboard.summary import summary
 from popgraft.errors import PopgraftError
 from popgraft.store import RunFolder
+from popgraft.store.boundary import reading
 from popgraft.store.lock import holder
 from popgraft.train import Run
 from popgraft.train.replay import FILE, FOLDER
@@ -24,6 +25,9 @@ PAUSE = 0.75
 
 LOOKING, DRAWING = 0.003, 0.004
 """Shares of a core's time that the list of runs and the figures may take; where they need more, the pauses grow."""
+
+UNREADABLE = "This run cannot be read: {}."
+"""What is told of a run in place of everything else."""
 
 SHOWN, LISTED = 16, 4096
 """Runs whose figures are remembered though nobody asks for them, and whose standings are."""
@@ -72,7 +76,11 @@ class Shown:
         """What there is to tell of it."""
         if isinstance(self.data, str):
             return Account(name, [self.data], [])
-        return Account(name, summary(self.data), figures(self.data, limits=limits))
+        try:
+            with reading(self.data.path):
+                return Account(name, summary(self.data), figures(self.data, limits=limits))
+        except PopgraftError as error:
+            return Account(name, [UNREADABLE.format(error)], [])
 
 
 class Watcher:
@@ -165,7 +173,7 @@ class Watcher:
         try:
             return read(self._run(mark.folder, mark.stamps[0]))
         except PopgraftError as error:
-            return f"This run cannot be read: {error}."
+            return UNREADABLE.format(error)
 
     def _stands(self, mark: Mark) -> Standing:
         """How far a run has come."""
@@ -179,7 +187,7 @@ class Watcher:
         if time.monotonic() < self._rests_until:
             return
         began = time.thread_time()
-        with contextlib.suppress(FileNotFoundError):  # a folder that vanished while it was searched
+        with contextlib.suppress(OSError):  # a folder that vanished while it was searched
             marks = {self._name(folder): Mark.of(folder) for folder in RunFolder.find(self._root)}
             self._marks, before = marks, self._marks
             self._told, told = self._due(), self._told

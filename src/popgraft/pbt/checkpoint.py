@@ -21,7 +21,8 @@ from torch import Tensor
 
 from popgraft.disk import reason, write_atomic
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt.unpack import load_plain, unzip
+from popgraft.pbt import unpack
+from popgraft.pbt.unpack import Budget, load_plain, unzip
 
 Format = Literal["v2_full_parameters", "v1_policy_only"]
 
@@ -143,13 +144,14 @@ def read(path: Path) -> Checkpoint:
         StoreError: the file is missing, damaged, foreign, of an unknown version, or holds code, which is not run.
     """
     try:
-        blob = path.read_bytes()
+        blob = unpack.read(path)
     except OSError as error:
         raise StoreError(f"cannot read checkpoint {path}: {reason(error)}") from None
-    files = unzip(path, blob)
+    budget = Budget(len(blob))
+    files = unzip(path, blob, budget)
     if "policy.pth" in files:
-        return Checkpoint(V2, _stable_baselines3(path, files), blob)
-    found = load_plain(path, blob, files)
+        return Checkpoint(V2, _stable_baselines3(path, files, budget), blob)
+    found = load_plain(path, blob, files, budget)
     if not isinstance(found, dict) or not found:
         raise StoreError(f"{path} is not a checkpoint: it holds {_in_short(found)}, not a dict of parameters")
     if "format_version" not in found:
@@ -170,9 +172,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(version, data, blob, found.get("member_id"))
 
 
-def _stable_baselines3(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
+def _stable_baselines3(path: Path, files: dict[str, bytes], budget: Budget) -> dict[str, Any]:
     """The state dicts of a Stable-Baselines3 model; what it pickled beside them is not looked at."""
-    parts = {name.removesuffix(".pth"): load_plain(path, file) for name, file in files.items() if name.endswith(".pth")}
+    parts = {
+        name.removesuffix(".pth"): load_plain(path, file, budget=budget)
+        for name, file in files.items()
+        if name.endswith(".pth")
+    }
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise StoreError(f"{path} is damaged: its {name}.pth holds {_in_short(part)}, not a state dict")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError, StoreError
 from popgraft.pbt import checkpoint
 from popgraft.pbt.step import Step
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 STATE = "vecnormalize_state"
 MOMENTS = ("mean", "var", "count")
 SCALARS = ("clip_obs", "epsilon")
+LARGEST = 2**30
+"""Bytes of a file of statistics at most."""
 DEEPEST = 100
 """Wrappers that are looked through."""
 
@@ -69,9 +72,9 @@ def read_statistics(path: Path) -> dict[str, Any]:
             pickle, which is never read.
     """
     try:
-        blob = path.read_bytes()
+        blob = read_file(path, LARGEST)
     except OSError as error:
-        raise StoreError(f"cannot read the VecNormalize statistics {path}: {error.strerror}") from None
+        raise StoreError(f"cannot read the VecNormalize statistics {path}: {reason(error)}") from None
     found = load_plain(path, blob) if zipfile.is_zipfile(BytesIO(blob)) else None
     if isinstance(found, dict) and isinstance(found.get(STATE), dict):
         return dict(found[STATE])

@@ -12,6 +12,7 @@ read.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.disk import reason, room, sync_directory, write_atomic
-from popgraft.errors import StoreError
+from popgraft.disk import TEXT, read_file, reason, room, sync_directory, write_atomic
+from popgraft.errors import Damaged, StoreError
 from popgraft.store.folder import RunFolder
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ Metadata = dict[str, Any]
 
 FORMAT = "popgraft-snapshot-1"
 MANIFEST = "manifest.json"
+WIDEST = 16
+"""Bytes of a number at most."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -158,23 +161,29 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
     place = folder.snapshots / name
     while True:
         try:
-            blob = (place / _tensors_name(manifest)).read_bytes()
+            blob = read_file(place / _tensors_name(manifest), _bytes(manifest))
             break
         except FileNotFoundError:
             # A writer may have replaced the snapshot since its manifest was read.
             earlier, manifest = manifest, _read_manifest(folder, name)
             if manifest == earlier:
-                raise StoreError(
+                raise Damaged(
                     f"snapshot {place} is damaged: {_tensors_name(manifest)} is missing{_others(folder, name)}"
                 ) from None
         except OSError as error:
             raise StoreError(f"cannot read snapshot {place}: {reason(error)}") from None
     if hashlib.sha256(blob).hexdigest() != manifest["sha256"]:
-        raise StoreError(
+        raise Damaged(
             f"snapshot {place} is damaged: the content of {_tensors_name(manifest)} does not match its checksum"
             f"{_others(folder, name)}"
         )
     return manifest, blob
+
+
+def _bytes(manifest: dict[str, Any]) -> int:
+    """What a file of these leaves may have at most."""
+    sizes = (math.prod(leaf["shape"]) * WIDEST for leaf in manifest["leaves"])
+    return TEXT + sum(max(0, size) for size in sizes)
 
 
 def _build(folder: RunFolder, name: str, manifest: dict[str, Any], blob: bytes) -> dict[str, Tensor]:
@@ -182,10 +191,10 @@ def _build(folder: RunFolder, name: str, manifest: dict[str, Any], blob: bytes) 
     try:
         flat = safetensors.torch.load(blob)
     except safetensors.SafetensorError as error:
-        raise StoreError(f"snapshot {name!r} in {folder.path} is foreign: {error}") from None
+        raise Damaged(f"snapshot {name!r} in {folder.path} is foreign: {error}") from None
     built = {leaf["name"]: flat.pop(leaf["name"], torch.empty(0)) for leaf in manifest["leaves"]}
     if flat or [_describe(path, leaf) for path, leaf in built.items()] != manifest["leaves"]:
-        raise StoreError(f"snapshot {name!r} in {folder.path} is foreign: its tensors are not those of its manifest")
+        raise Damaged(f"snapshot {name!r} in {folder.path} is foreign: its tensors are not those of its manifest")
     return built
 
 
@@ -193,20 +202,20 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     _check_name(name)
     path = folder.snapshots / name / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"there is no snapshot {name!r} in {folder.snapshots}{_others(folder, name)}") from None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {reason(error)}") from None
     except (ValueError, RecursionError):
-        raise StoreError(f"{path} is damaged: it is not JSON{_others(folder, name)}") from None
+        raise Damaged(f"{path} is damaged: it is not JSON{_others(folder, name)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError(f"{path} was not written by this version of popgraft: its format is not {FORMAT!r}")
+        raise Damaged(f"{path} was not written by this version of popgraft: its format is not {FORMAT!r}")
     checksum = manifest.pop("checksum", None)
     if checksum != _checksum(manifest):
-        raise StoreError(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
+        raise Damaged(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
     if not _is_manifest(manifest):
-        raise StoreError(f"{path} is foreign: it has the right checksum, but not the parts of a manifest")
+        raise Damaged(f"{path} is foreign: it has the right checksum, but not the parts of a manifest")
     return manifest
 
 

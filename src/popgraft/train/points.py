@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from popgraft import tree
-from popgraft.errors import StoreError
+from popgraft.errors import Damaged, StoreError
 from popgraft.state import Member
 from popgraft.store import RunFolder, snapshot
+from popgraft.store.boundary import reading
+from popgraft.train.plausible import Point, checked
 from popgraft.train.run import LAST
 
 if TYPE_CHECKING:
@@ -59,9 +61,15 @@ def load_point(training: "Training", name: str, metadata: dict[str, Any]) -> Non
     """Puts members, state and schedule of a run that has not begun back to a point; its seats are for the caller."""
     executor, state = training.executor, training.state
     like = executor.export(torch.arange(training.config.pbt.population_size))
-    tensors = read_point(training, name, metadata, like)
-    state.restore(tensors, metadata)
-    training.schedule.load_state_dict(metadata["schedule"])
+    with reading(training.run.folder.snapshots / name):
+        tensors = read_point(training, name, metadata, like)
+        state.restore(tensors, metadata)
+        training.schedule.load_state_dict(metadata["schedule"])
+        told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
+        true = int(state.place_steps.sum()), state.generation
+        found = metadata["found"] or {"generation": 0, "member": 0}
+        if told[:2] != true or found["generation"] > told[2] or found["member"] > told[3]:
+            raise ValueError("its numbers are not those of its members")
     executor.restore(tensors["member"])
 
 
@@ -83,11 +91,16 @@ def newest_point(folder: RunFolder, report: Callable[[str], None]) -> tuple[str,
         StoreError: there are some, but none is whole.
     """
     damage, written = "", snapshot.names(folder)
-    for _, name in sorted(points(folder).items(), reverse=True):
+    for number, name in sorted(points(folder).items(), reverse=True):
         if name not in written:  # the process was killed while it wrote this one, or removed it
             continue
+        place = folder.snapshots / name
         try:
-            return name, snapshot.verified(folder, name)
+            with reading(place):
+                metadata = checked(Point, snapshot.verified(folder, name), place)
+            if metadata["generation"] != number:
+                raise Damaged(f"snapshot {place} is damaged: it is that of generation {metadata['generation']}")
+            return name, metadata
         except StoreError as error:
             damage = str(error)
             report(f"{damage}; going on from an earlier one")

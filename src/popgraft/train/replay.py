@@ -24,6 +24,7 @@ from popgraft.disk import reason, write_atomic
 from popgraft.errors import ConfigError, RunExists, StoreError
 from popgraft.rng import derive
 from popgraft.store import RunFolder
+from popgraft.store.boundary import reading
 from popgraft.train.intervals import interquartile_mean, mean_interval
 from popgraft.train.observer import Observer, readable
 from popgraft.train.resume import resume
@@ -126,12 +127,14 @@ def replay_config(
     names = list(run.config.pbt.varied)
     if not names:
         raise ConfigError(f"{run.path} has nothing to replay: nothing varies, because pbt.hyperparams is empty")
-    line = ancestry(run)
+    with reading(run.path):
+        line = ancestry(run)
+        schedule = schedule_of(line, names, grafts)
     settings = {
         "pbt.population_size": seeds,
         "pbt.exploit_method": "none",
         "pbt.explore_always": False,
-        "pbt.schedule": schedule_of(line, names, grafts),
+        "pbt.schedule": schedule,
         "execute.shards": run.config.execute.shards and min(run.config.execute.shards, seeds),
         "execute.sizes": None,
         "seed": derive(run.config.seed, "replay"),

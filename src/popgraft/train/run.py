@@ -14,10 +14,12 @@ from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
 from popgraft.rollout.make import make_grid
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.store.boundary import reading
 from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
 from popgraft.train.observer import counted
+from popgraft.train.plausible import Found, checked
 
 BEST = "best"
 """Snapshot of the best member there ever was: a population of one."""
@@ -138,12 +140,13 @@ class Run:
         spaces = grid.spaces
         grid.close()
         one = empty_member(self.config, spaces)
-        if member == BEST:
-            state, _ = snapshot.load(self.folder, BEST, one)
-        else:
-            everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
-            population, _ = snapshot.load(self.folder, LAST, everyone)
-            state = tree.gather(population, torch.tensor([numbers[str(member)]]))
+        with reading(self.path):
+            if member == BEST:
+                state, _ = snapshot.load(self.folder, BEST, one)
+            else:
+                everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
+                population, _ = snapshot.load(self.folder, LAST, everyone)
+                state = tree.gather(population, torch.tensor([numbers[str(member)]]))
         return Agent(self.config, spaces, state, self.factory)
 
     @property
@@ -154,7 +157,7 @@ class Run:
             StoreError: no member has had a score yet.
         """
         self._check_scored()
-        return snapshot.verified(self.folder, BEST)
+        return checked(Found, snapshot.verified(self.folder, BEST), self.folder.snapshots / BEST)
 
     @property
     def lack(self) -> str:

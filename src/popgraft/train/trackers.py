@@ -12,7 +12,7 @@ import time
 import uuid
 
 from popgraft.config import MlflowConfig, TrackingConfig, WandbConfig, flat_config
-from popgraft.disk import write_atomic
+from popgraft.disk import read_file, write_atomic
 from popgraft.errors import ConfigError, MissingExtra
 from popgraft.train.observer import Generation, Observer, Plan
 from popgraft.train.scalars import scalars
@@ -59,7 +59,7 @@ class Tracker(Observer, abc.ABC):
         """
         file = plan.folder / f"{self.name}.json"
         try:
-            known = json.loads(file.read_text())["id"] if file.is_file() else None
+            known = json.loads(read_file(file))["id"] if file.is_file() else None
             write_atomic(file, json.dumps({"id": self.begin(plan, known)}).encode())
         except Exception as error:
             raise _unusable(self.name, error) from error

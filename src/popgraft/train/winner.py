@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from popgraft.errors import StoreError
+from popgraft.errors import Damaged, StoreError
 from popgraft.store import GraftRecord, MemberRecord
 from popgraft.train.run import Run
 
@@ -41,7 +41,11 @@ def ancestry(run: Run) -> list[Stretch]:
     grafts = {(graft.generation, graft.member): graft for graft in run.lineage}
     taken = {record.generation: record.steps for record in scores}  # by every member since the run began
     backwards, place = [], (int(found["generation"]), int(found["member"]))
+    seen = set()
     while True:
+        if place in seen:
+            raise Damaged(f"{run.path} is damaged: its best agent descends from itself")
+        seen.add(place)
         generation, member = place
         if place not in records or (generation and generation - 1 not in taken):
             raise StoreError(
