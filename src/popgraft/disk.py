@@ -5,14 +5,16 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-TEXT = 2**24
-"""Bytes of a text at most: of settings, of what lies beside a snapshot."""
+TEXT, PIECE = 2**24, 2**20
+"""Bytes of a text at most, such as what lies beside a snapshot, and bytes that are read at a time."""
 
 
-def open_file(path: Path, most: int) -> BinaryIO:
+@contextlib.contextmanager
+def open_file(path: Path, most: int) -> Iterator[BinaryIO]:
     """Opens a regular file to be read; a pipe or a device, which may have no end, is not touched.
 
     Args:
@@ -23,22 +25,21 @@ def open_file(path: Path, most: int) -> BinaryIO:
         OSError: it cannot be read, is not a regular file, or is larger.
     """
     _check_regular(path.stat(), most)
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # it may have become a pipe meanwhile
-    try:
-        _check_regular(os.fstat(file.fileno()), most)
-    except OSError:
-        file.close()
-        raise
-    return file
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        _check_regular(os.fstat(file.fileno()), most)  # it may have become a pipe meanwhile
+        yield file
 
 
 def read_file(path: Path, most: int = TEXT) -> bytes:
     """The content of a file that `open_file` opens. Raises OSError likewise."""
+    pieces, left = [], most
     with open_file(path, most) as file:
-        data = file.read(most + 1)
-    if len(data) > most:  # it grows, or does not say how large it is
-        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
-    return data
+        while piece := file.read(PIECE):
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:  # it grows, or does not say how large it is
+                raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
+    return b"".join(pieces)
 
 
 def _check_regular(found: os.stat_result, most: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popgraft.disk import open_file
+from popgraft.disk import open_file, read_file
 from popgraft.errors import StoreError
 
 EXPANSION, SLACK = 8, 64 * 2**20
@@ -90,10 +90,9 @@ def read(path: Path) -> bytes:
         begin = file.read(len(LEGACY))
         file.seek(max(0, file.seek(0, os.SEEK_END) - END))
         end = file.read(END)
-        if not (begin.startswith(ARCHIVE) and DIRECTORY_END in end) and begin != LEGACY:
-            raise StoreError(f"{path} is damaged, truncated or not a checkpoint; nothing of it was executed")
-        file.seek(0)
-        return file.read(LARGEST)
+    if not (begin.startswith(ARCHIVE) and DIRECTORY_END in end) and begin != LEGACY:
+        raise StoreError(f"{path} is damaged, truncated or not a checkpoint; nothing of it was executed")
+    return read_file(path, LARGEST)
 
 
 def unzip(path: Any, blob: bytes, budget: Budget | None = None) -> dict[str, bytes]:
@@ -105,8 +104,8 @@ def unzip(path: Any, blob: bytes, budget: Budget | None = None) -> dict[str, byt
         budget: what is left of that of the file that holds it; None: it is a file itself.
 
     Raises:
-        StoreError: it is damaged, unpacks to far more than its size, holds what nobody wrote for popgraft, or names a file
-            twice or outside of itself.
+        StoreError: it is damaged, unpacks to far more than its size, is packed as no model is, or names a file twice or
+            outside of itself.
     """
     budget = budget or Budget(len(blob))
     if blob.count(DIRECTORY_ENTRY) > ENTRIES:

@@ -28,7 +28,8 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, PopgraftError, StoreError
-from popgraft.pbt.unpack import load_plain, unzip
+from popgraft.pbt import unpack
+from popgraft.pbt.unpack import Budget, load_plain, unzip
 from popgraft.sb3.arguments import batches, fitting
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
@@ -117,12 +118,16 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         StoreError: it is missing, damaged, foreign, or holds pickled objects.
     """
     try:
-        file = open_path(path, "r", suffix="zip")
-        own = file if isinstance(path, (str, Path)) else contextlib.nullcontext()  # a file of the user's stays open
-        with own:
+        if isinstance(path, (str, Path)):
+            place = Path(path)
+            blob = unpack.read(place if place.exists() or place.suffix == ".zip" else Path(f"{place}.zip"))
+        else:  # which stays open
+            file = open_path(path, "r", suffix="zip")
             if file.seekable():
                 file.seek(0)  # as zipfile does it: a file that was just written stands at its end
-            files = unzip(path, file.read())
+            blob = file.read()
+        budget = Budget(len(blob))
+        files = unzip(path, blob, budget)
     except OSError as error:
         raise StoreError(f"cannot read the model {path}: {reason(error)}") from None
     try:
@@ -132,9 +137,9 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         raise StoreError(f"{path} is damaged or not a model ({type(error).__name__}: {error})") from None
     if print_system_info:
         print(files.get("system_info.txt", b"").decode(errors="replace"))
-    place = get_device(device)
+    device = get_device(device)
     parts = {
-        name.removesuffix(".pth"): _on(place, load_plain(path, content))
+        name.removesuffix(".pth"): _on(device, load_plain(path, content, budget=budget))
         for name, content in files.items()
         if name.endswith(".pth")
     }

@@ -182,8 +182,8 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, Any], bytes]:
 
 def _bytes(manifest: dict[str, Any]) -> int:
     """What a file of these leaves may have at most."""
-    sizes = (math.prod(leaf["shape"]) * WIDEST for leaf in manifest["leaves"])
-    return TEXT + sum(max(0, size) for size in sizes)
+    numbers: list[int] = [math.prod(leaf["shape"]) for leaf in manifest["leaves"]]
+    return TEXT + WIDEST * sum(max(0, number) for number in numbers)
 
 
 def _build(folder: RunFolder, name: str, manifest: dict[str, Any], blob: bytes) -> dict[str, Tensor]:
