@@ -21,7 +21,12 @@ def test_every_error_is_a_popgraft_error_and_stands_in_the_picture(error: type) 
 
 @pytest.mark.parametrize(
     ("error", "builtin"),
-    [(errors.ConfigError, ValueError), (errors.MissingExtra, ImportError), (errors.RunExists, FileExistsError)],
+    [
+        (errors.ConfigError, ValueError),
+        (errors.MissingExtra, ImportError),
+        (errors.UnusableNumber, ValueError),
+        (errors.RunExists, FileExistsError),
+    ],
 )
 def test_errors_can_be_caught_as_the_built_in_kind(error: type, builtin: type) -> None:
     assert issubclass(error, builtin)

@@ -11,7 +11,7 @@ NAMES = {
     "HyperparamConfig", "MissingExtra", "Observer", "OutOfMemory", "PBTAdversarialConfig", "PBTConfig", "PBTScheduler",
     "PBTTrainingCoordinator", "PerturbationConfig", "Plan", "PopgraftError", "PopulationLost",
     "PopulationMember", "Replay", "Run", "RunExists", "SAPPOConfig", "ShardLost", "StateAdversarialPPO",
-    "StatePerturbation", "StoreError", "UPGD", "UPGDW", "VarianceGradientScaler", "create_policy_loss_fn",
+    "StatePerturbation", "StoreError", "UPGD", "UPGDW", "UnusableNumber", "VarianceGradientScaler", "create_policy_loss_fn",
     "create_sappo_wrapper", "create_value_loss_fn", "export", "load_config", "load_pbt_adversarial_config", "report", "replay", "resume",
     "train",
 }  # fmt: skip

@@ -23,6 +23,7 @@ from popgraft.errors import (
     RunExists,
     ShardLost,
     StoreError,
+    UnusableNumber,
 )
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, VarianceGradientScaler
@@ -74,6 +75,7 @@ __all__ = [
     "StateAdversarialPPO",
     "StatePerturbation",
     "StoreError",
+    "UnusableNumber",
     "VarianceGradientScaler",
     "create_policy_loss_fn",
     "create_sappo_wrapper",

@@ -4,6 +4,7 @@ PopgraftError
 ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
 │   └── ArgumentError (also AssertionError)  an argument of DistributionalPPO that cannot work
 ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
+│   └── UnusableNumber (also ValueError)  it gave NaN, an infinite number, or one that is far too large
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
 ├── RunExists (also FileExistsError)  the run folder is already in use
 ├── StoreError                        a file of a run that is missing, damaged or foreign, or cannot be read or written
@@ -30,6 +31,10 @@ class ArgumentError(ConfigError, AssertionError):
 
 class EnvironmentFault(PopgraftError):
     """An environment that cannot be made, or that failed while it ran."""
+
+
+class UnusableNumber(EnvironmentFault, ValueError):
+    """An environment gave NaN, an infinite number, or one that is far too large: see `popgraft.rollout.usable`."""
 
 
 class MissingExtra(PopgraftError, ImportError):

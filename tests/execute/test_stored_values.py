@@ -66,13 +66,14 @@ def drawn(seed):
         "twin_critics": pick([False, True]),
         "n_quantiles": 3,
     }
+    scaled = pick(["reward", "returns", "nothing"])
     model = {
         "n_steps": STEPS,
         "n_epochs": 1,
         "n_minibatches": 1,
         "normalize_obs": pick([True, False]),
-        "normalize_reward": pick([True, False]),
-        "normalize_returns": pick([True, False]),
+        "normalize_reward": scaled == "reward",
+        "normalize_returns": scaled == "returns",
         "network": network,
     }
     length = pick([2, 4, 8])

@@ -352,7 +352,8 @@ def test_a_dead_worker_is_a_failure_of_its_member_only(factory: Callable[..., An
         np.testing.assert_array_equal(grid.observations["obs"][0], calm.observations["obs"][0])
     assert list(grid.failures) == [1]
     assert grid.failures[1].endswith("an environment's process has ended with exit status 1")
-    assert np.isnan(found.reward[1]).all()
+    assert not found.reward[1].any()
+    assert not found.valid[1].any()
     assert not any(process.is_alive() for process in doomed._env.processes)
     grid.reset([1], [20])
     assert not grid.failures

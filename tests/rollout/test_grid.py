@@ -47,6 +47,39 @@ class Fragile(gym.Env):
         return self.observe(), reward, False, self.time == 4, {}
 
 
+class Odd:
+    """Makes grids of three members, of which the second's second environment gives an odd number: in its third step, or
+    with its terminal or its first observation.
+    """
+
+    def __init__(self, place: str, value: float, mode: AutoresetMode) -> None:
+        self.place, self.value, self.mode, self.made = place, value, mode, 0
+
+    def grid(self) -> EnvGrid:
+        return EnvGrid(EnvConfig(factory="not:used", num_envs=2), 3, factory=self.factory)
+
+    def factory(self, num_envs: int) -> Any:
+        self.made += 1
+        kinds = [Fragile, self.sometimes() if self.made == 2 else Fragile]
+        assert num_envs == 2
+        return SyncVectorEnv(kinds, autoreset_mode=self.mode)
+
+    def sometimes(odd) -> type:  # noqa: N805 - the environment has a self of its own
+        class Sometimes(Fragile):
+            def observe(self) -> dict[str, Any]:
+                seen = super().observe()
+                at = {"observation": 3, "terminal observation": 4, "first observation": 0}.get(odd.place)
+                if self.time == at:
+                    seen["place"][1] = odd.value
+                return seen
+
+            def step(self, action: np.ndarray) -> Any:
+                obs, reward, *rest = super().step(action)
+                return obs, odd.value if self.time == 3 and odd.place == "reward" else reward, *rest
+
+        return Sometimes
+
+
 def grid_of(pop: int, when: str = "step", kind: type = SyncVectorEnv, mode: Any = AutoresetMode.SAME_STEP) -> EnvGrid:
     def factory(num_envs: int) -> Any:
         return kind([lambda: Fragile(when)] * num_envs, autoreset_mode=mode)
@@ -82,11 +115,9 @@ def test_a_raising_environment_leaves_the_others_bit_identical(kind: type, when:
         np.testing.assert_array_equal(mine[[0, 2]], calm[[0, 2]])
     assert found.failures == {1: "OSError: simulator lost"}
     result = found.step(np.zeros((3, 2, 2), np.float32))
-    assert np.isnan(result.reward[1]).all()
-    assert np.isnan(found.observations["place"][1]).all()
-    assert not found.observations["camera"][1].any()
-    assert result.valid[1].all()
-    assert not (result.terminated | result.truncated | result.started | result.final)[1].any()
+    assert not result.reward[1].any()
+    assert not any(seen[1].any() for seen in found.observations.values())
+    assert not (result.valid | result.terminated | result.truncated | result.started | result.final)[1].any()
 
     expected.step(np.zeros((3, 2, 2), np.float32))
     found.reset([1], [9])
@@ -119,12 +150,62 @@ def test_a_member_whose_environment_cannot_be_rebuilt_stays_failed() -> None:
     assert np.isfinite(grid.observations["place"][0]).all()
 
 
-def test_nan_from_an_environment_is_passed_on() -> None:
-    grid = grid_of(2, "nan")
-    grid.reset([0, 1], [1, BAD_SEED])
-    result = grid.step(np.zeros((2, 2, 2), np.float32))
-    assert np.isnan(result.reward[1]).tolist() == [True, False]
-    assert np.isnan(grid.observations["place"][1]).tolist() == [[True, False], [False, False]]
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -2e15, 1e300])
+@pytest.mark.parametrize("place", ["observation", "terminal observation", "first observation", "reward"])
+def test_a_number_that_is_not_usable_fails_the_member(place: str, value: float, mode: AutoresetMode) -> None:
+    """Its environments are made anew; to the others it is as if nothing had happened."""
+    odd, calm = Odd(place, value, mode), Odd("nowhere", value, mode)
+    found, expected = odd.grid(), calm.grid()
+    for grid in (found, expected):
+        grid.reset(range(3), [1, 2, 3])
+    for mine, theirs in zip(
+        advanced(found, 7, np.random.default_rng(0)), advanced(expected, 7, np.random.default_rng(0)), strict=True
+    ):
+        np.testing.assert_array_equal(mine[[0, 2]], theirs[[0, 2]])
+    name = place if place == "reward" else f"{place.removeprefix('first ')} 'place' at [1]"
+    if mode is AutoresetMode.NEXT_STEP:
+        name = name.removeprefix("terminal ")  # which is shown
+    given = "inf" if value == 1e300 else f"{np.float32(value):g}"
+    assert list(found.failures) == [1]
+    assert found.failures[1].startswith(f"UnusableNumber: environment 1 gave {given} as {name};")
+    assert all(np.isfinite(seen).all() for seen in found.observations.values())
+    found.reset([1], [9])
+    assert (odd.made, calm.made) == (4, 3)
+    assert not found.failures
+    assert found.step(np.zeros((3, 2, 2), np.float32)).valid[1].all()
+
+
+@pytest.mark.parametrize("value", [1e15, -1e15, 5e-324])
+def test_what_is_large_or_small_but_usable_is_seen(value: float) -> None:
+    grid, seen = Odd("observation", value, AutoresetMode.SAME_STEP).grid(), []
+    grid.reset(range(3), [1, 2, 3])
+    for _ in range(3):
+        grid.step(np.zeros((3, 2, 2), np.float32))
+        seen.append(grid.observations["place"][1, 1, 1])
+    assert np.float32(value) in seen
+    assert not grid.failures
+
+
+def test_the_reward_of_a_step_that_only_resets_is_not_looked_at() -> None:
+    class Careless(SyncVectorEnv):
+        finished = np.zeros(2, bool)
+
+        def step(self, actions: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(actions)
+            reward, self.finished = np.where(self.finished, np.nan, reward), terminated | truncated
+            return obs, reward, terminated, truncated, info
+
+    def factory(num_envs: int) -> Any:
+        return Careless([Fragile] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    grid, resets = EnvGrid(EnvConfig(factory="not:used", num_envs=2), 1, factory=factory), 0
+    grid.reset([0], [1])
+    for _ in range(11):
+        result = grid.step(np.zeros((1, 2, 2), np.float32))
+        assert not result.reward[~result.valid].any()
+        resets += (~result.valid).sum()
+    assert resets == 4
     assert not grid.failures
 
 

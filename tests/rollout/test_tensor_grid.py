@@ -216,6 +216,60 @@ def test_names_and_arguments_that_do_not_exist(grid_of):
     assert isinstance(grid_of(1, "popgraft.envs:TMaze", length=2), TensorGrid)
 
 
+class Odd(Counter):
+    """One environment gives an odd number in its third step; which, its first random number says."""
+
+    def __init__(self, place="nowhere", value=0.0, of=-1.0):
+        super().__init__()
+        self.place, self.value, self.of = place, value, of
+
+    def reset(self, noise):
+        return {**super().reset(noise), "name": noise}
+
+    def step(self, state, action, noise):
+        after, reward, ended = super().step(state, action, noise)
+        found = self._found({**after, "name": state["name"]})
+        if self.place == "reward":
+            reward = torch.where(found, self.value, reward)
+        return {**after, "name": state["name"]}, reward, ended
+
+    def observe(self, state):
+        seen = super().observe(state)
+        if self.place == "observation":
+            seen = torch.where(self._found(state).unsqueeze(-1) & torch.tensor([False, True]), self.value, seen)
+        return seen
+
+    def _found(self, state):
+        return ((state["name"] == self.of) & (state["time"] == 3)).squeeze(-1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("place", ["observation", "reward"])
+def test_a_number_that_is_not_usable_fails_the_member(place, value, grid_of, monkeypatch):
+    monkeypatch.setitem(ENVS, "Odd", Odd)
+    seeds = [1, 2, 3]
+    calm = grid_of(3, "Odd")
+    calm.reset(range(3), seeds)
+    odd = grid_of(3, "Odd", place=place, value=value, of=float(shown(calm)[1, 2, 0]))
+    odd.reset(range(3), seeds)
+    for step in range(6):
+        mine, theirs = odd.act(actions_of(odd)), calm.act(actions_of(calm))
+        for name in ("reward", "terminated", "truncated", "valid", "started"):
+            assert torch.equal(getattr(mine, name)[[0, 2]], getattr(theirs, name)[[0, 2]])
+        assert torch.equal(shown(odd)[[0, 2]], shown(calm)[[0, 2]])
+        failed = step >= 2
+        assert mine.valid[1].any() == (not failed)
+        assert bool(shown(odd)[1].any() or mine.reward[1].any()) == (not failed)
+        assert list(odd.failures) == [1] * failed
+    name = "reward" if place == "reward" else "observation 'obs' at [1]"
+    assert odd.failures[1].startswith(f"UnusableNumber: environment 2 gave {value:g} as {name};")
+    odd.reset([1], [2])
+    calm.reset([1], [2])
+    assert odd.failures == {}
+    assert torch.equal(shown(odd), shown(calm))
+    assert odd.act(actions_of(odd)).valid.all()
+
+
 def test_what_tensor_environments_cannot_have():
     for name, value in {"vectorization": "sync", "autoreset": "next_step"}.items():
         with pytest.raises(ValueError, match=f"env.{name}={value!r} has no effect on a tensor environment"):

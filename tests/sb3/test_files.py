@@ -282,3 +282,23 @@ def test_values_that_the_weights_cannot_have_are_refused(make, tmp_path, change,
             archive.writestr(name, content)
     with pytest.raises(StoreError, match=words):
         DistributionalPPO.load(path, device="cpu")
+
+
+def test_statistics_of_earlier_versions_were_single(make, played, tmp_path):
+    model, path = make(normalize_obs=True), tmp_path / "agent.zip"
+    model.learn(64)
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    weights = torch.load(io.BytesIO(files["policy.pth"]), weights_only=True)
+    known = {name: leaf for name, leaf in weights.items() if "normalizer" in name}
+    assert {leaf.dtype for leaf in known.values()} == {torch.float64}
+    torch.save({**weights, **{name: leaf.float() for name, leaf in known.items()}}, single := io.BytesIO())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**files, "policy.pth": single.getvalue()}.items():
+            archive.writestr(name, content)
+    loaded = DistributionalPPO.load(path, env=played(), device="cpu")
+    for name, leaf in loaded.policy.state_dict().items():
+        assert leaf.dtype == weights[name].dtype
+        assert torch.equal(leaf.float(), weights[name].float())
+    loaded.learn(64)

@@ -115,6 +115,17 @@ def test_views_and_expanded_tensors_are_saved_whole(folder):
     assert bits(snapshot.load(folder, "last", state)[0]) == bits(state)
 
 
+def test_numbers_that_were_single_once_are_read_as_double(folder):
+    """Statistics of earlier versions; nothing else changes its type."""
+    state = {"mean": torch.tensor([0.1, 2.0]), "count": torch.tensor([3, 4])}
+    snapshot.save(folder, "last", state, {})
+    double = {**state, "mean": torch.zeros(2, dtype=torch.float64)}
+    assert bits(snapshot.load(folder, "last", double)[0]) == bits({**state, "mean": state["mean"].double()})
+    for other in (torch.float16, torch.int64):
+        with pytest.raises(StoreError, match="mean is float32"):
+            snapshot.load(folder, "last", {**state, "mean": torch.zeros(2, dtype=other)})
+
+
 def test_leaves_that_require_gradients_are_saved(folder):
     snapshot.save(folder, "last", {"w": torch.ones(2, requires_grad=True)}, {})
     assert not snapshot.load_flat(folder, "last")[0]["w"].requires_grad

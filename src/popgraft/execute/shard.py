@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ODD_NUMBER = "it gave a reward or an observation that is not a finite number"
-
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
@@ -44,14 +42,12 @@ class Iteration:
         metrics: to log.
         returns: sum of rewards of every episode so far, at every step.
         ended: whether the episode ended with this step, so that `returns` holds its return.
-        given: whether all rewards and observations were finite.
         value_loss_ratios: of places whose member is somebody else since the iteration before.
     """
 
     metrics: dict[str, Float[Tensor, "pop"]]
     returns: Float[Tensor, "pop time env"]
     ended: Bool[Tensor, "pop time env"]
-    given: Bool[Tensor, "pop"]
     value_loss_ratios: dict[int, float]
 
 
@@ -136,9 +132,7 @@ class Shard:
                 done.append(self.iterate())
                 if stop():
                     break
-        given = torch.stack([iteration.given for iteration in done]).all(0)
-        odd = dict.fromkeys(given.logical_not().nonzero().flatten().tolist(), ODD_NUMBER)
-        failed = odd | self.grid.failures
+        failed = self.grid.failures
         inherited = ("params", "optimizer", "vgs", "normalizer", "returns", "kl")
         sound = tree.finite({"seat": self.seat, **{name: getattr(self.member, name) for name in inherited}}).cpu()
         sound[list(failed)] = False
@@ -167,8 +161,7 @@ class Shard:
         if heirs and expected is not None:
             ratios = heirs.value_loss_ratios(rollout, expected, target)
         episodes = {"ep_rew_mean": _mean(returns, rollout.end), "ep_len_mean": _mean(lengths, rollout.end)}
-        given = tree.finite({"obs": rollout.raw_obs, "reward": rollout.reward})
-        return Iteration({**metrics, **episodes}, returns, rollout.end, given, ratios)
+        return Iteration({**metrics, **episodes}, returns, rollout.end, ratios)
 
     def evaluate(self, seed: int) -> Scores:
         """Plays one episode in each of `evaluation.episodes` environments per member, the same for all members; with

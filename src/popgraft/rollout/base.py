@@ -32,10 +32,11 @@ class Step:
     """What one step of all environments brought, on the grid's device.
 
     Attributes:
-        reward: as the environment gave it.
+        reward: as the environment gave it; 0 where `valid` is false.
         terminated: whether the task ended the episode.
         truncated: whether the episode was cut off, and the task did not end it in the same step.
-        valid: false where the environment ignored the action because it only reset itself (next-step autoreset).
+        valid: false where the environment ignored the action because it only reset itself (next-step autoreset), and
+            of a member that has failed.
         started: whether the current observation is the first of a new episode.
         final: terminal observations that are no longer shown; None where there are none, as with next-step autoreset.
     """
@@ -75,15 +76,21 @@ class Grid(abc.ABC):
 class SeededGrid(Grid):
     """A grid that begins episodes when it is told to.
 
+    A member fails whose environment raises, or gives a number that is not usable. Until its next reset it sees zeros,
+    gets zeros, and none of its steps is valid; the others go on.
+
     Attributes:
-        failures: for every member whose environment has raised since its last reset, what it said.
         in_process: whether the environments run in this process.
         playing: the member whose environments are at work in this process, and since when (`time.monotonic`).
     """
 
-    failures: dict[int, str]
     in_process: bool
     playing: tuple[int, float] | None = None
+
+    @property
+    @abc.abstractmethod
+    def failures(self) -> dict[int, str]:
+        """For every member that has failed since its last reset, what went wrong."""
 
     @abc.abstractmethod
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:

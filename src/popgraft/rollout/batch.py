@@ -26,7 +26,7 @@ class Rollout:
         reward: raw reward of the environment; 0 where `valid` is 0.
         end: whether the episode ended with this step.
         start: whether the observation is the first of an episode.
-        valid: 0 where the environment only reset itself and ignored the action.
+        valid: 0 where the environment only reset itself and ignored the action, and of members that have failed.
         state: recurrent state before every sequence, [pop, sequence, env, state].
     """
 

@@ -134,7 +134,7 @@ class Collector:
             prediction=predictions[:, :-1],
             value=values[:, :-1],
             next_value=next_value.masked_fill_(terminated, 0),
-            reward=column("reward").masked_fill_(valid.logical_not(), 0),
+            reward=column("reward"),
             end=terminated | column("truncated"),
             start=self._start,
             valid=valid.to(torch.float32),

@@ -78,6 +78,7 @@ def _play(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     total = torch.zeros(pop, envs, dtype=torch.float64, device=actor.device)
     playing = torch.ones_like(total, dtype=torch.bool)
+    busy, faults = [True] * pop, dict[int, str]()
     for t in range(max_steps):
         obs = actor.normalized(grid.observe())
         if disturb is None:
@@ -94,14 +95,16 @@ def _play(
             action = head.sample(params, outputs, noise[:, t % NOISE_BLOCK])
         step = grid.act(action)
         seat.episode_start = step.started
-        total += step.reward.masked_fill(playing.logical_not(), 0)  # a failed member's reward is NaN
+        total += step.reward.masked_fill(playing.logical_not(), 0)
         over = step.terminated | step.truncated
         if (whole := grid.whole_episodes()) is not None:
             over, returns = whole
             total = torch.where(playing & over, returns, total)
         playing &= over.logical_not()
-        for place in grid.failures:
+        for place, text in grid.failures.items():
             playing[place] = False
+            if busy[place]:
+                faults.setdefault(place, text)
         busy = playing.any(1).tolist()
         if not any(busy):
             break
@@ -109,5 +112,6 @@ def _play(
     else:
         if grid.whole_episodes() is not None:
             total = torch.where(playing, grid.standing(), total)
-    faults = {place: text for place, text in grid.failures.items() if total[place].isnan().any()}
-    return total.cpu(), faults
+    total = total.cpu()
+    total[list(faults)] = torch.nan
+    return total, faults

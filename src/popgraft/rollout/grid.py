@@ -17,6 +17,7 @@ from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
+from popgraft.rollout.usable import fault_in, named, named_terminal, usable
 from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.spaces import ObsSpec
 
@@ -24,9 +25,8 @@ from popgraft.spaces import ObsSpec
 class EnvGrid(ArrayGrid, SeededGrid):
     """A vector environment for every member.
 
-    Every member has a vector environment of its own, so its episodes depend on its own seed and actions alone. A member
-    whose environment raises gets NaN rewards and observations (zeros for images) until it is reset, and the others
-    go on.
+    Every member has a vector environment of its own, so its episodes depend on its own seed and actions alone. A
+    member's that has failed is closed, and made anew with the next reset.
 
     Args:
         config: the environments.
@@ -50,7 +50,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         device: torch.device = CPU,
     ) -> None:
         self.pop, self.num_envs, self.device = pop, num_envs or config.num_envs, device
-        self.failures = {}
+        self._failures: dict[int, str] = {}
         self._make = maker_of(config, self.num_envs, factory)
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space
@@ -82,6 +82,12 @@ class EnvGrid(ArrayGrid, SeededGrid):
             final=np.zeros(shape, dtype=np.bool_),
             final_observations=final_observations,
         )
+        self._given = {"reward": self._transition.reward, **named(self.observations)}
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """For every member that has failed since its last reset, what went wrong."""
+        return self._failures
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Starts fresh episodes in all environments of some members, and revives those that had failed.
@@ -92,8 +98,8 @@ class EnvGrid(ArrayGrid, SeededGrid):
         """
         rows = list(rows)
         for row, seed in zip(rows, seeds, strict=True):
-            self.failures.pop(row, None)
-            self._ended[row] = False
+            self._failures.pop(row, None)
+            self._ended[row], self._transition.valid[row] = False, True
             self._unready.discard(row)
             self._resting.discard(row)
             for wrapper in self._wrappers:
@@ -105,13 +111,16 @@ class EnvGrid(ArrayGrid, SeededGrid):
                     env.close()  # a reset would go on with the game in which a life was lost
                     env = None
                 self._envs[row] = env = env or self._remade()
-                deliver(self._fields, env.reset(int(seed)), self._slots[row])
+                raw = env.reset(int(seed))
+                with np.errstate(over="ignore"):
+                    deliver(self._fields, raw, self._slots[row])
             except ConfigError:
                 raise
             except Exception as error:
                 self._fail(row, error)
         self.playing = None
         self._wrap(self._shown, self.observations, rows)
+        self._examine(self._given)
         self._blank_failures()
 
     def step(self, actions: np.ndarray) -> Transition:
@@ -138,12 +147,15 @@ class EnvGrid(ArrayGrid, SeededGrid):
         finals = self._step_members(self._encode_actions(actions), result)
         result.truncated &= ~result.terminated
         np.logical_or(result.terminated, result.truncated, out=self._ended)
-        if not self._next_step:
+        if self._next_step:
+            result.reward[~result.valid] = 0
+        else:
             result.started[...] = self._ended
             result.final[...] = result.truncated
             if result.final.any():
                 self._keep_finals(finals, result)
         self._wrap(self._shown, self.observations, range(self.pop))
+        self._examine(self._given)
         self._blank_failures()
         return result
 
@@ -192,17 +204,22 @@ class EnvGrid(ArrayGrid, SeededGrid):
                     env.send(actions[row])
                 except Exception as error:
                     self._fail(row, error)
+        received = {}
         for row in rows:
             if (env := self._envs[row]) is not None:
                 self.playing = (row, time.monotonic())
                 try:
-                    raw, reward[row], terminated[row], truncated[row], finals[row] = env.receive()
-                    deliver(self._fields, raw, self._slots[row])
+                    received[row] = env.receive()
                 except ConfigError:
                     raise
                 except Exception as error:
                     self._fail(row, error)
         self.playing = None
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
+            for row, (raw, rewards, terminations, truncations, replaced) in received.items():
+                deliver(self._fields, raw, self._slots[row])
+                reward[row], terminated[row], truncated[row] = rewards, terminations, truncations
+                finals[row] = replaced
         return finals
 
     def _keep_finals(self, finals: list[Any], result: Transition) -> None:
@@ -212,8 +229,10 @@ class EnvGrid(ArrayGrid, SeededGrid):
             for env in np.flatnonzero(result.final[row]).tolist():
                 raw = final_observation(finals[row], env)
                 slot = {name: out[row, env : env + 1] for name, out in self._shown_final.items()}
-                deliver(self._fields, one(raw), slot)
+                with np.errstate(over="ignore"):
+                    deliver(self._fields, one(raw), slot)
         self._wrap(self._shown_final, result.final_observations, rows)
+        self._examine(named_terminal(result.final_observations, result.final))
 
     def _wrap(self, shown: Mapping[str, np.ndarray], seen: dict[str, np.ndarray], rows: Sequence[int]) -> None:
         """Passes what the environments of some members show through the wrappers."""
@@ -228,21 +247,27 @@ class EnvGrid(ArrayGrid, SeededGrid):
 
     def _fail(self, row: int, error: Exception) -> None:
         """Takes a member whose environment raised out of the game until its next reset."""
-        self.failures[row] = f"{type(error).__name__}: {error}"
+        self._failures[row] = f"{type(error).__name__}: {error}"
         env, self._envs[row] = self._envs[row], None
         if env is not None:
             with contextlib.suppress(Exception):  # the failure itself is what the user hears about
                 env.close()
 
+    def _examine(self, given: Mapping[str, np.ndarray]) -> None:
+        """Fails the members whose environments gave a number [pop, env, *shape] that is not usable."""
+        if all(usable(numbers) for numbers in given.values()):
+            return
+        for row in range(self.pop):
+            if row not in self._failures and (fault := fault_in({name: x[row] for name, x in given.items()})):
+                self._fail(row, fault)
+
     def _blank_failures(self) -> None:
         result = self._transition
-        for row in self.failures:
-            result.reward[row] = np.nan
-            result.valid[row] = True
-            for flags in (result.terminated, result.truncated, result.started, result.final, self._ended):
-                flags[row] = False
-            for key, spec in self.spaces.obs.items():
-                self.observations[key][row] = 0 if spec.image else np.nan
+        flags = (result.terminated, result.truncated, result.valid, result.started, result.final, self._ended)
+        shown = (self.observations, self._shown, result.final_observations, self._shown_final)
+        for row in self._failures:
+            for values in (result.reward, *flags, *(array for arrays in shown for array in arrays.values())):
+                values[row] = 0
 
     def _remade(self) -> MemberEnv:
         """Makes a member's environments anew, which must be like the first member's."""

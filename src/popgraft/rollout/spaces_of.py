@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from popgraft.errors import ConfigError
+from popgraft.rollout.usable import fault_in, named
 from popgraft.spaces import ActionSpec, ObsSpec, Spaces
 
 Write = Callable[[np.ndarray, np.ndarray], None]
@@ -84,11 +85,15 @@ def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.nda
 
     Raises:
         ConfigError: other keys or shapes.
+        UnusableNumber: a number that is not finite, or far too large.
     """
     given = observation if isinstance(observation, Mapping) else {"obs": observation}
     if set(given) != set(fields):
         raise ConfigError(f"the observation has the keys {sorted(given)}; the agent knows {sorted(fields)}")
-    return {name: _delivered(name, field, np.asarray(given[name])) for name, field in fields.items()}
+    arrays = {name: _delivered(name, field, np.asarray(given[name])) for name, field in fields.items()}
+    if fault := fault_in(named(arrays)):
+        raise fault
+    return arrays
 
 
 def _delivered(name: str, field: Field, raw: np.ndarray) -> np.ndarray:
@@ -97,7 +102,8 @@ def _delivered(name: str, field: Field, raw: np.ndarray) -> np.ndarray:
         also = "" if shape == seen else f", or {('env', *seen)} as the network sees it"
         raise ConfigError(f"observation {name!r} has shape {raw.shape}; the agent expects {('env', *shape)}{also}")
     out = np.zeros((len(raw), *seen), np.uint8 if field.spec.image else np.float32)
-    (field.write if raw.shape[1:] == shape else _write_values)(raw, out)
+    with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
+        (field.write if raw.shape[1:] == shape else _write_values)(raw, out)
     return out
 
 

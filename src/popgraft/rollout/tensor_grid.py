@@ -16,6 +16,7 @@ from popgraft.errors import ConfigError
 from popgraft.rng import to_device
 from popgraft.rollout.base import SeededGrid, Step
 from popgraft.rollout.imports import import_name
+from popgraft.rollout.usable import LIMIT, fault_in
 from popgraft.spaces import ActionSpec, Spaces
 
 BLOCK = 128
@@ -43,7 +44,6 @@ class TensorGrid(SeededGrid):
     def __init__(self, config: EnvConfig, pop: int, num_envs: int | None, device: torch.device) -> None:
         self.env = _made(config)
         self.pop, self.num_envs = pop, num_envs or config.num_envs
-        self.failures = {}
         self.spaces = _spaces_of(self.env)
         self._noise = _Noise(pop, (self.num_envs, self.env.noise_dims), device)
         self._encode = _encoder(self.env.action, device)
@@ -52,6 +52,20 @@ class TensorGrid(SeededGrid):
         self._time = torch.zeros(pop, self.num_envs, dtype=torch.long, device=device)
         self._ended = torch.zeros_like(self._time, dtype=torch.bool)
         self._never = torch.zeros_like(self._ended)
+        self._whole = torch.ones(pop, 1, 1, dtype=torch.bool, device=device)
+        self._given = self._gathered(torch.zeros(pop, self.num_envs, device=device))
+        self._seen = torch.zeros_like(self._given)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """For every member that has failed since its last reset, what went wrong; waits for the device."""
+        found = {}
+        for row in self._whole.flatten().logical_not().nonzero().flatten().tolist():
+            *numbers, reward = self._given[row].cpu().numpy().T
+            given = {"reward": reward, **({"observation 'obs'": np.stack(numbers, -1)} if numbers else {})}
+            fault = fault_in(given)
+            found[row] = f"{type(fault).__name__}: {fault}"
+        return found
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Starts fresh episodes in all environments of some members."""
@@ -60,10 +74,15 @@ class TensorGrid(SeededGrid):
         tree.put_(self._state, index, fresh)
         index = index.to(self._time.device)
         self._time[index], self._ended[index] = 0, False
+        self._whole[index], self._given[index] = True, 0
+        self._examine(torch.zeros_like(self._given[..., 0]))
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations to act on, which the environment may have shown as a part of its state."""
-        return {"obs": self.env.observe(self._state).clone()}
+        """The observations to act on."""
+        if self.env.observation.image:
+            return {"obs": self.env.observe(self._state).clone()}  # may be a part of the state
+        shape = self.env.observation.shape
+        return {"obs": self._seen[..., :-1].reshape(*self._seen.shape[:2], *shape)}
 
     def act(self, actions: Real[Tensor, "pop env dims"]) -> Step:
         """Takes one action in every environment that has not ended, and resets the others.
@@ -84,7 +103,22 @@ class TensorGrid(SeededGrid):
             self._time = (self._time + 1) * valid
             truncated = (self._time >= self.env.time_limit) & terminated.logical_not()
         self._ended = terminated | truncated
-        return Step(reward.masked_fill(ended, 0), terminated, truncated, valid, ended, None)
+        self._examine(reward.masked_fill(ended, 0))
+        return Step(self._seen[..., -1], terminated, truncated, valid & self._whole.squeeze(-1), ended, None)
+
+    def _examine(self, reward: Float[Tensor, "pop env"]) -> None:
+        """Takes in what the environments give. Of a member that has failed, what it has failed with stays `_given`."""
+        self._given = torch.where(self._whole, self._gathered(reward), self._given)
+        largest = torch.linalg.vector_norm(self._given, torch.inf, dim=(1, 2), keepdim=True)
+        self._whole = largest <= LIMIT  # NaN is not
+        self._seen = torch.where(self._whole, self._given, 0)
+
+    def _gathered(self, reward: Float[Tensor, "pop env"]) -> Float[Tensor, "pop env numbers"]:
+        """Everything that the environments give, with the reward last; images have no unusable numbers."""
+        if self.env.observation.image:
+            return reward.unsqueeze(-1)
+        shown = self.env.observe(self._state)
+        return torch.cat([shown.reshape(*reward.shape, -1), reward.unsqueeze(-1)], dim=-1)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -25,6 +25,7 @@ from popgraft.sb3.environments import VecEnvGrid, scales_rewards
 from popgraft.sb3.files import Files
 from popgraft.sb3.parts import KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
+from popgraft.sb3.standing import Standing, kept
 from popgraft.state import Seat
 from popgraft.train.scalars import tag_of
 
@@ -229,12 +230,14 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
 
         Raises:
             ConfigError: the environments have come to scale rewards, and so does the model.
+            UnusableNumber: an environment gave such a number; the model is as it was after its latest update.
         """
         check_scaling(self.settings, scales_rewards(self.env))
         if self.caution:
             warnings.warn(self.caution, stacklevel=2)
             self.caution = None
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with kept(self):
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         return self
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
@@ -286,6 +289,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self._n_updates += self.n_epochs
         self._finalize_return_stats()
         self._activate_return_scale_snapshot()
+        self._standing = Standing.of(self)
         self._record(metrics)
 
     def _finalize_return_stats(self) -> None:

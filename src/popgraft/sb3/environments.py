@@ -1,7 +1,7 @@
 """The user's VecEnv as the engine's rollout steps it, with somebody listening."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -14,18 +14,23 @@ from popgraft.rollout.answers import deliver, flags, one, rewards
 from popgraft.rollout.base import ArrayGrid, Transition
 from popgraft.rollout.normalizers import running_statistics
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
+from popgraft.rollout.usable import fault_in, named, named_terminal, usable
 
 Listener = Callable[[dict[str, Any]], None]
 """Is told of every step, under the names that Stable-Baselines3's callbacks know."""
 
 
+def normalizers(env: Any) -> Iterator[VecNormalize]:
+    """Every `VecNormalize` among the user's wrappers, from the outermost inwards."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            yield env
+        env = env.venv
+
+
 def scales_rewards(env: Any) -> bool:
     """Whether a `VecNormalize` scales rewards, at any depth of the user's wrappers."""
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize) and env.norm_reward:
-            return True
-        env = env.venv
-    return False
+    return any(normalizer.norm_reward for normalizer in normalizers(env))
 
 
 class VecEnvGrid(ArrayGrid):
@@ -65,6 +70,7 @@ class VecEnvGrid(ArrayGrid):
             final=flags[3],
             final_observations=finals,
         )
+        self._given = {"reward": self._transition.reward, **named(self.observations)}
         self._env: Any = None
         self._listener: Listener | None = None
 
@@ -75,32 +81,42 @@ class VecEnvGrid(ArrayGrid):
             env: the VecEnv to step.
             observation: what it shows now.
             listener: is called after every step.
+
+        Raises:
+            UnusableNumber: the observation is not finite, or far too large.
         """
         if env is not self._env:
             own_environments(env.unwrapped)
             _warn_of_statistics(env)
         self._env, self._listener = env, listener
         self._show(observation)
+        self._examine(named(self.observations))
 
     def step(self, actions: np.ndarray) -> Transition:
         """Takes one action [1, env, dims] in every environment, and tells the listener.
 
         Raises:
             ConfigError: the environments give something of another shape or type than they should.
+            UnusableNumber: a reward or an observation that is not finite, or far too large.
         """
         assert self._listener is not None, "begin a rollout first"
         taken = self._encode_actions(actions[0])
         new_obs, reward, dones, infos = self._env.step(taken)
         result = self._transition
-        result.reward[0] = rewards(reward, self.num_envs)
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
+            result.reward[0] = rewards(reward, self.num_envs)
         result.started[0] = done = flags(dones, self.num_envs, "done")
         result.terminated[0], result.truncated[0], finals = vec_env_ends(done, infos)
         result.final[0] = result.truncated[0]
         kept(finals, new_obs, result.truncated[0])
         for env in np.flatnonzero(result.final[0]).tolist():
             slot = {name: out[0, env : env + 1] for name, out in result.final_observations.items()}
-            deliver(self._fields, one(final_observation(finals, env)), slot)
+            with np.errstate(over="ignore"):
+                deliver(self._fields, one(final_observation(finals, env)), slot)
         self._show(new_obs)
+        self._examine(self._given)
+        if result.final.any():
+            self._examine(named_terminal(result.final_observations, result.final))
         self._listener(
             {
                 "new_obs": new_obs,
@@ -113,8 +129,27 @@ class VecEnvGrid(ArrayGrid):
         )
         return result
 
+    def _examine(self, given: dict[str, np.ndarray]) -> None:
+        """Raises where a number [1, env, *shape] is not usable.
+
+        A `VecNormalize` spreads one such number over all environments: what the innermost was given is looked at first.
+        """
+        if all(usable(numbers) for numbers in given.values()):
+            return
+        for normalizer in [*normalizers(self._env)][-1:]:
+            own = normalizer.get_original_obs()
+            original = {
+                f"observation {key!r}": x for key, x in (own if isinstance(own, dict) else {"obs": own}).items()
+            }
+            if fault := fault_in({"reward": normalizer.get_original_reward(), **original}):
+                raise fault
+        fault = fault_in({name: numbers[0] for name, numbers in given.items()})
+        assert fault is not None
+        raise fault
+
     def _show(self, raw: Any) -> None:
-        deliver(self._fields, raw, {name: out[0] for name, out in self.observations.items()})
+        with np.errstate(over="ignore"):
+            deliver(self._fields, raw, {name: out[0] for name, out in self.observations.items()})
 
 
 def _warn_of_statistics(env: Any) -> None:

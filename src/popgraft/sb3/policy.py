@@ -354,7 +354,7 @@ class MlpLstmPolicy(BasePolicy):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refuses what would cut the parameters off from the engine."""
-        for parameter in self.parameters():
+        for parameter in (*self.parameters(), *self.buffers()):
             probe = fn(parameter.data[..., :0] if parameter.dim() else parameter.data)
             if (probe.device, probe.dtype) != (parameter.device, parameter.dtype):
                 raise ConfigError(

@@ -102,14 +102,14 @@ def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
     found = {leaf["name"]: leaf for leaf in manifest["leaves"]}
     expected = {path: _describe(path, leaf) for path, leaf in tree.items(like)}
     for path in {**expected, **found}:
-        if found.get(path) != expected.get(path):
+        if found.get(path) not in (expected.get(path), _in_single(expected.get(path))):
             here, there = _in_words(found.get(path)), _in_words(expected.get(path))
             raise StoreError(
                 f"snapshot {name!r} in {folder.path} does not fit this configuration: {path} is {here} in the snapshot "
                 f"but {there} here; use the configuration that the run was started with"
             )
     flat = _build(folder, name, manifest, blob)
-    state = tree.restore(like, {path: flat[path].to(leaf.device) for path, leaf in tree.items(like)})
+    state = tree.restore(like, {path: flat[path].to(leaf.device, leaf.dtype) for path, leaf in tree.items(like)})
     return state, manifest["metadata"]
 
 
@@ -272,6 +272,11 @@ def _tensors_name(manifest: dict[str, Any]) -> str:
 
 def _describe(path: str, leaf: Tensor) -> dict[str, Any]:
     return {"name": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+
+
+def _in_single(leaf: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What double precision was in snapshots of earlier versions."""
+    return {**leaf, "dtype": "float32"} if leaf and leaf["dtype"] == "float64" else leaf
 
 
 def _in_words(leaf: dict[str, Any] | None) -> str:
