@@ -187,4 +187,5 @@ def test_success_has_wilsons_interval() -> None:
     share, low, high, number = success(before, after)
     assert (share, number) == (0.8, 10)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Brown, Cai and DasGupta 2001's formula by hand
+    assert success(before, after, "min")[0] == pytest.approx(0.2)
     assert math.isnan(success(before[:0], after[:0])[0])

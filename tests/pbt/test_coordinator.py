@@ -3,6 +3,7 @@
 import copy
 from unittest.mock import MagicMock, Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -423,3 +424,20 @@ def test_a_mask_that_is_not_finite_is_named_with_its_remedy(make, saved, persist
         "weights are not finite (mask); it counts as failed" in caplog.text
         and "register_buffer(..., persistent=False)" in caplog.text
     ) is persistent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "reason"),
+    [
+        ((np.array([1.0, 2.0]), 1), {}, "performance=array"),
+        ((1.0, 1), {"model_parameters": {"weights": {"w": torch.ones(1)}}}, "no weights among the parameters"),
+        ((1.0, 1), {"model_parameters": {}}, "no weights among the parameters"),
+    ],
+)
+def test_a_report_that_says_nothing_is_refused_at_once(make, arguments, given, reason):
+    coordinator = make()
+    member, *_ = coordinator.initialize_population()
+    before = copy.deepcopy(member)
+    with pytest.raises(ConfigError, match=reason):
+        coordinator.on_member_update_end(member, *arguments, **given)
+    assert member == before

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.logger import configure
 
 from popgraft import HyperparamConfig, tree
 from popgraft.errors import ConfigError, PopgraftError
@@ -31,7 +32,8 @@ def state(model):
 def test_names(make):
     model = make(**FULL).learn(64)
     parameters = model.get_parameters()
-    assert set(parameters) == {"policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state"}
+    parts = {"policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state", "age"}
+    assert set(parameters) == parts
     assert set(model.get_parameters(include_optimizer=True)) - set(parameters) == {"optimizer_state"}
     assert set(parameters["vgs_state"]) == VGS_KEYS
     assert set(parameters["kl_penalty_state"]) == KL_KEYS
@@ -42,12 +44,14 @@ def test_everything_is_taken_over(make, played):
     donor, recipient = (make(played(), seed=seed, **FULL) for seed in (1, 2))
     donor.learn(192)
     recipient.learn(64)
+    donor.member.optimizer.skipped.fill_(3)
+    before = state(recipient)
     blob = checkpoint.encode(checkpoint.V2, donor.get_parameters(include_optimizer=True))
     assert b"popgraft" not in blob
     recipient.set_parameters(copy.deepcopy(donor.get_parameters(include_optimizer=True)))
     ours, theirs = state(recipient), state(donor)
-    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
-    assert differ <= {"age", "optimizer.skipped"}
+    assert theirs["age"] != before["age"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not any(part.any() for memory in recipient._last_lstm_states for part in memory)
     observation = np.ones((4, 3), np.float32)
     np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (donor, recipient)))
@@ -140,3 +144,60 @@ def test_a_coordinator_transplants_it(strategy, make, played, tmp_path):
     assert not any(part.any() for memory in recipient._last_lstm_states for part in memory)
     recipient.learn(64, reset_num_timesteps=False)
     assert float(recipient.member.hyperparams["learning_rate"]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "ramp", [{"adversary": {"enabled": True, "warmup_updates": 4}}, {"cvar_weight": 0.5, "cvar_start": 4}]
+)
+def test_warm_ups_go_on_where_the_donors_are(make, played, ramp):
+    donor, recipient = (make(played(), seed=seed, **ramp) for seed in (1, 2))
+    donor.learn(64 * 6)
+    recipient.set_parameters(donor.get_parameters(include_optimizer=True))
+    for model in (donor, recipient):  # the same steps with the same noise
+        model.rollout_buffer, model.seat = copy.deepcopy(donor.rollout_buffer), copy.deepcopy(donor.seat)
+        model.generators[0].manual_seed(5)
+        model._logger = configure(None, [])
+        model.train()
+    ours, theirs = state(recipient), state(donor)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("age", [{}, {"updates": -1, "skipped_steps": 0}, {"updates": 1.5, "skipped_steps": 0}])
+def test_an_age_that_is_no_count_is_refused(make, age):
+    model = make().learn(64)
+    before = state(model)
+    with pytest.raises(ConfigError, match="age="):
+        model.set_parameters({**model.get_parameters(), "age": age})
+    assert all(torch.equal(leaf, before[name]) for name, leaf in state(model).items())
+
+
+def test_a_graft_that_fails_late_leaves_every_leaf_and_the_record_alone(make, played, tmp_path, monkeypatch):
+    space = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-2)
+    pbt = PBTConfig(
+        population_size=2, hyperparams=[space], perturbation_interval=1, checkpoint_dir=tmp_path,
+        optimizer_exploit_strategy="copy",
+    )  # fmt: skip
+    coordinator = PBTTrainingCoordinator(PBTAdversarialConfig(pbt=pbt), seed=0)
+    members = coordinator.initialize_population()
+    models = [make(played(), seed=seed, **FULL).learn(64 * (3 - seed)) for seed in (0, 1)]
+    coordinator.on_member_update_end(members[0], 1.0, 1, model_parameters=coordinator.collect_parameters(models[0]))
+    parameters = coordinator.collect_parameters(models[1])
+    coordinator.scheduler.update_performance(members[1], 0.0, 1, parameters)
+    record = copy.deepcopy(members[1])
+    new, *_ = coordinator.on_member_update_end(members[1], 0.0, 1, model_parameters=parameters)
+    record.history = members[1].history
+    assert members[1].exploited_from == 0
+    before = state(models[1])
+
+    def broken():
+        raise RuntimeError("the last step")
+
+    monkeypatch.setattr(models[1], "reset_lstm_states_to_initial", broken)
+    with pytest.raises(RuntimeError, match="the last step"):
+        coordinator.apply_exploited_parameters(models[1], new, members[1])
+    assert all(torch.equal(leaf, before[name]) for name, leaf in state(models[1]).items())
+    stats = coordinator.get_stats()
+    assert (stats["pbt/exploitation_count"], stats["pbt/exploration_count"]) == (0, 0)
+    assert torch.load(members[1].checkpoint_path, weights_only=True)["member_id"] == 1
+    record.checkpoint_path, record.reference_step = str(tmp_path / "member_1_reported.pt"), 1
+    assert members[1] == record

@@ -94,3 +94,12 @@ def test_the_relative_spread_compares_pairs_with_what_unrelated_ones_would_have(
     assert relative_spread(momenta[:1].expand(3, -1)) == pytest.approx(0, abs=1e-7)
     assert relative_spread(momenta[:1]) == 0
     assert math.isnan(relative_spread(torch.zeros(3, 7)))
+
+
+def test_success_where_low_returns_are_good():
+    # From 10 to 5, to 10 and to 12; a return that is not known counts nowhere.
+    seen = [Aftermath(return_before=10.0, return_1=after) for after in (5.0, 10.0, 12.0, math.nan)]
+    assert summary(seen, "min")["success_1"] == 2 / 3
+    assert summary(seen, "max")["success_1"] == 2 / 3
+    assert summary(seen[:1], "min")["success_1"] == 1
+    assert summary(seen[:1], "max")["success_1"] == 0

@@ -13,7 +13,7 @@ from popgraft.dashboard.data import DISTANCES, LEARNING, RunData, quartiles
 from popgraft.dashboard.importance import Z, importance
 from popgraft.dashboard.replayed import HEAD, rows, verdict
 from popgraft.dashboard.summary import summary
-from popgraft.train.aftermath import HORIZONS
+from popgraft.pbt.success import HORIZONS
 from popgraft.train.aftermath import summary as averages
 
 Array = np.ndarray
@@ -89,7 +89,8 @@ def _exploits(data: RunData) -> Table:
         "optimizer state", "grafts", "value loss ratio", *(f"no worse after {horizon}" for horizon in HORIZONS)
     )
     for strategy in sorted({graft.strategy for graft in data.grafts}):
-        found = averages([graft.aftermath for graft in data.grafts if graft.strategy == strategy])
+        grafts = [graft.aftermath for graft in data.grafts if graft.strategy == strategy]
+        found = averages(grafts, data.config.pbt.metric_mode)
         shares = (_shown(found[f"success_{horizon}"], ".0%") for horizon in HORIZONS)
         table.add_row(strategy, f"{found['grafts']:.0f}", _shown(found["value_loss_ratio"], ".3g"), *shares)
     return table

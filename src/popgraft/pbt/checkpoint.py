@@ -83,6 +83,25 @@ def optimizer_parts(data: dict[Any, Any]) -> list[Any]:
     ]
 
 
+def weights_of(parameters: Any) -> Mapping[str, Any]:
+    """The state dict of the policy among parameters: `policy`, else `policy_state`, else all of them.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(parameters, Mapping):
+        for name in ("policy", "policy_state"):
+            if isinstance(parameters.get(name), Mapping):
+                weights: Mapping[str, Any] = parameters[name]
+                return weights
+        if parameters and all(isinstance(part, Tensor) for part in parameters.values()):
+            return parameters
+    found = sorted(map(str, parameters)) if isinstance(parameters, Mapping) else type(parameters).__name__
+    raise ConfigError(
+        f"no weights among the parameters: neither `policy` nor a bare state dict of tensors, but {found}"
+    )
+
+
 def not_finite(data: Mapping[Any, Any]) -> str | None:
     """Name of a weight that is not finite, if there is one.
 

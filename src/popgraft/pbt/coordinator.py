@@ -142,9 +142,13 @@ class PBTTrainingCoordinator:
             and the format of the donor's checkpoint.
 
         Raises:
-            ConfigError: what `PBTScheduler.update_performance` refuses, such as a t-test without `stderr`.
+            ConfigError: parameters without weights, or what `PBTScheduler.update_performance` refuses, such as a
+                t-test without `stderr`.
             StoreError: a checkpoint cannot be read or written.
         """
+        for parameters in (model_parameters, model_state_dict):
+            if parameters is not None:
+                checkpoint.weights_of(parameters)
         failed = self._failed.pop(member.member_id, None)
         if failed is not None:
             logger.warning(checkpoint.NOT_FINITE, member.member_id, failed)
@@ -172,8 +176,8 @@ class PBTTrainingCoordinator:
             source_member: the donor's record; needed only where its VecNormalize statistics are a file of their own.
 
         Raises:
-            ConfigError: something does not fit the model, which is as it was.
-            StoreError: the file of statistics cannot be read; the model is as it was.
+            ConfigError: something does not fit the model, which is as it was; so is the member's record.
+            StoreError: the file of statistics cannot be read; model and record are as they were.
         """
         if new_parameters is None:
             return
@@ -181,7 +185,11 @@ class PBTTrainingCoordinator:
         if faults:
             logger.warning("Member %s: GRAFT FAULTS %s", member.member_id, ", ".join(faults))
         rules = Rules(self.config.pbt.optimizer_exploit_strategy, faults)
-        carry_out(plan(model, new_parameters, member, source_member, rules, self.sa_ppo.get(member.member_id)))
+        try:
+            carry_out(plan(model, new_parameters, member, source_member, rules, self.sa_ppo.get(member.member_id)))
+        except BaseException:
+            self.scheduler.take_back(member)
+            raise
 
     def apply_hyperparameters(self, model: Any, member: PopulationMember) -> None:
         """Makes the member's hyperparameters live in its model, whose parameters stay; for `explore_always`."""

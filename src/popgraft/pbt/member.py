@@ -2,10 +2,18 @@
 
 import dataclasses
 import math
+import operator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+
+from popgraft.errors import ConfigError
 from popgraft.hyperparams import Value
+from popgraft.state import Scores
+
+T = TypeVar("T", int, float)
 
 
 @dataclasses.dataclass
@@ -55,6 +63,10 @@ class PopulationMember:
         """A record of what it has reported, to be kept in `reported` when a decision changes it."""
         return dataclasses.replace(self.standing, history=[], reported=None)
 
+    def take_back(self) -> None:
+        """Undoes what has changed since the report."""
+        vars(self).update(vars(dataclasses.replace(self.standing, history=self.history)))
+
     def seen_by(self, recipient: "PopulationMember") -> "PopulationMember":
         """What a recipient copies: what this member has reported, or what it was by the recipient's own report."""
         copied = self.performance is None and self.changed_at < recipient.reported_at
@@ -69,3 +81,26 @@ class PopulationMember:
         """Takes over what was measured when, which the member is ranked by from now on, and adds it to the history."""
         self.step, self.performance, self.reported = step, performance, None
         self.history.append({"step": step, "performance": performance, "hyperparams": dict(hyperparams)})
+
+
+def scores_of(members: list[PopulationMember]) -> Scores:
+    """What decisions see of members; NaN for who has no score."""
+    mean = [math.nan if member.performance is None else member.performance for member in members]
+    return Scores(
+        mean=torch.tensor(mean, dtype=torch.float64),
+        stderr=torch.tensor([member.stderr for member in members], dtype=torch.float64),
+        episodes=torch.tensor([member.episodes for member in members], dtype=torch.long),
+    )
+
+
+def number(name: str, kind: Callable[[Any], T], value: Any) -> T:
+    """A number of a report.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        wanted = "a whole number" if kind is operator.index else "one number"
+        raise ConfigError(f"{name}={value!r} is not {wanted}; report {wanted}") from None

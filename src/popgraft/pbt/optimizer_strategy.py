@@ -240,11 +240,11 @@ def _remember(optimizer: Any) -> Callable[[], None]:
     groups, state = optimizer.param_groups, optimizer.state
     contents = [copy.copy(group) for group in groups]
     saved = {param: _clone(own) for param, own in state.items()} if isinstance(state, Mapping) else {}
-    rest = _own_state(optimizer)
+    whole = copy.deepcopy(optimizer.state_dict()) if isinstance(optimizer, torch.optim.Optimizer) else None
 
     def restore() -> None:
-        if rest is not None:
-            optimizer.load_state_dict(rest)
+        if whole is not None:  # what lies outside of `state`, such as a generator of noise or an engine's own averages
+            optimizer.load_state_dict(whole)
         if isinstance(state, MutableMapping):
             state.clear()
             state.update(saved)
@@ -254,12 +254,6 @@ def _remember(optimizer: Any) -> Callable[[], None]:
         optimizer.state, optimizer.param_groups = state, groups
 
     return restore
-
-
-def _own_state(optimizer: Any) -> dict[str, Any] | None:
-    """The state of an optimizer that has more of it than torch's own, such as a generator of noise."""
-    found = optimizer.state_dict() if isinstance(optimizer, torch.optim.Optimizer) else {}
-    return copy.deepcopy(found) if set(found) - {"state", "param_groups"} else None
 
 
 def _clone(value: Any) -> Any:

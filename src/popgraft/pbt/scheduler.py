@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
-import torch
 
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import Value
@@ -28,12 +27,11 @@ from popgraft.pbt.checkpoint import V1, V2, Format
 from popgraft.pbt.config import PBTConfig
 from popgraft.pbt.exploit import choose_parents, rank
 from popgraft.pbt.explore import explore, from_lists
-from popgraft.pbt.member import PopulationMember
+from popgraft.pbt.member import PopulationMember, number, scores_of
 from popgraft.pbt.optimizer_strategy import by_strategy
 from popgraft.pbt.readiness import Readiness
 from popgraft.pbt.success import Success
 from popgraft.rng import numpy_generator
-from popgraft.state import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -118,17 +116,17 @@ class PBTScheduler:
             episodes: episodes that the score was taken over; the t-test needs at least 2.
 
         Raises:
-            ConfigError: parameters that cannot be kept, a step below 0, or a t-test without `stderr` and `episodes`.
+            ConfigError: no score or step, parameters that cannot be kept, or a t-test without `stderr` and `episodes`.
             StoreError: a file cannot be written, or read if it is a record; the member is as it was.
         """
         report = PopulationMember(
             member.member_id,
             dict(member.hyperparams),
-            performance=float(performance),
-            step=operator.index(step),
+            performance=number("performance", float, performance),
+            step=number("step", operator.index, step),
             vecnormalize_stats_path=member.vecnormalize_stats_path,
-            stderr=float(stderr),
-            episodes=operator.index(episodes),
+            stderr=number("stderr", float, stderr),
+            episodes=number("episodes", operator.index, episodes),
         )
         self._check(report)
         if model_parameters is not None and model_state_dict is not None:
@@ -198,7 +196,7 @@ class PBTScheduler:
         if config.exploit_method == "backtracking":
             candidates.append(self.best or PopulationMember(-1, {}))
             reports.append(candidates[-1])
-        parent = int(choose_parents(config, _scores(reports), ready, self.seed, number)[place])
+        parent = int(choose_parents(config, scores_of(reports), ready, self.seed, number)[place])
         if parent != place:
             return self._copy(member, candidates[parent].seen_by(member), reports[parent].performance, number)
         if ready and config.explore_always:
@@ -206,6 +204,14 @@ class PBTScheduler:
             member.hyperparams = self._explored(member, member.hyperparams, number)
             self.exploration_count += self._explores
         return None, member.hyperparams, None
+
+    def take_back(self, member: PopulationMember) -> None:
+        """Undoes a member's latest exploit, which its model has refused: its record is as it was when it reported."""
+        if member.performance is None and member.reported is not None:
+            member.take_back()
+            self._success.forget(member.member_id)
+            self.exploitation_count -= 1
+            self.exploration_count -= self._explores
 
     def get_stats(self) -> dict[str, float]:
         """The population in numbers, by the names under which TensorBoard shows them.
@@ -221,7 +227,7 @@ class PBTScheduler:
             "exploration_count": self.exploration_count,
             "failed_ready_checks": self._readiness.failed,
         }
-        mean = _scores(self.population).mean
+        mean = scores_of(self.population).mean
         scores = mean[mean.isfinite()]
         spread = (scores.mean(), scores.std(correction=0), scores.min(), scores.max()) if len(scores) else ()
         performance = dict(zip(("mean", "std", "min", "max"), map(float, spread), strict=False))
@@ -367,7 +373,7 @@ class PBTScheduler:
     def _is_record(self, report: PopulationMember) -> bool:
         if not report.is_healthy or self.best is None:
             return report.is_healthy
-        order = rank(_scores([self.best, report]).mean, self.config.metric_mode)
+        order = rank(scores_of([self.best, report]).mean, self.config.metric_mode)
         return int(order[0]) == 1
 
     def _copied(self, record: PopulationMember, name: str) -> PopulationMember:
@@ -385,12 +391,3 @@ class PBTScheduler:
         path = Path(self.config.checkpoint_dir) / name
         checkpoint.write(path, blob)
         return str(path)
-
-
-def _scores(members: list[PopulationMember]) -> Scores:
-    mean = [math.nan if member.performance is None else member.performance for member in members]
-    return Scores(
-        mean=torch.tensor(mean, dtype=torch.float64),
-        stderr=torch.tensor([member.stderr for member in members], dtype=torch.float64),
-        episodes=torch.tensor([member.episodes for member in members], dtype=torch.long),
-    )

@@ -1,11 +1,22 @@
-"""Whether exploits pay: a recipient's score before, and one, five and ten reports after."""
+"""Whether exploits pay: a recipient's score before, and one, five and ten updates or reports after."""
 
 import dataclasses
 import math
 from typing import Any
 
 HORIZONS = (1, 5, 10)
-"""Reports after an exploit at which its success is judged."""
+"""Updates or reports after an exploit at which its success is judged."""
+
+
+def no_worse(before: Any, after: Any, mode: str) -> Any:
+    """Whether an exploit has paid: the recipient scores at least as well as before. NaN after it has not.
+
+    Args:
+        before: its score before, or an array of them.
+        after: the same after it.
+        mode: "max" or "min": whether high or low scores are good.
+    """
+    return after <= before if mode == "min" else after >= before
 
 
 @dataclasses.dataclass
@@ -33,12 +44,17 @@ class Success:
     """
 
     def __init__(self, mode: str) -> None:
-        self._sign = 1 if mode == "max" else -1
+        self._mode = mode
         self.exploits: list[Exploit] = []
 
     def begin(self, member: int, strategy: str, before: float | int | None) -> None:
         """An exploit has happened."""
         self.exploits.append(Exploit(member, strategy, math.nan if before is None else before))
+
+    def forget(self, member: int) -> None:
+        """A member's latest exploit has not happened after all."""
+        places = [place for place, exploit in enumerate(self.exploits) if exploit.member == member]
+        del self.exploits[places[-1]]
 
     def report(self, member: int, performance: float | int | None) -> None:
         """A member has reported a score."""
@@ -56,7 +72,7 @@ class Success:
                     for exploit in self.exploits
                     if exploit.strategy == strategy and len(exploit.after) >= horizon
                 ]
-                verdicts = [self._sign * (after - before) >= 0 for after, before in pairs if math.isfinite(before)]
+                verdicts = [no_worse(before, after, self._mode) for after, before in pairs if math.isfinite(before)]
                 if verdicts:
                     found[f"success_{horizon}_{strategy}"] = sum(verdicts) / len(verdicts)
         return found

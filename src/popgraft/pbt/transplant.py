@@ -15,7 +15,7 @@ from torch import Tensor
 
 from popgraft.errors import ConfigError
 from popgraft.pbt import normalization, optimizer_strategy
-from popgraft.pbt.checkpoint import not_finite
+from popgraft.pbt.checkpoint import not_finite, weights_of
 from popgraft.pbt.config import OptimizerStrategy
 from popgraft.pbt.live import make_live
 from popgraft.pbt.member import PopulationMember
@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "kl_penalty_state": ("kl_penalty", "_kl_penalty"),
     "vgs_state": ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler"),
     "schedule_state": ("schedule", "_schedule"),
+    "age": ("age", "_age"),
 }
 """Parts of a model beside its policy: entry of a checkpoint, and attributes that may hold the part."""
 
@@ -127,25 +128,6 @@ def plan(
         None if "keep_recurrent_state" in rules.faults else _recurrent(model),
     ]
     return [step for step in candidates if step is not None]
-
-
-def weights_of(parameters: Any) -> Mapping[str, Any]:
-    """The state dict of the policy among parameters: `policy`, else `policy_state`, else all of them.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if isinstance(parameters, Mapping):
-        for name in ("policy", "policy_state"):
-            if isinstance(parameters.get(name), Mapping):
-                weights: Mapping[str, Any] = parameters[name]
-                return weights
-        if parameters and all(isinstance(part, Tensor) for part in parameters.values()):
-            return parameters
-    found = sorted(map(str, parameters)) if isinstance(parameters, Mapping) else type(parameters).__name__
-    raise ConfigError(
-        f"no weights among the parameters: neither `policy` nor a bare state dict of tensors, but {found}"
-    )
 
 
 def _network(model: Any) -> Any:

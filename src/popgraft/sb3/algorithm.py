@@ -23,7 +23,7 @@ from popgraft.sb3.birth import settle
 from popgraft.sb3.buffer import RolloutBuffer
 from popgraft.sb3.environments import VecEnvGrid, scales_rewards
 from popgraft.sb3.files import Files
-from popgraft.sb3.parts import KLPart, ReturnUnits, StatePart, VGSPart
+from popgraft.sb3.parts import AgePart, KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.sb3.standing import Standing, kept
 from popgraft.state import Seat
@@ -193,6 +193,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self.rollout_buffer: Any = None
         self._remembered = True
         self._variance_gradient_scaler, self._kl_penalty = VGSPart(self.member), KLPart(self.member)
+        self._age = AgePart(self.member)
         self._return_stats = StatePart(self.member.returns, "return_stats_state")
         self._schedule = StatePart(self.member.entropy, "schedule_state", unbounded=("decay_start",))
 

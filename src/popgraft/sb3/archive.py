@@ -95,7 +95,6 @@ def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> Non
         "stats_window_size": model._stats_window_size,
         "n_envs": model.n_envs,
         "settings": model.settings,
-        "age": int(model.member.age),
         "ep_info_buffer": None if model.ep_info_buffer is None else list(model.ep_info_buffer),
         "ep_success_buffer": None if model.ep_success_buffer is None else list(model.ep_success_buffer),
     }
@@ -241,7 +240,6 @@ def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, dev
     for name in ("ep_info_buffer", "ep_success_buffer"):
         if values.get(name) is not None:
             setattr(model, name, deque(values[name], maxlen=model._stats_window_size))
-    model.member.age.fill_(values.get("age", 0))
     generators = {"action": model.generators[0], "prediction": model.policy.generator}
     for name, generator in generators.items():
         if name in archive.variables:

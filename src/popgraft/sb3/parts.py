@@ -19,6 +19,7 @@ PARTS = {
     "vgs_state": "_variance_gradient_scaler",
     "return_stats_state": "_return_stats",
     "schedule_state": "_schedule",
+    "age": "_age",
 }
 """Entries of a model's parameters beside `policy`, and the attribute that holds the part."""
 
@@ -122,6 +123,33 @@ class StatePart:
             rows[name] = row
         for name, leaf in leaves.items():
             leaf[0] = rows[name]
+
+
+class AgePart:
+    """Updates that an agent has behind it, from which warm-ups and ramps are counted, and steps that it had to skip.
+
+    Args:
+        member: a population of one.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._counts = {"updates": member.age, "skipped_steps": member.optimizer.skipped}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {name: int(count) for name, count in self._counts.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over the numbers.
+
+        Raises:
+            ConfigError: they are no counts; nothing is written then.
+        """
+        given = dict(state_dict)
+        if set(given) != set(self._counts) or not all(type(n) is int and n >= 0 for n in given.values()):
+            raise ConfigError(f"age={given!r} must hold whole numbers of at least 0 for {', '.join(self._counts)}")
+        for name, count in self._counts.items():
+            count.fill_(given[name])
 
 
 class ReturnUnits:

@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from popgraft.pbt.success import HORIZONS, no_worse
 from popgraft.state import Decision
 from popgraft.store import Aftermath
-
-HORIZONS = (1, 5, 10)
-"""Updates after a graft at which the recipient's return is noted."""
 
 Metrics = dict[str, Float[Tensor, "part updates"]]
 Graft = tuple[int, int]
@@ -99,8 +97,8 @@ class Follower:
         return dataclasses.replace(pending.found, **found)
 
 
-def summary(seen: Sequence[Aftermath]) -> dict[str, float]:
-    """Averages and shares over grafts; see `Run.aftermath`."""
+def summary(seen: Sequence[Aftermath], mode: str = "max") -> dict[str, float]:
+    """Averages and shares over grafts, where high ("max") or low ("min") returns are good; see `Run.aftermath`."""
 
     def average(values: Iterable[float]) -> float:
         finite = [value for value in values if math.isfinite(value)]
@@ -110,7 +108,7 @@ def summary(seen: Sequence[Aftermath]) -> dict[str, float]:
         for graft in seen:
             after = getattr(graft, f"return_{horizon}")
             if math.isfinite(after) and math.isfinite(graft.return_before):
-                yield float(after >= graft.return_before)
+                yield float(no_worse(graft.return_before, after, mode))
 
     return {
         "grafts": float(len(seen)),

@@ -97,13 +97,13 @@ class Run:
         """What grafts did to their recipients, by optimizer strategy.
 
         For each strategy: `grafts`, their number; `value_loss_ratio` and `momentum_cosine`, averages; `success_1`,
-        `success_5`, `success_10`, the share whose return so many updates later was at least that before. NaN where
-        nothing was seen.
+        `success_5`, `success_10`, the share whose return so many updates later was at least that before (with
+        `metric_mode: min` at most). NaN where nothing was seen.
         """
         found: dict[str, list[Aftermath]] = {}
         for graft in self.lineage:
             found.setdefault(graft.strategy, []).append(graft.aftermath)
-        return {strategy: summary(seen) for strategy, seen in found.items()}
+        return {strategy: summary(seen, self.config.pbt.metric_mode) for strategy, seen in found.items()}
 
     @cached_property
     def best(self) -> Agent:
