@@ -191,6 +191,33 @@ def test_unknown_parameters_are_refused(exact, make):
         model.set_parameters({**model.get_parameters(), "critic": {}}, exact_match=exact)
 
 
+def test_the_old_form_of_net_arch_is_pointed_out(make, small):
+    with pytest.warns(UserWarning, match="drop the list"):
+        old = make(policy_kwargs={**small, "net_arch": [{"pi": [5], "vf": [6]}]})
+    new = make(policy_kwargs={**small, "net_arch": {"pi": [5], "vf": [6]}})
+    assert torch.equal(old.member.params, new.member.params)
+
+
+def test_every_part_is_missed(make):
+    model = make()
+    for name in set(model.get_parameters()) - {"age"}:
+        given = model.get_parameters()
+        del given[name]
+        with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
+            model.set_parameters(given)
+        model.set_parameters(given, exact_match=False)
+
+
+def test_custom_objects_replace_what_a_file_has(make, tmp_path):
+    make().save(tmp_path / "model.zip")
+    given = {"learning_rate": 2e-5, "dummy": 1.0}
+    loaded = DistributionalPPO.load(tmp_path / "model.zip", device="cpu", custom_objects=given)
+    assert loaded.learning_rate == 2e-5
+    assert not hasattr(loaded, "dummy")
+    with pytest.raises(ConfigError, match="unknown key 'dummy'"):
+        DistributionalPPO.load(tmp_path / "model.zip", device="cpu", dummy=1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -30,7 +30,7 @@ from popgraft.disk import reason
 from popgraft.errors import ConfigError, PopgraftError, StoreError
 from popgraft.pbt import unpack
 from popgraft.pbt.unpack import Budget, load_plain, unzip
-from popgraft.sb3.arguments import batches, fitting
+from popgraft.sb3.arguments import Settings, batches, fitting
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
 
@@ -179,7 +179,8 @@ def load(
     path: Source,
     env: Any,
     device: Any,
-    given: dict[str, Any],
+    custom_objects: dict[str, Any],
+    arguments: dict[str, Any],
     print_system_info: bool,
     force_reset: bool,
 ) -> M:
@@ -190,7 +191,8 @@ def load(
         path: the file.
         env: its environment, or None.
         device: where it lives.
-        given: values that win over the file's.
+        custom_objects: values that win over the file's, if they are known.
+        arguments: values that win over these.
         print_system_info: whether to print what the file was written with.
         force_reset: whether training begins with new episodes.
 
@@ -199,6 +201,8 @@ def load(
         StoreError: the file cannot be read.
     """
     archive = read(path, device, print_system_info)
+    known = {*archive.data, *Settings.__annotations__}
+    given = {name: value for name, value in custom_objects.items() if name in known} | arguments
     missing = Missing()
     with reading(path):
         values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}

@@ -1,6 +1,7 @@
 """RecurrentPPO's arguments as the engine's settings."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
@@ -293,7 +294,8 @@ def layers(net_arch: Any, image: bool) -> tuple[list[int], list[int]]:
     if net_arch is None:
         net_arch = [] if image else [64, 64]
     if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
-        net_arch = net_arch[0]  # the form of Stable-Baselines3 before 1.8, which RL Zoo's settings still have
+        warnings.warn(f"net_arch={net_arch} is how it was before Stable-Baselines3 1.8; drop the list", stacklevel=2)
+        net_arch = net_arch[0]  # which RL Zoo's settings still have
     both = [net_arch.get("pi", []), net_arch.get("vf", [])] if isinstance(net_arch, dict) else [net_arch, net_arch]
     known = not isinstance(net_arch, dict) or set(net_arch) <= {"pi", "vf"}
     if not known or not all(isinstance(part, (list, tuple)) and all(map(_is_width, part)) for part in both):

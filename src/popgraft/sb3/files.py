@@ -89,7 +89,7 @@ class Files(RecurrentMemory):
             path: the file.
             env: what it learns from now; None: it can only act until `set_env`.
             device: a torch device.
-            custom_objects: values in place of the file's, such as a `policy_class` of the user's.
+            custom_objects: values in place of the file's, such as a `policy_class` of the user's; others are ignored.
             print_system_info: whether to print what the file was written with.
             force_reset: whether training begins with new episodes; else with the observations that the model saw last,
                 if `env` is as many environments, and with an empty memory.
@@ -99,5 +99,4 @@ class Files(RecurrentMemory):
             StoreError: the file is missing, damaged, foreign, or holds pickled objects.
             ConfigError: it needs an object that a file cannot hold, or the environment has other spaces.
         """
-        given = {**(custom_objects or {}), **kwargs}
-        return archive.load(cls, path, env, device, given, print_system_info, force_reset)
+        return archive.load(cls, path, env, device, custom_objects or {}, kwargs, print_system_info, force_reset)

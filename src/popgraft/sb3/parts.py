@@ -23,7 +23,7 @@ PARTS = {
 }
 """Entries of a model's parameters beside `policy`, and the attribute that holds the part."""
 
-REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state")
+REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state")
 """Entries that an exact match needs."""
 
 
