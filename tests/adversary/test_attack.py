@@ -114,6 +114,26 @@ def test_one_step_by_hand():
         torch.testing.assert_close(found.flatten(), 2 * torch.tensor(delta))
 
 
+@norms
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"epsilon": 0}, 0.4),  # 0.03 at the default radius, 0.075
+        ({"epsilon": 0, "attack_lr": 0.06}, 0.8),
+        ({"epsilon": 0.5, "attack_lr": 0.1}, 0.2),
+        ({"epsilon": 5e-324}, 1.0),
+        ({"epsilon": 1e-30, "attack_lr": 1e300}, 1.0),
+    ],
+)
+def test_steps_follow_the_own_radius_of_a_member_whatever_is_configured(norm, given, share):
+    """From x = 0, along the first axis, with radii of 0.1, 0 and 0.7; a step across the ball ends at its surface."""
+    config = PerturbationConfig(norm_type=norm, attack_steps=1, random_init=False, **given)
+    x, w = torch.zeros(POP, 1, 1, 2), torch.tensor([3.0, 0.0])
+    delta = perturb(linear(w), x, RADIUS.float(), torch.zeros(1, POP, 1, 1, 2), config)
+    expected = torch.stack([share * RADIUS.float(), torch.zeros(POP)], dim=1)
+    torch.testing.assert_close(delta.view(POP, 2), expected)
+
+
 def dykstra(v, radius, low, high, sweeps=4000):
     """The nearest point of the intersection of an l2 ball and a box (Boyle & Dykstra 1986)."""
     x, p, q = v.copy(), np.zeros_like(v), np.zeros_like(v)

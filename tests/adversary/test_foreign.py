@@ -1,5 +1,6 @@
 """State-adversarial training of plain PyTorch policies, and of Stable-Baselines3's."""
 
+import math
 import types
 
 import gymnasium
@@ -303,3 +304,37 @@ def test_it_makes_a_policy_robust(x):
         optimizer.step()
         penalties.append(float(penalty.detach()))
     assert penalties[-1] < 0.1 * penalties[0]
+
+
+def test_a_radius_of_its_own_beside_a_configured_one_of_zero():
+    """The mean of x falls fastest along −1 in every entry: δ = −ε after enough steps, each 0.4 ε long."""
+    loss, x = (lambda x: -x.sum(1)), torch.zeros(3, 2)
+    settings = PerturbationConfig(epsilon=0, random_init=False, attack_steps=2)
+    attack = StatePerturbation(settings, seed=0)
+    torch.testing.assert_close(attack.generate_perturbation(x, loss, epsilon=0.5), torch.full((3, 2), -0.4))
+    assert not attack.generate_perturbation(x, loss).any()
+    for radius in (-0.1, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="no radius"):
+            attack.generate_perturbation(x, loss, epsilon=radius)
+
+
+def test_a_schedule_that_begins_at_zero():
+    """From 0 to 0.5 within 2 updates after the first: at radius 0.25 in the second update, 2 steps of 0.4 · 0.25."""
+    settings = SAPPOConfig(
+        enabled=True,
+        warmup_updates=0,
+        max_updates=2,
+        adaptive_epsilon=True,
+        epsilon_schedule="linear",
+        epsilon_final=0.5,
+        perturbation=PerturbationConfig(epsilon=0, random_init=False, attack_steps=2),
+    )
+    sa_ppo = StateAdversarialPPO(settings, lambda x: distributions.Normal(x, torch.ones(2)), seed=0)
+    sa_ppo.on_update_start()
+    sa_ppo.on_update_start()
+    assert sa_ppo.current_epsilon == 0.25
+    moved = sa_ppo.attacked_values(torch.zeros(3, 2), lambda x: x.sum(1))
+    torch.testing.assert_close(moved, torch.full((3, 2), 0.2))
+    penalty = sa_ppo.robust_kl_penalty(torch.zeros(3, 2), lambda x: x.sum(1))
+    # KL of two normal distributions 0.2 apart in both dimensions, times κ.
+    torch.testing.assert_close(penalty, torch.tensor(settings.robust_kl_coef * 2 * 0.2**2 / 2))

@@ -146,7 +146,7 @@ def perturb(
 ) -> Float[Tensor, "pop time batch n"]:
     """Perturbations δ with ‖δ‖ ≤ ε that increase an objective J; gradients are taken with respect to δ only.
 
-        PGD:     δ ← Π(δ + α·direction(∇J(x + δ))), `attack_steps` times
+        PGD:     δ ← Π(δ + ε·step·direction(∇J(x + δ))), `attack_steps` times
         FGSM:    δ = Π(ε·direction(∇J(x + δ₀)))
         random:  δ = δ₀
 
@@ -180,10 +180,9 @@ def _climb(objective: Objective, x: Tensor, delta: Tensor, region: Region, confi
             return delta
         case "fgsm":
             return region.project(region.radius * region.direction(_gradient(objective, x, delta)))
-    rate = config.attack_lr / config.epsilon if config.epsilon else 0.0
+    length = config.step * region.radius
     for _ in range(config.attack_steps):
-        step = rate * region.radius * region.direction(_gradient(objective, x, delta))
-        delta = region.project(delta + step)
+        delta = region.project(delta + length * region.direction(_gradient(objective, x, delta)))
     return delta
 
 

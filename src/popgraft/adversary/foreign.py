@@ -50,8 +50,12 @@ class StatePerturbation:
             δ, to be added to the observations; detached.
 
         Raises:
-            ConfigError: the loss does not depend on the observations, or has one number for each of other rows.
+            ConfigError: the loss does not depend on the observations, or has one number for each of other rows; a
+                radius below 0, or none.
         """
+        epsilon = self.config.epsilon if epsilon is None else epsilon
+        if not 0 <= epsilon < math.inf:
+            raise ConfigError(f"epsilon={epsilon!r} is no radius; give 0 or more, for example epsilon=0.1")
         rows = observations.detach().reshape(1, 1, len(observations), -1)
 
         def objective(x: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ class StatePerturbation:
             return loss.reshape(1, -1).expand(1, len(observations))
 
         noise = torch.rand((self.config.restarts, *rows.shape), generator=self.generator).to(rows)
-        radius = rows.new_tensor([self.config.epsilon if epsilon is None else epsilon])
+        radius = rows.new_tensor([epsilon])
         delta = perturb(objective, rows, radius, noise, self.config, divergence)
         order = math.inf if self.config.norm_type == "linf" else 2
         self._attacks += 1

@@ -7,6 +7,7 @@ from pydantic import Field, StrictBool, model_validator
 from popgraft.config.fields import Integer, Number, Positive, Section
 
 Radius = Annotated[Number, Field(ge=0, le=1e6)]
+DEFAULT_RADIUS = 0.075
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -18,12 +19,13 @@ def _check_box(low: float | None, high: float | None) -> None:
 class PerturbationConfig(Section):
     """The attack on observations: a δ with ‖δ‖ ≤ epsilon, in units of normalised observations."""
 
-    epsilon: Radius = 0.075
+    epsilon: Radius = DEFAULT_RADIUS
     """Radius of the ball that perturbations lie in."""
     attack_steps: Positive = 3
     """Gradient steps of `pgd`."""
     attack_lr: Annotated[Number, Field(gt=0)] = 0.03
-    """Length of a step at the radius `epsilon`; at another one (of a member, or by schedule) in proportion."""
+    """Length of a step at the radius `epsilon`, or at 0.075 where that is 0; at another one (of a member, or by
+    schedule) in proportion."""
     random_init: StrictBool = True
     """Whether `pgd` starts at a random point of the ball; a divergence, which has no gradient at δ = 0, always does."""
     restarts: Positive = 1
@@ -42,6 +44,11 @@ class PerturbationConfig(Section):
         _check_box(self.clip_min, self.clip_max)
         return self
 
+    @property
+    def step(self) -> float:
+        """Length of a step in radii; a step of very many radii is as long as any longer one."""
+        return min(self.attack_lr / (self.epsilon or DEFAULT_RADIUS), 1e6)
+
 
 class AttackConfig(Section):
     """An attack on what an agent sees in evaluation, step by step; its past stays attacked."""
@@ -49,7 +56,7 @@ class AttackConfig(Section):
     method: Literal["pgd", "fgsm", "random", "critic"] = "pgd"
     """Projected gradient ascent on the policy's divergence, one step of it of full length, a random point of the ball,
     or projected gradient descent on the predicted value."""
-    epsilon: Radius = 0.075
+    epsilon: Radius = DEFAULT_RADIUS
     """Radius of the ball that perturbations lie in, in units of normalised observations."""
     steps: Positive = 10
     """Gradient steps of `pgd` and `critic`, of length 2.5 · epsilon/steps each."""

@@ -2,6 +2,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "vector.h"
+
 /* params, grad, exp_avg, exp_avg_sq [pop, n]. own [pop, 5]: 0 for a member that rests; what its gradient gains of its
  * parameters; what is left of these before the step; length of the step; root of the bias of exp_avg_sq. constants [3]:
  * 1 - beta1, 1 - beta2, epsilon. */
@@ -14,8 +16,8 @@ int adam(float *restrict params, const float *restrict grad, float *restrict exp
         const float decay = mine[1], keep = mine[2], rate = mine[3], root = mine[4];
         for (int64_t i = m * n; i < (m + 1) * n; i++) {
             float theta = params[i] * keep, g = grad[i] + decay * params[i];
-            exp_avg[i] += towards * (g - exp_avg[i]);
-            exp_avg_sq[i] += towards_sq * (g * g - exp_avg_sq[i]);
+            exp_avg[i] = MIX(exp_avg[i], g, towards);
+            exp_avg_sq[i] = MIX(exp_avg_sq[i], g * g, towards_sq);
             params[i] = theta - rate * exp_avg[i] / (sqrtf(exp_avg_sq[i]) / root + epsilon);
         }
     }

@@ -23,7 +23,7 @@ int upgd_track(const float *params, const float *grad, float *utility, float *ex
             high = pick(u > high, u, high);
             if (adaptive) {
                 vec first = take(exp_avg + at, left), second = take(exp_avg_sq + at, left);
-                give(exp_avg + at, first + take_grad * (g - first), left);
+                give(exp_avg + at, MIX(first, g, take_grad), left);
                 give(exp_avg_sq + at, second * keep_square + constants[1] * (g * g), left);
             }
         }

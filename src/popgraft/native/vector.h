@@ -21,6 +21,9 @@ typedef float row __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias))
 #define LOAD(p) (*(const row *)(p))
 #define STORE(p, x) (*(row *)(p) = (x))
 
+/* a + w (b - a), from the nearer of both: what is added must not be far larger than the result. */
+#define MIX(a, b, w) ((w) < 0.5f ? (a) + (w) * ((b) - (a)) : (b) - (1.0f - (w)) * ((b) - (a)))
+
 /* WIDTH numbers, or those that are left and the last of them again. */
 INLINE vec take(const float *p, int64_t left) {
     if (left >= WIDTH) return LOAD(p);

@@ -1,5 +1,7 @@
 """Adam and AdamW for a whole population in one pass over its flat parameters."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,6 +15,11 @@ def initial_adam_state(params: Float[Tensor, "pop n"]) -> OptimizerState:
     zero = params.new_zeros(params.shape[0])
     averages = {name: torch.zeros_like(params) for name in ("exp_avg", "exp_avg_sq")}
     return OptimizerState(averages=averages, step=zero, square_step=zero.clone(), skipped=zero.clone())
+
+
+def bias_correction(beta: float, step: Float[Tensor, "pop"]) -> Float[Tensor, "pop"]:
+    """1 − βᵗ to full precision, of which the difference would leave four digits for β = 0.999 and t = 1."""
+    return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)
 
 
 def adam_(
@@ -51,7 +58,7 @@ def adam_(
     state.step.add_(moving)
     state.square_step.add_(moving)
     step, square_step = state.step.clamp(min=1), state.square_step.clamp(min=1)
-    correction1, correction2 = 1 - beta1**step, (1 - beta2**square_step).sqrt()
+    correction1, correction2 = bias_correction(beta1, step), bias_correction(beta2, square_step).sqrt()
     if native.serves(params) and all(x.is_contiguous() for x in (params, exp_avg, exp_avg_sq)):
         none = torch.zeros_like(moving)
         decay = none if weight_decay is None or decoupled else weight_decay
