@@ -3,13 +3,16 @@ BIN := .venv/bin
 # -qq hides pip's warnings and keeps its errors.
 INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: train test test-slow check bench learn continual format clean
+.PHONY: train test test-isa test-slow check bench learn continual format clean
 
 train: .venv/runtime.stamp
 	$(BIN)/popgraft train configs/quickstart.yaml --set run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test-isa: .venv/dev.stamp
+	$(BIN)/python tests/instruction_sets.py
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow

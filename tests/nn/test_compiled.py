@@ -5,7 +5,7 @@ import torch
 
 from popgraft import tree
 from popgraft.native import native
-from popgraft.nn.compiled import unrolls
+from popgraft.nn.compiled import rounding_pays, unrolls
 from popgraft.nn.lstm import LSTM
 from popgraft.nn.precision import rounded_to
 
@@ -214,3 +214,17 @@ def test_the_same_without_a_gradient():
 def test_what_cannot_be_unrolled_here():
     assert not unrolls(torch.empty(1, 1, 1, N_IN, dtype=torch.float64), 64)
     assert not unrolls(torch.empty(1, 1, 1, N_IN), 6)
+
+
+@rounds
+def test_whether_rounding_pays_is_measured_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "popgraft"
+    assert not rounding_pays.__wrapped__()  # there is no folder to keep it in
+    cache.mkdir()
+    found = rounding_pays.__wrapped__()
+    (kept,) = cache.iterdir()
+    assert kept.read_text() == ("faster" if found else "slower")
+    for word in ("slower", "faster"):  # whatever another process has found counts
+        kept.write_text(word)
+        assert rounding_pays.__wrapped__() == (word == "faster")

@@ -44,7 +44,7 @@ def make_executor(
     on_cpu = resolve_device(config.engine.device).type == "cpu"
     parallel = on_cpu and os.name == "posix"
     if on_cpu and config.model.network.recurrent == "lstm" and native().library is None:
-        logger.warning("LSTMs run in PyTorch, several times slower than compiled: %s", native().reason)
+        logger.warning("LSTMs run in PyTorch, more slowly than compiled: %s", native().reason)
     if on_cpu and config.model.network.precision == "bfloat16" and not native().rounds:
         logger.warning("products in bfloat16 are slower than in float32 here; set model.network.precision: float32")
     shards = config.execute.shards or (min(cores(), config.pbt.population_size) if parallel else 1)

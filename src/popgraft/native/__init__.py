@@ -1,5 +1,5 @@
 """What is worth compiling: loops over time, and over parameters, in C."""
 
-from popgraft.native.library import call, native, serves
+from popgraft.native.library import call, kept, native, serves
 
-__all__ = ["call", "native", "serves"]
+__all__ = ["call", "kept", "native", "serves"]

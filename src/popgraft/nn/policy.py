@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
 from popgraft.nn.blocks import Block, Layout, Params, initialise
+from popgraft.nn.compiled import rounding_pays
 from popgraft.nn.critic import Critic
 from popgraft.nn.dense import MLP
 from popgraft.nn.encoder import Encoder
@@ -60,7 +61,8 @@ class Policy:
         own_critic_memory = config.critic_recurrent == "separate"
         self.critic_memory = _memory(config, features) if own_critic_memory else None
         self.dropout = config.recurrent_dropout
-        self.factors = torch.bfloat16 if config.precision == "bfloat16" else None
+        rounds = config.precision == "bfloat16" or (config.precision == "auto" and rounding_pays())
+        self.factors = torch.bfloat16 if rounds else None
         self.critic_reads_actor = config.critic_recurrent in ("shared", "detached") and self.actor_memory is not None
         self.critic_detached = config.critic_recurrent == "detached"
         recalled = self.actor_memory.n_out if self.actor_memory else features

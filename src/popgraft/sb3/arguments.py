@@ -64,7 +64,7 @@ class Settings(TypedDict, total=False):
     support: tuple[float, float]
     twin_critics: bool
     twin_reduce: Literal["min", "mean"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "auto"]
     layer_norm: bool
     optimizer: Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
     optimizer_kwargs: dict[str, Any]
