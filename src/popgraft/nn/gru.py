@@ -150,6 +150,6 @@ class GRU:
             gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
             weight_hh, bias_n = p["weight_hh"] * double_n, 2 * p["bias_n"]
             x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, start)  # type: ignore[no-untyped-call]
-            final.append(x[:, -1])
+            final.append(x[:, -1] if x.shape[1] else h0)
             x = x * kept[layer] if layer < len(kept) else x
         return x, torch.cat(final, dim=-1)

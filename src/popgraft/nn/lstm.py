@@ -39,7 +39,7 @@ class _Recurrence(torch.autograd.Function):
         hidden = width // 4
         gates = torch.empty_like(gates_x)
         y, h_in, c_in, cell_tanh = (gates_x.new_empty(pop, time, batch, hidden) for _ in range(4))
-        pre, c = gates_x.new_empty(pop, batch, width), gates_x.new_empty(pop, batch, hidden)
+        pre, c = gates_x.new_empty(pop, batch, width), c0.clone()
         pre_g, weight_t = pre[..., 2 * hidden : 3 * hidden], weight.mT
         zero, h_tm1, c_tm1 = gates_x.new_zeros(()), h0, c0
         for t in range(time):
@@ -57,7 +57,7 @@ class _Recurrence(torch.autograd.Function):
             h_tm1, c_tm1 = y[:, t], c
         ctx.save_for_backward(weight, start, gates, h_in, c_in, cell_tanh)
         ctx.factors = factors(weight)
-        return y, y[:, -1].clone(), c
+        return y, h_tm1.clone(), c
 
     @staticmethod
     @once_differentiable

@@ -34,7 +34,7 @@ def gae(
         Advantages; value + advantage is the λ-return.
     """
     delta = reward + gamma.view(-1, 1, 1) * next_value - value
-    return _accumulated(delta, end, gamma * gae_lambda, torch.zeros_like(delta[:, 0]), backward=True)[0]
+    return _accumulated(delta, end, gamma * gae_lambda, delta.new_zeros(len(delta), delta.shape[2]), backward=True)[0]
 
 
 def discounted_sums(
@@ -86,4 +86,4 @@ def _accumulated(
         running = torch.addcmul(now, decay.unsqueeze(1), before)
         columns.append(running)
         running = running if backward else running.masked_fill(ended, 0)
-    return torch.stack(columns[::-1] if backward else columns, 1), running
+    return torch.stack(columns[::-1] if backward else columns, 1) if columns else x.clone(), running
