@@ -31,7 +31,7 @@ def _gain() -> float:
     """How many times as fast a layer of 64 units and its gradient are in bfloat16: the least times of both, in turn."""
     pop, steps, batch, n = 4, 8, 16, 64
     x, wide = torch.linspace(-1, 1, pop * steps * batch * n), torch.linspace(-0.1, 0.1, pop * 4 * n * n)
-    weights = [w.requires_grad_() for w in (wide.view(pop, 4 * n, n), wide.flip(0).view(pop, 4 * n, n))]
+    ih, hh = wide.view(pop, 4 * n, n).requires_grad_(), wide.flip(0).view(pop, 4 * n, n).requires_grad_()
     bias, state = torch.zeros(pop, 4 * n, requires_grad=True), torch.zeros(pop, batch, 2 * n)
     x, start = x.view(pop, steps, batch, n).requires_grad_(), torch.zeros(pop, steps, batch, dtype=torch.bool)
     least = {None: float("inf"), torch.bfloat16: float("inf")}
@@ -39,8 +39,8 @@ def _gain() -> float:
         for dtype in least:
             before = time.thread_time()
             with torch.enable_grad(), rounded_to(dtype):
-                y, _ = unroll(x, (*weights, bias), state, start)
-                torch.autograd.grad(y.sum(), (x, *weights, bias))
+                y, _ = unroll(x, (ih, hh, bias), state, start)
+                torch.autograd.grad(y.sum(), (x, ih, hh, bias))
             least[dtype] = min(least[dtype], time.thread_time() - before)
     return least[None] / least[torch.bfloat16]
 
