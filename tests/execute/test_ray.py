@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 from popgraft.execute.ray import RayExecutor  # noqa: E402  # needs ray
 
-from .disturbed import SMALL, InUpdate, process_of, send  # noqa: E402
+from .disturbed import SMALL, InUpdate, Watching, process_of, send  # noqa: E402
 
 FOURTH = 7
 """An update in the fourth generation, one after a point."""
@@ -189,6 +189,42 @@ def after(monkeypatch, place, name, what, call):
 def test_an_actor_killed_in_an_update_changes_nothing(monkeypatch, tmp_path, undisturbed):
     run = trained(tmp_path, observer=InUpdate(monkeypatch, FOURTH, send(signal.SIGKILL, 1)))
     check_undisturbed(run, undisturbed, [[2, 3]])
+
+
+class Preempting(Watching):
+    """Terminates an actor once in every generation, and notes how long it takes until all are at work again."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.generation, self.struck, self.began, self.seconds = 0, {}, None, []
+
+    def on_generation(self, generation):
+        self.generation = generation.number + 1
+
+    def on_event(self, kind, text):
+        if kind == "lost":
+            self.generation = int(text.rpartition(" ")[2]) - 1
+
+    def on_update(self, steps):
+        if self.began is not None:
+            self.seconds.append(time.monotonic() - self.began)
+            self.began = None
+        if self.generation not in self.struck:
+            self.struck[self.generation] = place = len(self.struck) % 2
+            send(signal.SIGTERM, place)(self.executor)
+            self.began = time.monotonic()
+
+
+@pytest.mark.slow
+def test_actors_that_are_terminated_ten_times_change_nothing(monkeypatch, tmp_path):
+    """As preemption ends them: noticed at once, whatever `execute.timeout` allows."""
+    longer = ["total_timesteps=2560", "snapshots.interval=1"]
+    local = train(SMALL, [f"run_dir={tmp_path / 'local'}", "execute.shards=2", "seed=3", *longer])
+    observer = Preempting(monkeypatch)
+    run = trained(tmp_path, *longer, observer=observer)
+    check_undisturbed(run, local, [[2 * place, 2 * place + 1] for place in observer.struck.values()])
+    assert len(observer.seconds) == 10
+    assert max(observer.seconds) < 15, observer.seconds
 
 
 @pytest.mark.slow

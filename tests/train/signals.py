@@ -5,6 +5,7 @@ nothing, so that a run takes a second and not the five of its imports; `spawned`
 shard is one in every other way: in a process group of its own, with the signals' handlers of a fresh interpreter.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import faulthandler
@@ -31,7 +32,7 @@ from popgraft.native import native
 from popgraft.train import resume
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "SIGSTOP")
-TARGETS = ("parent", "worker", "all")
+TARGETS = ("parent", "shard", "environment", "all")
 PATIENCE = 120.0
 """Seconds after which a run that is neither finished nor ended is stuck."""
 ORPHANS = 5.0
@@ -60,6 +61,7 @@ class Forked(subprocess.Popen[bytes]):
                 os.closerange(low, descriptor)
                 low = descriptor + 1
             os.closerange(low, 4096)
+            atexit._clear()  # what is to be done at the end of this process is not for that one
             os.environ.clear()
             os.environ.update(env)
             exec(command[-1], {})
@@ -100,16 +102,16 @@ class Disturbance:
     pick: float
 
 
-def processes(session: int) -> list[int]:
-    """Living processes of a session, the parent first, which leads it."""
-    found = []
+def processes(session: int) -> dict[int, int]:
+    """Living processes of a session, and the process group of each."""
+    found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                state, _, _, of = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[:4]
+                state, _, group, of = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[:4]
                 if int(of) == session and state != "Z":
-                    found.append(int(entry.name))
-    return sorted(found)
+                    found[int(entry.name)] = int(group)
+    return found
 
 
 def begun(settings: dict[str, Any], output: Path, spawned: bool) -> int:
@@ -175,14 +177,18 @@ def check_alone(session: int) -> None:
 
 def strike(pid: int, disturbance: Disturbance) -> str:
     """Sends the signal; says to whom, nobody where there are no such processes."""
-    everyone = processes(pid)
-    workers = [other for other in everyone if other != pid]
-    if disturbance.target == "parent" or not everyone:
-        struck = [pid]
-    elif disturbance.target == "worker":
-        struck = workers[int(disturbance.pick * len(workers)) :][:1]
+    groups = processes(pid)
+    of_kind = {
+        "parent": [pid],
+        "shard": [each for each, group in groups.items() if each == group != pid],
+        "environment": [each for each, group in groups.items() if each != group],
+        "all": list(groups),
+    }
+    struck = of_kind[disturbance.target]
+    if disturbance.target == "all":
+        random.Random(disturbance.pick).shuffle(struck)
     else:
-        struck = everyone
+        struck = struck[int(disturbance.pick * len(struck)) :][:1]
     numbers = [getattr(signal, disturbance.name)]
     if disturbance.name == "SIGSTOP":
         numbers.append(signal.SIGCONT)
@@ -232,7 +238,7 @@ def disturbed(
         assert status in expected, f"{status} after {disturbance}: {output.read_text()}"
         if disturbance is not None and struck != "nobody":
             yield disturbance, struck, outcome_of(status)
-        if status == FINISHED:
+        if (path / "config.yaml").is_file() and Run(path).is_finished:  # perhaps struck in its very last moment
             return
 
 
@@ -240,7 +246,9 @@ def expected_of(disturbance: Disturbance) -> set[int]:
     """Exit statuses after a signal, besides that of a finished run."""
     if disturbance.name == "SIGSTOP":
         return set()
-    if disturbance.target == "worker":
+    if disturbance.target == "environment":
+        return set()
+    if disturbance.target == "shard":
         return {MISTAKE} if disturbance.name == "SIGKILL" else set()
     if disturbance.name == "SIGKILL":
         return {-signal.SIGKILL}
@@ -275,10 +283,12 @@ class Straight:
         return self.known[name]
 
 
-def drawn(draw: random.Random, seconds: float, workers: bool) -> Iterator[Disturbance]:
-    """Disturbances of one run: up to three, half of them of workers where there are any."""
+def drawn(draw: random.Random, seconds: float, settings: dict[str, Any]) -> Iterator[Disturbance]:
+    """Disturbances of one run: up to three, more than half of them of workers where there are any."""
+    workers = ["shard"] if settings["execute"]["shards"] > 1 else []
+    workers += ["environment"] if settings["env"].get("vectorization") == "async" else []
     for _ in range(draw.randint(1, 3)):
-        target = "worker" if workers and draw.random() < 0.6 else draw.choice(["parent", "all"])
+        target = draw.choice(workers if workers and draw.random() < 0.65 else ["parent", "all"])
         yield Disturbance(
             draw.choice(SIGNALS), target, draw.uniform(0, 1.1) * seconds, draw.uniform(0.05, 0.5), draw.random()
         )
@@ -303,7 +313,13 @@ def check(
     shutil.rmtree(path, ignore_errors=True)
     output.unlink(missing_ok=True)
     settings = settings_of(name, str(path))
-    workers = settings["execute"]["shards"] > 1 or settings["env"].get("vectorization") == "async"
-    done = list(disturbed(settings, drawn(draw, seconds, workers), output, spawned))
-    check_same(Run(path), expected)
+    done = list(disturbed(settings, drawn(draw, seconds, settings), output, spawned))
+    run = Run(path)
+    if any(event.kind == "environment" for event in run.events):  # its member was replaced, in no other run
+        assert any(struck == "environment" for _, struck, _ in done), run.events
+        assert run.is_finished
+        return [
+            (disturbance, struck, "rescued" if struck == "environment" else said) for disturbance, struck, said in done
+        ]
+    check_same(run, expected)
     return done

@@ -4,7 +4,6 @@ import abc
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -113,13 +112,12 @@ def named(members: list[int]) -> str:
 
 
 class Executor(abc.ABC):
-    """A whole population, as the loop sees it. Members are counted from 0 over all shards.
+    """A whole population, as the loop sees it. Members are counted from 0 over all shards."""
 
-    Attributes:
-        recovers: whether a shard that is lost can be made anew, so that the run goes on.
-    """
-
-    recovers: ClassVar[bool] = False
+    @property
+    def recovers(self) -> bool:
+        """Whether a shard that is lost can be made anew, so that the run goes on."""
+        return False
 
     @abc.abstractmethod
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:

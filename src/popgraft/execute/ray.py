@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 import torch
@@ -28,6 +28,7 @@ from popgraft.errors import ConfigError, ShardLost
 from popgraft.execute.base import assembled, cores, divided, named
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
+from popgraft.execute.ray_head import Head
 from popgraft.execute.worker import Message
 from popgraft.state import Decision, Member, Record
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that an actor has to close its environments before it is killed."""
+ATTENTION = 1.0
+"""Seconds after which a wait is interrupted, to see whether the cluster is there and whether the run is to stop."""
 OBJECT_STORE = 200 * 2**20
 """Bytes of a cluster of our own for rows on their way."""
 
@@ -47,6 +50,7 @@ class RayShard:
         members: index in the population of every member of the shard.
         hyperparams: initial values of the whole population.
         factory: makes the environments, in place of the configured source.
+        head: is asked whether the cluster is there, before Ray is.
 
     Attributes:
         reply: its next message, once it is there.
@@ -60,8 +64,9 @@ class RayShard:
         members: list[int],
         hyperparams: dict[str, Float[Tensor, "population"]],
         factory: Callable[..., Any] | None,
+        head: Head,
     ) -> None:
-        self.members, self.lost, self._started = members, False, False
+        self.members, self.lost, self._started, self._head = members, False, False, head
         execute = config.execute
         self._timeout = math.inf if execute.timeout is None else execute.timeout
         resources = {"num_cpus": execute.cpus_per_shard, "num_gpus": execute.gpus_per_shard}
@@ -81,7 +86,12 @@ class RayShard:
         return max(0.0, self._began + self._timeout - time.monotonic()) if self._started else math.inf
 
     def begin(self, kind: str, *arguments: Any) -> None:
-        """Sends a message; whether the actor is still there shows when its answer is received."""
+        """Sends a message; whether the actor is still there shows when its answer is received.
+
+        Raises:
+            ShardLost: the cluster is gone.
+        """
+        self._head.check()
         self._began = time.monotonic()
         self._tell.remote((kind, arguments))
 
@@ -101,8 +111,9 @@ class RayShard:
         """What a call of the actor returns.
 
         Raises:
-            ShardLost: the actor is gone, or silent for too long.
+            ShardLost: the actor is gone, or silent for too long; or the cluster is gone.
         """
+        self._head.check()
         try:
             return ray.get(reference, timeout=_seconds(self.patience))
         except ray.exceptions.GetTimeoutError:
@@ -142,8 +153,6 @@ class RayExecutor(ParallelExecutor):
         ConfigError: there is no cluster at `execute.address`.
     """
 
-    recovers: ClassVar[bool] = True
-
     def __init__(
         self,
         config: Config,
@@ -155,15 +164,21 @@ class RayExecutor(ParallelExecutor):
         self._stack = contextlib.ExitStack()
         try:
             self._stack.enter_context(_cluster(config.execute))
+            self._head = self._stack.enter_context(contextlib.closing(Head()))
             parts = divided(config, config.execute.shards or min(_room(config.execute), config.pbt.population_size))
             self._home = {member: place for place, members in enumerate(parts) for member in members}
             _check_room(config.execute, len(parts))
-            self.shards += [RayShard(config, members, hyperparams, factory) for members in parts]
+            self.shards += [RayShard(config, members, hyperparams, factory, self._head) for members in parts]
             self._like: Member = self._answers()[0]
             self._prepare()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def recovers(self) -> bool:
+        """As long as the cluster is there."""
+        return not self._head.gone
 
     def _prepare(self) -> None:
         """What else a kind of executor needs once its shards are there: nothing."""
@@ -173,9 +188,9 @@ class RayExecutor(ParallelExecutor):
         needed = self._needed(decision)
         given = self._give(needed)
         if record is not None:
-            row = [len(decision.parents)], ray.put(pack(record.state))
+            row = [len(decision.parents)], self._head.put(pack(record.state))
             given = [[*gifts, row] for gifts in given]
-        told = ray.put(decision)  # once, and not once for every shard
+        told = self._head.put(decision)  # once, and not once for every shard
         for place, (shard, gifts) in enumerate(zip(self.shards, given, strict=True)):
             shard.begin("take", [told], needed[place].get(place, []), gifts, generation)
         self._answers()
@@ -218,12 +233,13 @@ class RayExecutor(ParallelExecutor):
 
     def close(self) -> None:
         """Ends all actors, and the cluster if it is ours."""
-        self._begin(CLOSE)
-        if self.shards:
+        if self.shards and not self._head.gone:
+            with contextlib.suppress(ShardLost):
+                self._begin(CLOSE)
             ends = [shard.end for shard in self.shards]
             ray.wait(ends, num_returns=len(ends), timeout=PATIENCE)
-        for shard in self.shards:
-            shard.kill()
+            for shard in self.shards:
+                shard.kill()
         self.shards = []
         self._stack.close()
 
@@ -231,7 +247,7 @@ class RayExecutor(ParallelExecutor):
         """Puts a new actor in the place of one; it answers once it is there."""
         config, hyperparams, factory = self._arguments
         self.shards[place].kill()
-        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, factory)
+        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, factory, self._head)
 
     def _needed(self, decision: Decision) -> list[dict[int, list[int]]]:
         """For every shard: which of its members are inherited from, by the place of the recipients' shard."""
@@ -262,7 +278,12 @@ class RayExecutor(ParallelExecutor):
     def _ready(self, places: set[int], limit: float = math.inf) -> list[int]:
         waiting = {self.shards[place].awaited: place for place in places}
         replies = list(waiting)
-        ray.wait(replies, timeout=_seconds(min(limit, *(self.shards[place].patience for place in places))))
+        deadline = time.monotonic() + min(limit, *(self.shards[place].patience for place in places))
+        while not ray.wait(replies, timeout=max(0.0, min(ATTENTION, deadline - time.monotonic())))[0]:
+            if self._head.gone:
+                return sorted(places)
+            if time.monotonic() >= deadline:
+                break
         ready, _ = ray.wait(replies, num_returns=len(replies), timeout=0)
         silent = {place for place in places if not self.shards[place].patience}
         return sorted({waiting[reply] for reply in ready} | silent)

@@ -19,13 +19,11 @@ from popgraft import tree
 from popgraft.errors import ShardLost
 from popgraft.execute.base import Part, assembled
 from popgraft.execute.inherit import overwrite_
-from popgraft.execute.ray import RayExecutor
+from popgraft.execute.ray import ATTENTION, RayExecutor
 from popgraft.execute.ray_actor import Reference, Rows, donated, pack, unpack
 from popgraft.execute.worker import Message
 from popgraft.state import Decision, Member, Record
 
-ATTENTION = 1.0
-"""Seconds after which a wait is interrupted, to hear whether the run is to stop."""
 ARRIVAL = 60.0
 """Seconds that members may take to arrive from where they lie ready."""
 
@@ -141,10 +139,10 @@ class AsyncRayExecutor(RayExecutor):
         self._fetched(others)  # what is gone is replaced here, not missed over there
         given = [([donor], self._laid[donor]) for donor in others]
         if record is not None:
-            given.append(([len(decision.parents)], ray.put(pack(record.state))))
+            given.append(([len(decision.parents)], self._head.put(pack(record.state))))
         changed = members if self._arguments[0].pbt.explore_always else heirs
         if changed:
-            take = ("take", ([ray.put(decision)], own, given, generation))
+            take = ("take", ([self._head.put(decision)], own, given, generation))
             self._turns[place].graft = [take, ("lay", (changed,))]
 
     def replace(self, loss: Loss, generation: int) -> None:
@@ -207,11 +205,12 @@ class AsyncRayExecutor(RayExecutor):
             rescued = self.rescue(gone)
             for row, member in enumerate(gone):
                 found[member] = pack(tree.slice(rescued, row, row + 1))
-                self._laid[member] = ray.put(found[member])
+                self._laid[member] = self._head.put(found[member])
         return [rows for member in members if (rows := found[member]) is not None]
 
     def _get(self, member: int) -> Rows | None:
         """A member that lies ready; None where it is gone, or does not arrive."""
+        self._head.check()
         try:
             found: Rows = ray.get(self._laid[member], timeout=ARRIVAL)
         except ray.exceptions.RayError:

@@ -140,8 +140,10 @@ class AsyncTraining(Training):
         """Has a lost shard made anew, while all others go on.
 
         Raises:
-            ShardLost: it has been lost again and again.
+            ShardLost: it has been lost again and again, or cannot be made anew.
         """
+        if not self.executor.recovers:
+            raise loss.error
         if loss.times == ATTEMPTS:
             raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in one generation, so the run ends")
         logger.warning("%s; making it anew", loss.error)

@@ -148,12 +148,15 @@ class Training:
 
         advance = self.executor.advance(self.config.pbt.perturbation_interval, after_update)
         state.steps += advance.steps
-        self._report_faults(advance.faults, state.generation)
-        if self.stop():
+        if self.stop():  # what environments say now may be what a signal to the whole job has done to them
             return None
+        self._report_faults(advance.faults, state.generation)
         seed = self._evaluation_seed(state.generation)
         scores = None if seed is None else self.executor.evaluate(seed)
-        self._report_faults(scores.faults if scores else {}, state.generation)
+        faults = scores.faults if scores else {}
+        if faults and self.stop():  # likewise
+            return None
+        self._report_faults(faults, state.generation)
         return Part(torch.arange(state.pop), advance, scores)
 
     def _generation(self, began: float) -> bool:
