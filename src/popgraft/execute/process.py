@@ -28,8 +28,11 @@ from popgraft.execute.local import LocalExecutor
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import SIGNALS, Message, Pipe
+from popgraft.native import native
 from popgraft.state import Decision, Member, Record
 from popgraft.tether import TIE, can_tie
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that a process has to close its environments before it is killed."""
@@ -59,12 +62,15 @@ class ShardProcess:
         ours, theirs = multiprocessing.Pipe()
         self.pipe = Pipe(ours)
         files, by_system = (theirs.fileno(), self._memory.fileno()), can_tie()
-        program = f"from popgraft.execute.worker import main; main{(*files, os.getpid(), by_system)}"
+        computes, environment = native().describe(), os.environ | {"OMP_NUM_THREADS": str(config.engine.threads)}
+        if native().library is None:  # what this process could not compile, that one does not try
+            environment["POPGRAFT_NATIVE"] = "0"
+        program = f"from popgraft.execute.worker import main; main{(*files, os.getpid(), by_system, computes)}"
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it can handle them
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", (TIE if by_system else "") + program],
-                env=os.environ | {"OMP_NUM_THREADS": str(config.engine.threads)},
+                env=environment,
                 pass_fds=files,
                 process_group=0,
             )
@@ -104,19 +110,40 @@ class ShardProcess:
     def close(self) -> None:
         """Ends the process."""
         self.pipe.connection.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            logger.warning(
+                "the process of %s has not ended within %g seconds and is killed; find out what the close() of its "
+                "environments waits for", named(self.members), PATIENCE,
+            )  # fmt: skip
         self._process.kill()
         self._process.wait()
         self._memory.close()
 
     def _lost(self) -> ShardLost:
-        code = self._process.wait()
-        cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        return ShardLost(
-            f"the process of {named(self.members)} {cause}; if the machine ran out of memory, lower execute.shards, "
-            "pbt.population_size or env.num_envs"
+        return ShardLost(f"the process of {named(self.members)} {_explained(self._process.wait())}")
+
+
+def _explained(code: int) -> str:
+    """How a process has ended, and what to do."""
+    if code >= 0:
+        return (
+            f"ended with exit status {code}: something in it has left by os._exit, most likely an environment; set "
+            "env.vectorization: async to lose its member alone"
         )
+    name = signal.Signals(-code).name
+    if name in ("SIGKILL", "SIGXCPU"):
+        return (
+            f"was killed by {name}; if the machine ran out of memory, lower execute.shards, pbt.population_size or "
+            "env.num_envs"
+        )
+    if name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"):
+        return (
+            f"crashed with {name} in compiled code, most likely an environment's, which the traceback "
+            "above shows; set env.vectorization: async to lose its member alone"
+        )
+    return f"was ended by {name}, which somebody has sent to it"
 
 
 class ProcessExecutor(ParallelExecutor, LocalExecutor):

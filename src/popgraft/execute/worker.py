@@ -7,6 +7,7 @@ Every message is a pair (kind, content). Down the pipe: a method of `Shard` with
 import abc
 import atexit
 import contextlib
+import faulthandler
 import logging
 import logging.handlers
 import os
@@ -22,10 +23,11 @@ from typing import Any
 
 import cloudpickle
 
-from popgraft.errors import EnvironmentFault, PopgraftError
+from popgraft.errors import EnvironmentFault, PopgraftError, ShardLost
 from popgraft.execute.base import Advance
 from popgraft.execute.shard import Shard
 from popgraft.execute.shared import shared
+from popgraft.native import native
 from popgraft.state import Member
 from popgraft.tether import children_tied, tie
 
@@ -92,7 +94,7 @@ class Pipe(Channel):
         os._exit(1)
 
 
-def main(connection: int, memory: int, parent: int, by_system: bool) -> None:
+def main(connection: int, memory: int, parent: int, by_system: bool, computes: str) -> None:
     """Makes a shard and serves it until the executor closes the pipe, or is gone.
 
     Args:
@@ -100,14 +102,21 @@ def main(connection: int, memory: int, parent: int, by_system: bool) -> None:
         memory: descriptor of the file for the members.
         parent: the executor's process.
         by_system: how this process is tied to it (`tether.tie`).
+        computes: what the executor's process computes with, and this one has to as well.
     """
     tie(parent, by_system)
+    faulthandler.enable()
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back until now
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
     def make(*arguments: Any) -> tuple[Shard, Member]:
+        if (own := native().describe()) != computes:
+            raise ShardLost(
+                f"a shard's process computes with {own}, the run with {computes}, so that its members would be others; "
+                "see that the compiler and its cache (XDG_CACHE_HOME, or ~/.cache) can be used, and start again"
+            )
         shard = Shard(*arguments)
         shard.member = shared(shard.member, memory)
         return shard, shard.member
@@ -134,7 +143,7 @@ def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:
         logging.getLogger().setLevel(level)
         try:
             shard, answer = make(*channel.receive()[1])
-        except Exception as error:
+        except BaseException as error:
             channel.send("error", _portable(error))
             return
         channel.send("answer", answer)
@@ -170,7 +179,7 @@ def _carry_out(shard: Shard, channel: Channel) -> None:
             answer = _advance(shard, channel, *arguments) if kind == "advance" else getattr(shard, kind)(*arguments)
         except Closed:
             raise
-        except Exception as error:
+        except BaseException as error:
             channel.send("error", _portable(error))
         else:
             channel.send("answer", answer)
@@ -196,7 +205,7 @@ def _advance(shard: Shard, channel: Channel, updates: int) -> Advance:
     return shard.advance(updates, stop)
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> Exception:
     """An error that survives the way to another process, with the place where it was raised."""
     if isinstance(error, PopgraftError):
         return error
@@ -204,6 +213,8 @@ def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(cloudpickle.dumps(error))
     except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, Exception):  # it would end the other process too
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"In the process of a shard:\n{place}")
     return error

@@ -1,6 +1,6 @@
 """The environments of a whole population: members × environments, one vector environment for every member."""
 
-import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,11 +15,14 @@ from popgraft.errors import ConfigError
 from popgraft.rollout.adapters import MemberEnv, final_observation
 from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
+from popgraft.rollout.guests import IN_STEPS, Shared, close_in_time, is_ctrl_c
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.rollout.usable import fault_in, named, named_terminal, usable
 from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.spaces import ObsSpec
+
+logger = logging.getLogger(__name__)
 
 
 class EnvGrid(ArrayGrid, SeededGrid):
@@ -52,6 +55,9 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self.pop, self.num_envs, self.device = pop, num_envs or config.num_envs, device
         self._failures: dict[int, str] = {}
         self._make = maker_of(config, self.num_envs, factory)
+        self._source = "the factory" if factory or config.factory else f"env.id={config.id!r}"
+        self._told: set[str] = set()
+        shared = Shared()
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space
         self._next_step, self.in_process = first.next_step, first.in_process
@@ -61,6 +67,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._wrappers, self.spaces = built_in_wrappers(config.wrappers, shown)
         self._envs: list[MemberEnv | None] = [first]
         self._envs += [self._remade() for _ in range(1, pop)]
+        self._set_back(shared)
         self._unready = set(range(pop))
         self._resting: set[int] = set()
 
@@ -96,7 +103,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
             rows: the members.
             seeds: a seed for each of them.
         """
-        rows = list(rows)
+        rows, shared = list(rows), Shared()
         for row, seed in zip(rows, seeds, strict=True):
             self._failures.pop(row, None)
             self._ended[row], self._transition.valid[row] = False, True
@@ -108,7 +115,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
             try:
                 env = self._envs[row]
                 if env is not None and env.monitor is not None and env.monitor.within.any():
-                    env.close()  # a reset would go on with the game in which a life was lost
+                    close_in_time([env.close])  # a reset would go on with the game in which a life was lost
                     env = None
                 self._envs[row] = env = env or self._remade()
                 raw = env.reset(int(seed))
@@ -116,9 +123,10 @@ class EnvGrid(ArrayGrid, SeededGrid):
                     deliver(self._fields, raw, self._slots[row])
             except ConfigError:
                 raise
-            except Exception as error:
+            except BaseException as error:
                 self._fail(row, error)
         self.playing = None
+        self._set_back(shared)
         self._wrap(self._shown, self.observations, rows)
         self._examine(self._given)
         self._blank_failures()
@@ -187,22 +195,20 @@ class EnvGrid(ArrayGrid, SeededGrid):
 
     def close(self) -> None:
         """Releases the processes and memory of all environments."""
-        for env in self._envs:
-            if env is not None:
-                with contextlib.suppress(Exception):  # what fails on the way out has nothing left to spoil
-                    env.close()
-        self._envs = [None] * self.pop
+        envs, self._envs = self._envs, [None] * self.pop
+        close_in_time([env.close for env in envs if env is not None])
 
     def _step_members(self, actions: np.ndarray, result: Transition) -> list[Any]:
         """Steps all members who do not rest; returns their replaced terminal observations."""
         reward, terminated, truncated = result.reward, result.terminated, result.truncated
         finals: list[Any] = [None] * self.pop
         rows = [row for row in range(self.pop) if row not in self._resting]
+        shared = Shared(IN_STEPS)
         for row in rows:
             if (env := self._envs[row]) is not None:
                 try:
                     env.send(actions[row])
-                except Exception as error:
+                except BaseException as error:
                     self._fail(row, error)
         received = {}
         for row in rows:
@@ -212,9 +218,10 @@ class EnvGrid(ArrayGrid, SeededGrid):
                     received[row] = env.receive()
                 except ConfigError:
                     raise
-                except Exception as error:
+                except BaseException as error:
                     self._fail(row, error)
         self.playing = None
+        self._set_back(shared)
         with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
             for row, (raw, rewards, terminations, truncations, replaced) in received.items():
                 deliver(self._fields, raw, self._slots[row])
@@ -245,13 +252,27 @@ class EnvGrid(ArrayGrid, SeededGrid):
         for key, value in current.items():
             seen[key][select] = value
 
-    def _fail(self, row: int, error: Exception) -> None:
-        """Takes a member whose environment raised out of the game until its next reset."""
+    def _set_back(self, shared: Shared) -> None:
+        """Undoes what environments have changed of what all code of this process shares, and says so once."""
+        for change in shared.restore():
+            if change not in self._told:
+                self._told.add(change)
+                logger.warning(
+                    "%s has set %s, which is set back: training shares it. Leave it alone, or set env.vectorization: "
+                    "async, which gives environments processes of their own", self._source, change,
+                )  # fmt: skip
+
+    def _fail(self, row: int, error: BaseException) -> None:
+        """Takes a member whose environment raised out of the game until its next reset.
+
+        What leaves the interpreter elsewhere, such as `sys.exit`, is a failure here; Ctrl-C is not.
+        """
+        if is_ctrl_c(error):
+            raise error
         self._failures[row] = f"{type(error).__name__}: {error}"
         env, self._envs[row] = self._envs[row], None
         if env is not None:
-            with contextlib.suppress(Exception):  # the failure itself is what the user hears about
-                env.close()
+            close_in_time([env.close])
 
     def _examine(self, given: Mapping[str, np.ndarray]) -> None:
         """Fails the members whose environments gave a number [pop, env, *shape] that is not usable."""
@@ -275,7 +296,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         found = (env.observation_space, env.action_space, env.next_step)
         expected = (self._observation_space, self._action_space, self._next_step)
         if found != expected:
-            env.close()
+            close_in_time([env.close])
             raise ConfigError(
                 f"the members' environments differ: {found} is not {expected} (observation space, action space, "
                 "next-step autoreset); a source must make the same kind every time"

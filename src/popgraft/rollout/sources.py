@@ -12,6 +12,7 @@ from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
 from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
 from popgraft.rollout.answers import own
+from popgraft.rollout.guests import is_ctrl_c
 from popgraft.rollout.imports import import_module, import_name
 from popgraft.rollout.wrappers import gymnasium_wrappers
 from popgraft.tether import children_tied
@@ -141,7 +142,9 @@ def _guarded(what: str, make: Callable[[], Any]) -> Any:
             return make()
     except PopgraftError:
         raise
-    except Exception as error:
+    except BaseException as error:  # also of code that leaves by sys.exit
+        if is_ctrl_c(error):
+            raise
         if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)) and "mujoco" in str(error).lower():
             raise MissingExtra("mujoco", "mujoco", what) from error
         raise EnvironmentFault(f"{what} cannot be made: {type(error).__name__}: {error}") from error

@@ -62,9 +62,10 @@ class Training:
             with contextlib.suppress(StoreError):
                 self.tell_event("stopped", "interrupted in the middle of an update", state.generation)
             raise
-        except Exception as error:
+        except BaseException as error:
+            text = str(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(StoreError, MemoryError):  # the error itself is what the user must hear of
-                self.tell_event("stopped", str(error), state.generation)
+                self.tell_event("stopped", text, state.generation)
             with contextlib.suppress(StoreError, MemoryError, ShardLost):
                 save_population(self, finished=False)
             raise
