@@ -355,7 +355,7 @@ def test_a_forged_snapshot_is_refused_and_nothing_is_executed(folder, content, l
             {"w": torch.ones(2, 4), "n": torch.ones(2)},
             r"w is float32 \[2, 3\] in the snapshot but float32 \[2, 4\] here",
         ),
-        ({"w": torch.ones(2, 3).double(), "n": torch.ones(2)}, r"w is float32 \[2, 3\] in the snapshot but float64"),
+        ({"w": torch.ones(2, 3).half(), "n": torch.ones(2)}, r"w is float32 \[2, 3\] in the snapshot but float16"),
         ({"w": torch.ones(2, 3)}, r"n is float32 \[2\] in the snapshot but absent here"),
         (
             {"w": torch.ones(2, 3), "n": torch.ones(2), "x": torch.ones(2)},
