@@ -117,14 +117,7 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         StoreError: it is missing, damaged, foreign, or holds pickled objects.
     """
     try:
-        if isinstance(path, (str, Path)):
-            place = Path(path)
-            blob = unpack.read(place if place.exists() or place.suffix == ".zip" else Path(f"{place}.zip"))
-        else:  # which stays open
-            file = open_path(path, "r", suffix="zip")
-            if file.seekable():
-                file.seek(0)  # as zipfile does it: a file that was just written stands at its end
-            blob = file.read()
+        blob = content(path, ".zip")
         budget = Budget(len(blob))
         files = unzip(path, blob, budget)
     except OSError as error:
@@ -153,6 +146,17 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
             + "; set_parameters takes over weights from any dict of tensors"
         )
     return Archive(data, parts, variables)
+
+
+def content(path: Source, suffix: str) -> bytes:
+    """What a file holds; the suffix may be left out of its name. A file of the user's stays open."""
+    if isinstance(path, (str, Path)):
+        place = Path(path)
+        return unpack.read(place if place.exists() or place.suffix == suffix else Path(f"{place}{suffix}"))
+    file = open_path(path, "r")
+    if file.seekable():
+        file.seek(0)  # as zipfile does it: a file that was just written stands at its end
+    return bytes(file.read())
 
 
 def _on(device: torch.device, value: Any) -> Any:

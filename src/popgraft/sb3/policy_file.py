@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, StoreError
 from popgraft.pbt.unpack import load_plain
-from popgraft.sb3.archive import Source, reading
+from popgraft.sb3.archive import Source, content, reading
 from popgraft.sb3.arguments import run_config
 from popgraft.sb3.birth import settle
 from popgraft.sb3.parts import StatePart
@@ -52,12 +52,7 @@ def load(cls: type[P], path: Source, device: torch.device | str) -> P:
         ConfigError: it needs an object that a file cannot hold.
     """
     try:
-        file = open_path(path, "r", suffix="pkl")
-        own = file if isinstance(path, (str, Path)) else contextlib.nullcontext()
-        with own:
-            if file.seekable():
-                file.seek(0)
-            blob = file.read()
+        blob = content(path, ".pkl")
     except OSError as error:
         raise StoreError(f"cannot read the policy {path}: {reason(error)}") from None
     held, missing = load_plain(path, blob), Missing()
