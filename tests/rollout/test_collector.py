@@ -161,22 +161,6 @@ def test_dummy_steps_influence_nothing(play, episodes):
         assert torch.equal(a, b)
 
 
-def test_an_environment_that_pays_for_its_reset_is_not_heard(play, episodes):
-    """Whatever comes with a dummy step would otherwise enter the next episode's return."""
-    policy, member, grid = play(episodes, POP, ENVS, next_step=True)
-    step = grid.step
-
-    def paying(actions):
-        transition = step(actions)
-        transition.reward[~transition.valid] = 99.0
-        return transition
-
-    grid.step = paying
-    (rollout,), _ = collected(policy, member, grid, rollouts=1)
-    assert (rollout.valid == 0).any()
-    assert rollout.reward.abs().max() < 9
-
-
 def test_an_unfinished_episode_is_bootstrapped_from_what_follows(play, episodes):
     """γ = λ = 1 and no end: the λ-return is the sum of rewards plus the value after the last step."""
     policy, member, grid = play(episodes, POP, ENVS)
