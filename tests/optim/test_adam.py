@@ -83,12 +83,17 @@ def test_the_first_step_by_hand():
     torch.testing.assert_close(params, torch.tensor([[0.925, 1.05]]).double())
 
 
-def test_rates_of_another_type(normal):
-    params, grad = normal(POP, N).float(), normal(POP, N).float()
-    mixed, plain = params.clone(), params.clone()
-    adam_(mixed, grad, initial_adam_state(mixed), RATES, EVERYONE, weight_decay=DECAYS)
-    adam_(plain, grad, initial_adam_state(plain), RATES.float(), EVERYONE, weight_decay=DECAYS.float())
-    torch.testing.assert_close(mixed, plain)
+@pytest.mark.parametrize("contiguous", [True, False], ids=["compiled", "pytorch"])
+def test_rates_of_another_type(contiguous, normal):
+    params, grad = normal(POP, 2 * N).float(), normal(POP, N).float()
+    params = params[:, :N].clone() if contiguous else params[:, ::2]
+    mixed, plain = (initial_adam_state(params) for _ in range(2))
+    start = params.clone()
+    adam_(params, grad, mixed, RATES, EVERYONE, weight_decay=DECAYS)
+    found = params.clone()
+    params.copy_(start)
+    adam_(params, grad, plain, RATES.float(), EVERYONE, weight_decay=DECAYS.float())
+    torch.testing.assert_close(found, params)
 
 
 def test_parameters_need_not_be_contiguous(normal):

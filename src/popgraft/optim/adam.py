@@ -67,6 +67,8 @@ def adam_(
         constants = torch.tensor([1 - beta1, 1 - beta2, eps], dtype=params.dtype)
         native.call("adam", (params, grad.contiguous(), exp_avg, exp_avg_sq, own, constants), params.shape)
         return
+    learning_rate = learning_rate.to(params.dtype)
+    weight_decay = None if weight_decay is None else weight_decay.to(params.dtype)
     row = moving.unsqueeze(1)
     grad = grad.masked_fill(active.logical_not().unsqueeze(1), 0)  # a resting member's gradient may be NaN
     rate = (learning_rate * moving).unsqueeze(1)
