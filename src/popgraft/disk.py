@@ -5,17 +5,20 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-TEXT, PIECE = 2**24, 2**20
-"""Bytes of a text at most, such as what lies beside a snapshot, and bytes that are read at a time."""
+TEXT = 2**24
+"""Bytes of a text at most, such as what lies beside a snapshot."""
 
 
-@contextlib.contextmanager
-def open_file(path: Path, most: int) -> Iterator[BinaryIO]:
-    """Opens a regular file to be read; a pipe or a device, which may have no end, is not touched.
+def read_file(path: Path, most: int = TEXT) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError, as `check_file` does."""
+    check_file(path, most)
+    return path.read_bytes()
+
+
+def check_file(path: Path, most: int) -> None:
+    """Looks at a file before it is opened: a pipe or a device may have no end.
 
     Args:
         path: the file.
@@ -24,25 +27,7 @@ def open_file(path: Path, most: int) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is larger.
     """
-    _check_regular(path.stat(), most)
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        _check_regular(os.fstat(file.fileno()), most)  # it may have become a pipe meanwhile
-        yield file
-
-
-def read_file(path: Path, most: int = TEXT) -> bytes:
-    """The content of a file that `open_file` opens. Raises OSError likewise."""
-    pieces, left = [], most
-    with open_file(path, most) as file:
-        while piece := file.read(PIECE):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:  # it grows, or does not say how large it is
-                raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
-    return b"".join(pieces)
-
-
-def _check_regular(found: os.stat_result, most: int) -> None:
+    found = path.stat()
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):

@@ -10,7 +10,7 @@ import torch
 
 from popgraft import Run, StoreError, load_config
 from popgraft.config import dump_config
-from popgraft.dashboard.data import RunData, quartiles, read
+from popgraft.dashboard.data import RunData, elapsed, quartiles, read
 from popgraft.state import Decision, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot
 
@@ -141,3 +141,11 @@ def test_time_between_processes_does_not_count(make: Make) -> None:
     later = dataclasses.replace(data, sessions=sessions, ended=np.array([110.0, 130.0, 1007.0]))
     assert later.seconds == 30 + 7
     assert isinstance(later, RunData)
+
+
+def test_a_clock_that_was_set_back_makes_no_time_negative_or_long() -> None:
+    """An hour from day 10 on, then half an hour from day 1 on: the second process began nine days before the first one."""
+    day, minute = 86400.0, 60.0
+    begins, written = [10 * day, day], [10 * day + 30 * minute, 10 * day + 60 * minute, day + 30 * minute]
+    assert elapsed(begins, written, written) == [30 * minute, 60 * minute, 90 * minute]
+    assert elapsed([100.0], [90.0], [90.0]) == [0.0]

@@ -131,11 +131,13 @@ def read_model(place: Path, content: bytes) -> None:
     model.predict(model.observation_space.sample())
 
 
-def put(place: Path, manifest: bytes, tensors: bytes, digest: str) -> RunFolder:
+def put(place: Path, manifest: bytes, tensors: bytes, digest: str, identity: bytes = b"") -> RunFolder:
     """A run whose only snapshot is made of these files."""
     folder = RunFolder(place / "run")
     shutil.rmtree(folder.path, ignore_errors=True)
     (folder.snapshots / "last").mkdir(parents=True)
+    if identity:
+        (folder.path / "identity").write_bytes(identity)
     (folder.snapshots / "last" / "manifest.json").write_bytes(manifest)
     (folder.snapshots / "last" / f"tensors-{digest[:16]}.safetensors").write_bytes(tensors)
     return folder
@@ -150,8 +152,8 @@ def read_snapshot(folder: RunFolder) -> None:
 def read_manifest(place: Path, content: bytes) -> None:
     tensors = safetensors.torch.save(flat())
     (original,) = (place / "originals" / "run" / "snapshots" / "last").glob("*.safetensors")
-    tensors = original.read_bytes()
-    read_snapshot(put(place, sealed(content), tensors, hashlib.sha256(tensors).hexdigest()))
+    tensors, identity = original.read_bytes(), (place / "originals" / "run" / "identity").read_bytes()
+    read_snapshot(put(place, sealed(content), tensors, hashlib.sha256(tensors).hexdigest(), identity))
 
 
 def sealed(content: bytes) -> bytes:

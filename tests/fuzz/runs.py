@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluation": {"episodes": 2, "max_steps": 8, "final_episodes": 2},
     "total_timesteps": 96,
-    "snapshots": {"interval": 1},
+    "snapshots": {"interval": 1, "keep": 1},
     "execute": {"shards": 1},
 }  # fmt: skip
 CELLS = [

@@ -1,13 +1,15 @@
 import io
+import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
 import torch
 
 from popgraft.errors import StoreError
-from popgraft.pbt.unpack import load_plain, unzip
+from popgraft.pbt.unpack import Budget, load_plain, read, unzip
 
 
 def saved(value, **options):
@@ -96,6 +98,72 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked():
         unzip("f", bomb)
     sound = zipped(("policy.pth", bytes(1000)), compression=zipfile.ZIP_DEFLATED)
     assert unzip("f", sound) == {"policy.pth": bytes(1000)}
+
+
+def claiming(blob, size):
+    """An archive whose directory says that its first file has `size` bytes."""
+    blob = bytearray(blob)
+    struct.pack_into("<I", blob, blob.index(b"PK\x01\x02") + 24, size)
+    return bytes(blob)
+
+
+@pytest.fixture
+def memory():
+    """Bytes that were in use at most since a test began."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("size", [100, 2**26])
+def test_an_archive_that_lies_about_its_size_takes_no_memory(method, size, memory):
+    bomb = claiming(zipped(("archive/data.pkl", bytes(3 * 2**26)), compression=method), size)
+    tracemalloc.reset_peak()
+    for work in (unzip, load_plain):
+        with pytest.raises(StoreError, match=r"damaged|refused"):
+            work("f", bomb)
+    assert memory() < 160e6
+
+
+def test_what_archives_inside_an_archive_hold_counts_together(memory):
+    """Forty parts of 60 kB, each of which may be unpacked to 60 MB by itself."""
+    part = zipped(("archive/data.pkl", bytes(60 * 10**6)), compression=zipfile.ZIP_DEFLATED)
+    blob = zipped(*((f"{i}.pth", part) for i in range(40)))
+    tracemalloc.reset_peak()
+    budget = Budget(len(blob))
+    one, another, *_ = unzip("f", blob, budget).values()
+    assert len(unzip("f", one, budget)["archive/data.pkl"]) == 60 * 10**6
+    with pytest.raises(StoreError, match="unpacks to more than"):
+        unzip("f", another, budget)
+    assert memory() < 200e6
+
+
+def test_an_encrypted_archive_is_refused():
+    blob = bytearray(zipped(("data", b"secret")))
+    for place in (blob.index(b"PK\x03\x04") + 6, blob.index(b"PK\x01\x02") + 8):
+        blob[place] |= 1
+    with pytest.raises(StoreError, match="holds files that are encrypted"):
+        unzip("f", bytes(blob))
+
+
+def test_every_reader_sees_the_same_archive():
+    """A second directory behind the first one, which other readers may take for the right one, is not looked at again."""
+    blob = saved({"w": torch.ones(2)})
+    files = unzip("f", blob)
+    other = saved({"w": torch.zeros(2)})
+    assert torch.equal(load_plain("f", other, files)["w"], torch.ones(2))
+
+
+def test_a_file_without_end_is_not_read(tmp_path):
+    pipe, device, hole = (tmp_path / name for name in ("pipe", "device", "hole"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    with hole.open("wb") as file:
+        file.truncate(2**35)
+    for path, words in ((pipe, "not a regular file"), (device, "not a regular file"), (hole, "not a checkpoint")):
+        with pytest.raises((OSError, StoreError), match=words):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a\\x"])

@@ -1,3 +1,5 @@
+import sqlite3
+
 import pytest
 
 from popgraft.errors import PopgraftError, RunExists, StoreError
@@ -7,7 +9,9 @@ from popgraft.store import RunDatabase, RunFolder
 def test_create_then_open(tmp_path):
     folder = RunFolder.create(tmp_path / "deep" / "run", "seed: 3  # größer\n")
     assert folder.config.read_text(encoding="utf-8") == "seed: 3  # größer\n"
-    assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "run.sqlite", "snapshots", "tensorboard"}
+    made = {"config.yaml", "identity", "lock", "run.sqlite", "snapshots", "tensorboard"}
+    assert {file.name for file in folder.path.iterdir()} == made
+    assert [file.name for file in folder.path.parent.iterdir()] == ["run"]
     assert RunFolder.open(str(folder.path)) == folder
     with RunDatabase(folder.database) as database:
         assert database.scores() == []
@@ -81,3 +85,69 @@ def test_open_names_the_runs_below(tmp_path):
         RunFolder.create(tmp_path / name, "")
     with pytest.raises(StoreError, match=r"did you mean .*/a or .*/b"):
         RunFolder.open(tmp_path)
+
+
+PARTS = ["lock", "snapshots", "tensorboard", "run.sqlite", "identity", "config.yaml"]
+"""In the order in which they are made."""
+
+
+def cut(folder, count):
+    """Leaves the first parts of a run that was just made."""
+    for name in PARTS[count:]:
+        path = folder.path / name
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("count", range(len(PARTS)))
+@pytest.mark.parametrize("database", ["whole", "empty", "one page"])
+def test_what_was_not_made_to_its_end_is_made_anew(tmp_path, count, database):
+    folder = RunFolder.create(tmp_path / "run", "seed: 1\n")
+    cut(folder, count)
+    if folder.database.exists() and database != "whole":
+        folder.database.write_bytes(b"")
+    if folder.database.exists() and database == "one page":
+        with sqlite3.connect(folder.database) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+    (folder.path / ".config.yaml.17.tmp").write_text("see")
+    with pytest.raises(StoreError, match="it was not made to its end: train again"):
+        RunFolder.open(folder.path)
+    assert RunFolder.create(folder.path, "seed: 2\n").config.read_text() == "seed: 2\n"
+    assert {file.name for file in folder.path.iterdir()} == {*PARTS}
+    with RunDatabase(folder.database) as opened:
+        assert [session.config for session in opened.sessions()] == ["seed: 2\n"]
+
+
+def test_what_was_not_made_to_its_end_beside_is_made_anew(tmp_path):
+    """As a run leaves it that is killed before its folder has its name."""
+    folder = RunFolder.create(tmp_path / ".run.new", "seed: 1\n")
+    cut(folder, 4)
+    assert RunFolder.find(tmp_path) == []
+    assert RunFolder.create(tmp_path / "run", "seed: 2\n").config.read_text() == "seed: 2\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("what", ["a file", "a snapshot", "scores", "another table", "a link"])
+def test_what_is_more_than_a_beginning_is_left_alone(tmp_path, what):
+    folder = RunFolder.create(tmp_path / "run", "seed: 1\n")
+    if what == "scores":
+        with RunDatabase(folder.database) as database:
+            for _ in range(3):
+                database.record_event("start", "something")
+    cut(folder, 5)
+    if what == "a file":
+        (folder.path / "notes.txt").write_text("mine")
+    elif what == "a snapshot":
+        (folder.snapshots / "best").mkdir()
+    elif what == "another table":
+        with sqlite3.connect(folder.database) as connection:
+            connection.execute("CREATE TABLE mine (text)")
+        connection.close()
+    elif what == "a link":
+        (folder.path / "tensorboard").rmdir()
+        (tmp_path / "mine").mkdir()
+        (folder.path / "tensorboard").symlink_to(tmp_path / "mine")
+    before = sorted(str(file) for file in tmp_path.rglob("*"))
+    with pytest.raises(RunExists, match="is not empty"):
+        RunFolder.create(folder.path, "seed: 2\n")
+    assert sorted(str(file) for file in tmp_path.rglob("*")) == before

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.errors import StoreError
+from popgraft.errors import Damaged, StoreError
 from popgraft.state import (
     EntropySchedule,
     KLControl,
@@ -423,3 +424,40 @@ def test_a_manifest_with_the_right_checksum_and_wrong_parts_is_refused(folder, c
     for read in (snapshot.verified, snapshot.load_flat):
         with pytest.raises(StoreError, match="is foreign: it has the right checksum, but not the parts"):
             read(folder, "last")
+
+
+def test_a_snapshot_of_another_run_is_refused(folder, tmp_path):
+    other = RunFolder.create(tmp_path / "other", "a: 1")
+    for each, value in ((folder, 1.0), (other, 2.0)):
+        snapshot.save(each, "last", {"w": torch.tensor([value])}, {})
+    shutil.rmtree(folder.snapshots / "last")
+    shutil.copytree(other.snapshots / "last", folder.snapshots / "last")
+    with pytest.raises(Damaged, match=f"is foreign: it belongs to the run {other.identity}"):
+        snapshot.load_flat(folder, "last")
+    assert snapshot.load_flat(other, "last")[0]["w"].tolist() == [2.0]
+
+
+def test_a_snapshot_under_another_name_is_refused(folder):
+    snapshot.save(folder, "generation_000001", {"w": torch.ones(1)}, {})
+    (folder.snapshots / "generation_000001").rename(folder.snapshots / "generation_000002")
+    with pytest.raises(Damaged, match="is foreign: it was saved as 'generation_000001'"):
+        snapshot.verified(folder, "generation_000002")
+
+
+def test_a_run_of_an_earlier_version_has_no_identity(folder):
+    """Its snapshots are read; those of a run that has one are foreign there, and its own are elsewhere."""
+    snapshot.save(folder, "new", {"w": torch.ones(1)}, {})
+    identity = folder.path / "identity"
+    own = identity.read_bytes()
+    identity.unlink()
+    with pytest.raises(Damaged, match=f"{own.decode()}, and this one does not say which it is"):
+        snapshot.verified(folder, "new")
+    snapshot.save(folder, "old", {"w": torch.ones(1)}, {})
+    assert snapshot.load_flat(folder, "old")[0]["w"].tolist() == [1.0]
+    identity.write_bytes(own)
+    assert snapshot.load_flat(folder, "new")[0]["w"].tolist() == [1.0]
+    with pytest.raises(Damaged, match="belongs to a run of an earlier version"):
+        snapshot.verified(folder, "old")
+    identity.write_text("nonsense")
+    with pytest.raises(Damaged, match="does not say which run this is"):
+        snapshot.verified(folder, "new")

@@ -18,12 +18,13 @@ from popgraft.cli import replay as replaying
 from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
 from popgraft.cli.outcome import conclude, stand
 from popgraft.cli.progress import Progress, progress
+from popgraft.cli.table import say
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report as write_report
 from popgraft.errors import PopgraftError, PopulationLost, StoreError
 from popgraft.store import RunFolder
 from popgraft.store.boundary import reading
-from popgraft.train import Run, counted, readable
+from popgraft.train import Run, counted, one_line, readable
 from popgraft.train import replay as replay_run
 from popgraft.train import resume as resume_population
 from popgraft.train import train as train_population
@@ -56,7 +57,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"popgraft {__version__}")
+        say(f"popgraft {__version__}")
         raise typer.Exit
     return wanted
 
@@ -113,10 +114,11 @@ def runs(
     """List the runs below a folder, with what has become of them."""
     found = [run.path for run in RunFolder.find(folder)]
     if not found:
-        typer.echo(f"there are no runs in {folder}")
-    width = max((len(str(path)) for path in found), default=0)
-    for path in found:
-        typer.echo(f"{path!s:<{width}}  {stand(path)}")
+        say(f"there are no runs in {folder}")
+    names = [one_line(str(path)) for path in found]
+    width = max(map(len, names), default=0)
+    for name, path in zip(names, found, strict=True):
+        say(f"{name:<{width}}  {one_line(stand(path))}")
 
 
 @app.command(
@@ -170,7 +172,7 @@ def evaluate(
         seed = config.seed if seed is None else seed
         count = episodes or config.evaluation.final_episodes
         rows = [Row.of(each, agent.evaluate(count, seed, deterministic, each)) for each in (None, *against)]
-        typer.echo(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
+        say(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
         if picture is not None:
             draw(rows, picture)
 
@@ -200,7 +202,7 @@ def export(
 
     with _in_words():
         export_agent(folder, file, member)
-    typer.echo(f"wrote {file}")
+    say(f"wrote {file}")
 
 
 @app.command(
@@ -233,7 +235,7 @@ def report(
                 printed = written(data, other)
             Console(highlight=False).print(printed)
         else:
-            typer.echo(f"wrote {write_report(folder, out, compare)}")
+            say(f"wrote {write_report(folder, out, compare)}")
 
 
 @app.command(epilog=_examples("watch runs/quickstart", "watch runs --port 8000"))
@@ -288,12 +290,12 @@ def replay(
     with _in_words(display):
         if export is not None:
             replaying.export(replay_config(Run(folder), seeds, grafts, settings or []), export)
-            typer.echo(f"wrote {export}; run: popgraft train {shlex.quote(str(export))}")
+            say(f"wrote {export}; run: popgraft train {shlex.quote(str(export))}")
             return
         picturing.check(picture)
         with display:
             result = replay_run(folder, seeds, grafts, out, settings or [], observer=display)
-        typer.echo(replaying.said(result))
+        say(replaying.said(result))
         if picture is not None:
             replaying.draw(result, picture)
 
@@ -316,7 +318,7 @@ def compare(
     with _in_words():
         picturing.check(picture)
         groups = comparison.groups_of(folders)
-        typer.echo(comparison.said(groups, threshold))
+        say(comparison.said(groups, threshold))
         if picture is not None:
             comparison.draw(groups, threshold, picture)
 
@@ -342,7 +344,7 @@ def video(
         file = out or run.path / "video.mp4"
         returns = film(run.agent(member), file, episodes, run.config.seed if seed is None else seed, fps)
     scores = ", ".join(readable(score) for score in returns)
-    typer.echo(f"wrote {file}: {counted(episodes, 'episode')} with the return {scores}")
+    say(f"wrote {file}: {counted(episodes, 'episode')} with the return {scores}")
 
 
 def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) -> None:
@@ -361,16 +363,16 @@ def _in_words(display: Progress | None = None) -> Iterator[None]:
     try:
         yield
     except PopgraftError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         if display and display.plan:
             with contextlib.suppress(StoreError):  # the run folder is no more
                 conclude(Run(display.plan.folder), err=True)
         raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
     except KeyboardInterrupt:
         if display and display.plan:
-            typer.echo("interrupted; what was reached is in the run folder")
+            say("interrupted; what was reached is in the run folder")
             with contextlib.suppress(StoreError):
                 conclude(Run(display.plan.folder))
         else:
-            typer.echo("interrupted; nothing was written")
+            say("interrupted; nothing was written")
         raise typer.Exit(INTERRUPTED) from None

@@ -18,7 +18,7 @@ from popgraft.dashboard.data import elapsed
 from popgraft.errors import StoreError
 from popgraft.store import RunDatabase
 from popgraft.store.boundary import reading
-from popgraft.train import Run, readable
+from popgraft.train import Run, one_line, readable
 from popgraft.train.intervals import interquartile_interval
 
 IGNORED = ("seed", "run_dir", "execute.", "snapshots.", "tracking.")
@@ -192,7 +192,7 @@ def _same(every: Sequence[dict[str, Any]], key: str) -> bool:
 def _name(settings: dict[str, Any], keys: Sequence[str]) -> str:
     """The settings in which a group differs; where there is but one group, the environment."""
     if not keys:
-        return str(settings.get("env.id") or settings.get("env.factory"))
+        return one_line(str(settings.get("env.id") or settings.get("env.factory")))
     values = {key: json.dumps(settings.get(key)).strip('"') for key in keys}
     return ", ".join(
         f"{key}={value if len(value) <= LONGEST else value[: LONGEST - 1] + '…'}" for key, value in values.items()

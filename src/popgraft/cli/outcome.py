@@ -4,8 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
-import typer
-
+from popgraft.cli.table import say
 from popgraft.dashboard.report import report
 from popgraft.dashboard.standing import standing
 from popgraft.errors import PopgraftError, StoreError
@@ -51,8 +50,8 @@ def conclude(run: Run, err: bool = False) -> None:
     try:
         lines["report"] = shlex.quote(str(report(run.path)))
     except Exception as error:  # the run itself is whole
-        typer.echo(f"warning: the run has no report: {error}", err=True)
+        say(f"warning: the run has no report: {error}", err=True)
     if not run.is_finished:
         lines["resume"] = f"popgraft resume {folder}"
     for name, text in lines.items():
-        typer.echo(f"{name:<12}{text}", err=err)
+        say(f"{name:<12}{text}", err=err)

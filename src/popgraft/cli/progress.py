@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from popgraft.train import Generation, Observer, Plan, counted, readable
+from popgraft.train import Generation, Observer, Plan, counted, one_line, readable
 
 CLOSING = ("final", "stopped")
 """Kinds of events that the command itself speaks of when the run is over."""
@@ -210,8 +210,3 @@ def facts(*pairs: tuple[str, str]) -> Text:
     """Numbers, each followed by what it counts."""
     parts = [Text.assemble((number, "bold"), " ", what) for number, what in pairs]
     return Text("   ").join(parts)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks and control characters, which an environment's error may bring."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -7,8 +7,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-import typer
-
+from popgraft.cli.table import say
 from popgraft.dashboard.server import Server
 from popgraft.errors import StoreError
 
@@ -34,7 +33,7 @@ def watch(path: Path, host: str, port: int, show: bool) -> None:
     server = Server(path, host, port)
     os.nice(NICE)
     gc.freeze()  # what has been imported stays: to look through all of it for garbage takes longer than many updates
-    typer.echo(f"watching {path} until Ctrl-C, at {server.url}")
+    say(f"watching {path} until Ctrl-C, at {server.url}")
     if show and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
         webbrowser.open(server.url)
     with contextlib.suppress(KeyboardInterrupt):

@@ -192,7 +192,7 @@ class RunData:
         """Time spent on training, over all processes that took part; NaN where it is not known."""
         times = [time for time in (*self.ended, *(event.time for event in self.events)) if math.isfinite(time)]
         begins = [session.time for session in self.sessions]
-        return elapsed(begins, times, [max(times + begins)])[0] if begins else math.nan
+        return sum(_spans(begins, times)) if begins else math.nan
 
 
 def read(path: str | Path | Run) -> RunData:
@@ -265,11 +265,24 @@ def elapsed(begins: Sequence[float], written: Sequence[float], moments: Sequence
         written: when something was written: a process has trained until the last time before another one began.
         moments: times like these.
     """
-    before = [0.0]
-    for began, over in itertools.pairwise(begins):
-        before.append(before[-1] + max((time for time in written if began <= time < over), default=began) - began)
-    sessions = [max(bisect.bisect_right(begins, moment) - 1, 0) for moment in moments]
-    return [before[i] + moment - begins[i] for i, moment in zip(sessions, moments, strict=True)]
+    places, spans = _sessions(begins, moments), _spans(begins, written)
+    before = list(itertools.accumulate(spans, initial=0.0))
+    return [before[i] + max(0.0, moment - begins[i]) for i, moment in zip(places, moments, strict=True)]
+
+
+def _spans(begins: Sequence[float], written: Sequence[float]) -> list[float]:
+    """For how long every process has trained."""
+    spans = [0.0] * len(begins)
+    for i, time in zip(_sessions(begins, written), written, strict=True):
+        spans[i] = max(spans[i], time - begins[i])
+    return spans
+
+
+def _sessions(begins: Sequence[float], moments: Sequence[float]) -> list[int]:
+    """In which session moments were; the clock may have been set back from one to the next."""
+    order = sorted(range(len(begins)), key=begins.__getitem__)
+    starts = [begins[i] for i in order]
+    return [order[max(bisect.bisect_right(starts, moment) - 1, 0)] for moment in moments]
 
 
 def quartiles(values: Float[Array, "row pop"]) -> Float[Array, "3 row"]:

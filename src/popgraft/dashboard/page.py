@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 
 from popgraft.dashboard.figure import Figure
+from popgraft.train import one_line
 
 STYLE, SCRIPT, PLOTLY = "page.css", "page.js", "plotly.min.js"
 """Names of the files that a page needs."""
@@ -89,7 +90,7 @@ def page(title: str, accounts: Sequence[Account], navigation: str | None = None)
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)} · popgraft</title>
+<title>{escaped(title)} · popgraft</title>
 <link rel="icon" href="{ICON}">
 {style}
 {script}
@@ -97,7 +98,7 @@ def page(title: str, accounts: Sequence[Account], navigation: str | None = None)
 <body>
 <a class="skip" href="#content">Skip to the content</a>
 <header>
-<h1>{html.escape(title)}</h1>
+<h1>{escaped(title)}</h1>
 <p id="connection" role="status"></p>
 <button id="theme" type="button">Dark or light</button>
 </header>
@@ -112,6 +113,11 @@ def page(title: str, accounts: Sequence[Account], navigation: str | None = None)
 </body>
 </html>
 """
+
+
+def escaped(text: str) -> str:
+    """The text in HTML, without control characters and what cannot be encoded."""
+    return html.escape(one_line(text))
 
 
 @cache
@@ -140,12 +146,12 @@ def _headings(accounts: Iterable[Account]) -> dict[str, str]:
 
 
 def _contents(accounts: Sequence[Account]) -> str:
-    links = (f'<li><a href="#{id}">{html.escape(title)}</a></li>' for id, title in _headings(accounts).items())
+    links = (f'<li><a href="#{id}">{escaped(title)}</a></li>' for id, title in _headings(accounts).items())
     return f'<nav id="contents" aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
 
 
 def _summary(accounts: Sequence[Account]) -> str:
-    texts = ("".join(f"<p>{html.escape(sentence)}</p>" for sentence in account.summary) for account in accounts)
+    texts = ("".join(f"<p>{escaped(sentence)}</p>" for sentence in account.summary) for account in accounts)
     heading = '<h2 id="summary-title" class="unseen">Summary</h2>'
     return f'<section id="summary" aria-labelledby="summary-title">{heading}{_beside(accounts, texts)}</section>'
 
@@ -156,7 +162,7 @@ def _sections(accounts: Sequence[Account]) -> str:
     for id, title in _headings(accounts).items():
         own = [next((section for section in account.sections if section.id == id), None) for account in accounts]
         contents = (_figure(section, f"{id}-{i}") if section else ABSENT for i, section in enumerate(own))
-        heading = f'<h2 id="{id}-title">{html.escape(title)}</h2>'
+        heading = f'<h2 id="{id}-title">{escaped(title)}</h2>'
         parts.append(
             f'<section id="{id}" aria-labelledby="{id}-title">{heading}{_beside(accounts, contents)}</section>'
         )
@@ -165,14 +171,14 @@ def _sections(accounts: Sequence[Account]) -> str:
 
 def _beside(accounts: Sequence[Account], contents: Iterable[str]) -> str:
     """Contents side by side, each below the name of its run where there are several."""
-    names = [f"<h3>{html.escape(account.name)}</h3>" if len(accounts) > 1 else "" for account in accounts]
+    names = [f"<h3>{escaped(account.name)}</h3>" if len(accounts) > 1 else "" for account in accounts]
     columns = (f"<div>{name}{content}</div>" for name, content in zip(names, contents, strict=True))
     return f'<div class="columns">{"".join(columns)}</div>'
 
 
 def _figure(section: Section, id: str) -> str:
     """A content with its caption."""
-    caption = f'<figcaption id="{id}">{html.escape(section.caption)}</figcaption>'
+    caption = f'<figcaption id="{id}">{escaped(section.caption)}</figcaption>'
     if isinstance(section.content, str):
         body = f'<div class="table" role="group" aria-labelledby="{id}" tabindex="0">{section.content}</div>'
     else:

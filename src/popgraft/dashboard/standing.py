@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
+from popgraft.dashboard.page import escaped
 from popgraft.errors import ConfigError, Damaged, PopgraftError, StoreError
 from popgraft.store import RunDatabase
 from popgraft.store.boundary import reading
@@ -63,7 +64,7 @@ def _read(run: Run) -> Standing:
 def listing(root: Path, standings: Mapping[str, Standing], chosen: Collection[str]) -> str:
     """HTML of the runs below a folder, by name, with those ticked that are shown."""
     if not standings:
-        return f'<nav id="runs" aria-label="Runs"><p>There are no runs in {html.escape(str(root))} yet.</p></nav>'
+        return f'<nav id="runs" aria-label="Runs"><p>There are no runs in {escaped(str(root))} yet.</p></nav>'
     rows = "".join(_row(name, found, name in chosen) for name, found in standings.items())
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("Run", "State", "Generations", "Best score"))
     return f"""<nav id="runs" aria-label="Runs">
@@ -72,10 +73,11 @@ def listing(root: Path, standings: Mapping[str, Standing], chosen: Collection[st
 
 
 def _row(name: str, found: Standing, shown: bool) -> str:
-    box = f'<input type="checkbox" name="runs" value="{html.escape(name)}"{" checked" if shown else ""}>'
-    label = f'<th scope="row"><label>{box} {html.escape(name)}</label></th>'
+    value = html.escape(name.encode(errors="replace").decode())
+    box = f'<input type="checkbox" name="runs" value="{value}"{" checked" if shown else ""}>'
+    label = f'<th scope="row"><label>{box} {escaped(name)}</label></th>'
     state = f'<td class="state {found.state}">{found.state}</td>'
     if found.fault:
-        return f'<tr>{label}{state}<td colspan="2">{html.escape(found.fault)}</td></tr>'
+        return f'<tr>{label}{state}<td colspan="2">{escaped(found.fault)}</td></tr>'
     score = "none yet" if math.isnan(found.score) else readable(found.score)
     return f"<tr>{label}{state}<td>{found.done:,} of {found.planned:,}</td><td>{score}</td></tr>"

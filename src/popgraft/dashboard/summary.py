@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from popgraft.dashboard.data import RunData, quartiles
-from popgraft.train import counted, readable
+from popgraft.train import counted, one_line, readable
 
 STATES = {"running": "is still running", "finished": "is finished", "stopped": "was stopped and can be resumed"}
 
@@ -18,9 +18,8 @@ def summary(data: RunData, other: RunData | None = None) -> list[str]:
         data: the run.
         other: another run that it is compared with.
     """
-    return [
-        " ".join(part) for part in (_work(data), _success(data), _evolution(data), _comparison(data, other)) if part
-    ]
+    parts = _work(data), _success(data), _evolution(data), _comparison(data, other)
+    return [one_line(" ".join(part)) for part in parts if part]
 
 
 def _work(data: RunData) -> list[str]:

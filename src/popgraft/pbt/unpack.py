@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popgraft.disk import open_file, read_file
+from popgraft.disk import check_file
 from popgraft.errors import StoreError
 
 EXPANSION, SLACK = 8, 64 * 2**20
@@ -86,13 +86,14 @@ def read(path: Path) -> bytes:
         OSError: it cannot be read, or is not a regular file.
         StoreError: it is anything else, of which no more than both ends has been read.
     """
-    with open_file(path, LARGEST) as file:
+    check_file(path, LARGEST)
+    with path.open("rb") as file:
         begin = file.read(len(LEGACY))
         file.seek(max(0, file.seek(0, os.SEEK_END) - END))
         end = file.read(END)
     if not (begin.startswith(ARCHIVE) and DIRECTORY_END in end) and begin != LEGACY:
         raise StoreError(f"{path} is damaged, truncated or not a checkpoint; nothing of it was executed")
-    return read_file(path, LARGEST)
+    return path.read_bytes()
 
 
 def unzip(path: Any, blob: bytes, budget: Budget | None = None) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 RUN/
 ├── config.yaml     every setting of the run; written last, so a folder that has it is complete
+├── identity        which run it is, as all its snapshots say
 ├── report.html     what the run has done, as a page; any time anew
 ├── lock            held by the process that trains the run (`popgraft.store.lock`)
 ├── run.sqlite      scores, grafts, metrics and events (`RunDatabase`)
@@ -9,14 +10,29 @@ RUN/
 └── tensorboard/    event files
 """
 
+import contextlib
 import dataclasses
+import errno
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from popgraft.disk import reason, write_atomic
-from popgraft.errors import RunExists, StoreError
+from popgraft.disk import read_file, reason, sync_directory, write_atomic
+from popgraft.errors import Damaged, RunExists, StoreError
+from popgraft.store import connection as connections
 from popgraft.store.database import RunDatabase
+from popgraft.store.integrity import COLUMNS
+
+IDENTITY = re.compile(r"[0-9a-f]{32}")
+MAKING = re.compile(
+    r"config\.yaml|identity|lock|snapshots|tensorboard|run\.sqlite(-wal|-shm)?|\.(config\.yaml|identity)\.\d+\.tmp"
+)
+"""Names of all that is in a folder before its run begins."""
+UNFINISHED = re.compile(r"\..*\.new")
+"""Names of folders that are being made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +70,31 @@ class RunFolder:
         """Folder of the event files."""
         return self.path / "tensorboard"
 
+    @property
+    def identity(self) -> str | None:
+        """Which run it is; None for one of an earlier version.
+
+        Raises:
+            Damaged: the file says nothing.
+            StoreError: it cannot be read.
+        """
+        file = self.path / "identity"
+        try:
+            text = read_file(file).decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {file}: {reason(error)}") from None
+        if not IDENTITY.fullmatch(text):
+            raise Damaged(f"{file} is damaged: it does not say which run this is")
+        return text
+
     @classmethod
     def create(cls, path: str | Path, config_yaml: str, versions: Mapping[str, str] | None = None) -> "RunFolder":
-        """Makes the folder of a new run.
+        """Makes the folder of a new run; one that does not exist yet appears whole or not at all.
 
         Args:
-            path: a folder that does not exist yet, or an empty one.
+            path: a folder that does not exist yet, an empty one, or one in which this has been begun and cut short.
             config_yaml: every setting of the run.
             versions: of the packages that results depend on.
 
@@ -68,24 +103,73 @@ class RunFolder:
             StoreError: the folder cannot be written.
         """
         folder = cls(Path(path).expanduser())
+        new = cls(folder.path.with_name(f".{folder.path.name}.new"))
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()):
-                what = "already holds a run" if folder.config.is_file() else "is not empty"
-                raise RunExists(f"{folder.path} {what}; set run_dir to another folder, or delete this one")
-            folder.snapshots.mkdir()  # of two processes that found the folder empty, one fails here
-            folder.tensorboard.mkdir()
-            RunDatabase.create(folder.database)
-            with RunDatabase(folder.database) as database:
-                database.record_session(config_yaml, versions or {})
-            write_atomic(folder.config, config_yaml.encode())
+            if folder.path.is_dir():
+                folder._fill(config_yaml, versions or {})
+                return folder
+            new.path.mkdir(parents=True, exist_ok=True)
+            new._fill(config_yaml, versions or {})
+            os.rename(new.path, folder.path)
+            sync_directory(folder.path.parent)
         except RunExists:
             raise
         except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise RunExists(
+                    f"cannot make the run folder {folder.path}: file exists; set run_dir to another folder"
+                ) from None
             raise StoreError(
                 f"cannot make the run folder {folder.path}: {reason(error, folder.path)}; set run_dir to another folder"
             ) from None
         return folder
+
+    def _fill(self, config_yaml: str, versions: Mapping[str, str]) -> None:
+        """Makes all that is in the folder of a new run; the configuration comes last."""
+        from popgraft.store.lock import locked  # here, because it knows folders
+
+        self._check_free()
+        with locked(self):
+            self._check_free()
+            for file in self.path.iterdir():  # what somebody has left who was killed, or out of room
+                if file != self.lock:
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+            self.snapshots.mkdir()
+            self.tensorboard.mkdir()
+            RunDatabase.create(self.database)
+            with RunDatabase(self.database) as database:
+                database.record_session(config_yaml, versions)
+            write_atomic(self.path / "identity", secrets.token_hex(16).encode())
+            write_atomic(self.config, config_yaml.encode())
+
+    def _check_free(self) -> None:
+        """Raises RunExists where there is more than a run that was not made to its end."""
+        if self.config.is_file() or not self._is_half_made():
+            what = "already holds a run" if self.config.is_file() else "is not empty"
+            raise RunExists(f"{self.path} {what}; set run_dir to another folder, or delete this one")
+
+    def _is_half_made(self) -> bool:
+        """Whether nothing is there but what `create` makes, none of which has been used yet."""
+        folders = {self.snapshots, self.tensorboard}
+        for file in self.path.iterdir():
+            kind = file.is_dir() if file in folders else file.is_file()
+            if not MAKING.fullmatch(file.name) or not kind or file.is_symlink():
+                return False
+        if any(any(each.iterdir()) for each in folders if each.is_dir()):
+            return False
+        if not self.database.is_file() or not self.database.stat().st_size:
+            return True
+        try:
+            with connections.in_words(self.database), contextlib.closing(connections.reader(self.database)) as opened:
+                tables = [
+                    name.decode() for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE sql NOTNULL")
+                ]
+                if not {*tables} <= {*COLUMNS, "checksums"}:
+                    return False
+                counts: list[int] = [opened.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in tables]
+        except StoreError:
+            return False
+        return sum(counts) <= 2  # the first session, and its checksum
 
     @classmethod
     def find(cls, path: Path) -> "list[RunFolder]":
@@ -98,6 +182,7 @@ class RunFolder:
                 found.append(folder)
                 # What the run writes and removes meanwhile holds no runs.
                 folders[:] = set(folders) - {names.snapshots.name, names.tensorboard.name}
+            folders[:] = [name for name in folders if not UNFINISHED.fullmatch(name)]
         return sorted(found, key=lambda folder: folder.path)
 
     @classmethod
@@ -116,4 +201,6 @@ class RunFolder:
         missing = ", ".join(name for name, found in parts.items() if not found)
         runs = sorted(str(file.parent) for file in folder.path.glob(f"*/{folder.config.name}"))
         hint = f"; did you mean {' or '.join(runs)}?" if runs else "; give the folder of a run (its run_dir)"
+        if any(folder.path.iterdir()) and folder._is_half_made():
+            hint = "; it was not made to its end: train again with this run_dir"
         raise StoreError(f"{folder.path} holds no complete run: it lacks {missing}{hint}")

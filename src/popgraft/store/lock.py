@@ -39,7 +39,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         StoreError: the file system cannot lock, or the lock cannot be written.
     """
     try:
-        descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
     except OSError as error:
         raise StoreError(f"cannot lock {folder.path}: {reason(error, folder.path)}") from None
     _held.add(descriptor)
@@ -59,7 +59,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
 def holder(folder: RunFolder) -> str | None:
     """Which process trains a run, as "process 123 on host"; None if none does."""
     try:
-        descriptor = os.open(folder.lock, os.O_RDONLY)
+        descriptor = os.open(folder.lock, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
     try:

@@ -75,7 +75,7 @@ def _replace(path: Path, damage: str) -> str:
     kept = next(name for name in (with_end(path, f".damaged-{n}") for n in itertools.count(1)) if not name.exists())
     for file, end in ((log, LOG), (path, "")):  # the log first: a copy that has its last file is whole
         if file.is_file():
-            shutil.copy2(file, f"{kept}{end}")
+            _keep(file, f"{kept}{end}")
     rows = _readable(path)
     new.unlink(missing_ok=True)
     RunDatabase.create(new)
@@ -92,6 +92,14 @@ def _replace(path: Path, damage: str) -> str:
     os.replace(new, path)
     sync_directory(path.parent)
     return text
+
+
+def _keep(file: Path, name: str) -> None:
+    """Gives a file a second name, which it has when the first one is another's; copies it where it can have but one."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copy2(file, name)
 
 
 def _readable(path: Path) -> dict[str, dict[int, tuple[Any, ...]]]:

@@ -66,6 +66,8 @@ def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
         safetensors.torch.save_file(flat, unnamed)
         body: dict[str, Any] = {
             "format": FORMAT,
+            "run": folder.identity,
+            "name": name,
             "sha256": _digest(unnamed),
             "leaves": [_describe(path, leaf) for path, leaf in flat.items()],
             "metadata": json.loads(json.dumps(metadata)),
@@ -214,9 +216,26 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     checksum = manifest.pop("checksum", None)
     if checksum != _checksum(manifest):
         raise Damaged(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
+    _check_belongs(folder, name, manifest)
     if not _is_manifest(manifest):
         raise Damaged(f"{path} is foreign: it has the right checksum, but not the parts of a manifest")
     return manifest
+
+
+def _check_belongs(folder: RunFolder, name: str, manifest: dict[str, Any]) -> None:
+    """Whether a snapshot is this run's, and was saved under its name; runs of earlier versions say nothing of that."""
+    path, own = folder.snapshots / name, folder.identity
+    theirs = manifest.get("run")
+    if theirs != own:
+        whose = f"the run {theirs}" if theirs else "a run of an earlier version"
+        this = (
+            f"this one is {own}"
+            if own
+            else f"this one does not say which it is; if it is that, write so into {folder.path}/identity"
+        )
+        raise Damaged(f"snapshot {path} is foreign: it belongs to {whose}, and {this}{_others(folder, name)}")
+    if "name" in manifest and manifest["name"] != name:
+        raise Damaged(f"snapshot {path} is foreign: it was saved as {manifest['name']!r}{_others(folder, name)}")
 
 
 def _is_manifest(manifest: dict[str, Any]) -> bool:

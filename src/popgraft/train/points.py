@@ -120,5 +120,6 @@ def remove_old_points(folder: RunFolder, keep: int) -> None:
 
 def points(folder: RunFolder) -> dict[int, str]:
     """Names of all points by generation, whole or not."""
-    found = (NAME.fullmatch(path.name) for path in folder.snapshots.iterdir())
+    with reading(folder.snapshots):
+        found = [NAME.fullmatch(path.name) for path in folder.snapshots.iterdir()]
     return {int(match[1]): match[0] for match in found if match}
