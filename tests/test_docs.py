@@ -51,7 +51,7 @@ def named(documents: list[Path]) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with `configs`, on the import path, in which training is short."""
+    """An empty folder with `configs`, in which training is short."""
     train = popgraft.train
 
     def short(config: Any, overrides: Any = (), **arguments: Any) -> Any:
@@ -59,7 +59,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(popgraft, "train", short)
     before = set(sys.modules)
     yield tmp_path
@@ -69,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [word for word in shlex.split(line, comments=True) if word != "PYTHONPATH=."]  # the fixture does the same
+    words = shlex.split(line, comments=True)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
     elif words[0] == "popgraft":

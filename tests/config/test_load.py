@@ -23,7 +23,23 @@ def test_a_file_a_mapping_and_a_config_give_the_same(tmp_path: Path) -> None:
     mapping = {**BASE, "model": {"learning_rate": 1e-4}, "seed": 3}
     config = load_config(path)
     assert config.model.learning_rate == 1e-4
-    assert config == load_config(str(path)) == load_config(mapping) == load_config(config)
+    assert config == load_config(str(path)) == load_config(config)
+    assert config == load_config(mapping, {"code_dir": str(tmp_path)})
+
+
+def test_a_configuration_knows_the_folder_of_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "own.yaml").write_text("env: {id: CartPole-v1}")
+    (tmp_path / "a" / "other.yaml").write_text("env: {id: CartPole-v1}\ncode_dir: ../b")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("a/own.yaml").code_dir == tmp_path / "a"
+    assert load_config("a/other.yaml").code_dir == tmp_path / "b"
+    assert load_config(BASE).code_dir == tmp_path
+    config = load_config(BASE, ["code_dir=c"])
+    monkeypatch.chdir(tmp_path / "a")
+    assert load_config(config).code_dir == tmp_path / "c"
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
 
 
 def test_overrides_win_and_leave_their_source_alone() -> None:
@@ -59,7 +75,7 @@ def test_an_override_may_hold_an_equals_sign_and_null() -> None:
         ),
         ("learning_rate=1", "unknown key 'learning_rate' at the top level; did you mean model.learning_rate?"),
         ("execute.qqq=1", "unknown key 'qqq' in execute; the keys there are address, cpus_per_shard, "),
-        ("1=2", "unknown key '1' at the top level; the keys there are engine, env, "),
+        ("1=2", "unknown key '1' at the top level; the keys there are code_dir, engine, env, "),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(override: str, sentence: str) -> None:

@@ -173,9 +173,9 @@ def test_a_feature_extractor_of_stable_baselines3():
 @pytest.mark.parametrize(
     ("encoder", "kwargs", "words"),
     [
-        ("no_such_module:Net", {}, "no_such_module cannot be imported .*ModuleNotFoundError.*PYTHONPATH"),
-        ("users_nets:Missing", {}, "Missing does not exist in users_nets; name a subclass of torch.nn.Module"),
-        ("users_nets:number", {}, "number is 3 in users_nets"),
+        ("no_such_module:Net", {}, "model.network.encoder: there is no module 'no_such_module'.*code_dir"),
+        ("users_nets:Missing", {}, "the module 'users_nets' .*has no 'Missing'"),
+        ("users_nets:number", {}, "encoder='users_nets:number' is 3; name a subclass of torch.nn.Module"),
         ("users_nets:Extractor", {"widths": 3}, r"TypeError.*'widths'.*encoder_kwargs"),
         ("users_nets:Unhappy", {}, "RuntimeError: out of luck"),
     ],

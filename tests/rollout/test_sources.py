@@ -97,8 +97,8 @@ def test_factories_by_name(module: str) -> None:
         ({"id": "CartPol-v1"}, r"env.id='CartPol-v1' is unknown to Gymnasium: .*; did you mean 'CartPole-v1'"),
         ({"id": "CartPole-v9"}, r"env.id='CartPole-v9' is unknown to Gymnasium: .*; did you mean 'CartPole-v"),
         ({"id": "CartPole"}, "env.id='CartPole' is unknown to Gymnasium.*did you mean 'CartPole-v"),
-        ({"id": "qqqqqqqq"}, r"list the ids with gymnasium.pprint_registry\(\)"),
-        ({"id": "no_such_module:X-v0"}, "env.id='no_such_module:X-v0': the module 'no_such_module' cannot be imported"),
+        ({"id": "qqqqqqqq"}, "go on from that script, or name the module, as in env.id: my_module:qqqqqqqq"),
+        ({"id": "no_such_module:X-v0"}, "env.id='no_such_module:X-v0': there is no module 'no_such_module'"),
         (
             {"id": "Pendulum-v1", "vectorization": "vector_entry_point"},
             "has no vector entry point; set env.vectorization: sync",
@@ -109,9 +109,9 @@ def test_factories_by_name(module: str) -> None:
         ),
         (
             {"factory": "no_such_module:f"},
-            "env.factory: the module 'no_such_module' cannot be imported: ModuleNotFoundError",
+            "env.factory: there is no module 'no_such_module'",
         ),
-        ({"factory": "{module}:f"}, "the module 'popgraft_test_sources' has no 'f'"),
+        ({"factory": "{module}:f"}, "the module 'popgraft_test_sources' .*has no 'f'"),
         ({"factory": "{module}:number"}, "env.factory='popgraft_test_sources:number' is 3, not a function"),
         (
             {"factory": "{module}:vector", "wrappers": [FRAME_STACK]},

@@ -103,8 +103,8 @@ def test_wrappers_apply_in_order_and_narrow_each_other() -> None:
     [
         ([wrapper("hid")], "unknown wrapper 'hid'; did you mean 'hide'"),
         ([wrapper("zzz")], "unknown wrapper 'zzz'; built-in ones are hide, flicker"),
-        ([wrapper("no_such_module:X")], "the module 'no_such_module' cannot be imported: ModuleNotFoundError"),
-        ([wrapper("gymnasium.wrappers:Flaten")], "the module 'gymnasium.wrappers' has no 'Flaten'"),
+        ([wrapper("no_such_module:X")], "env.wrappers: there is no module 'no_such_module'"),
+        ([wrapper("gymnasium.wrappers:Flaten")], "the module 'gymnasium.wrappers' .*has no 'Flaten'"),
         ([wrapper("gymnasium:Env")], "'gymnasium:Env' is .*, not a subclass of gymnasium.Wrapper"),
         (
             [wrapper("hide", indices=[0]), wrapper("gymnasium.wrappers:ClipReward")],

@@ -21,7 +21,7 @@ from popgraft.store.boundary import reading
 from popgraft.train import Run, one_line, readable
 from popgraft.train.intervals import interquartile_interval
 
-IGNORED = ("seed", "run_dir", "execute.", "snapshots.", "tracking.")
+IGNORED = ("seed", "run_dir", "code_dir", "execute.", "snapshots.", "tracking.")
 """Settings in which runs of one group may differ."""
 LONGEST = 40
 """Characters of a value in a group's name."""

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_yaml(text: str, source: str) -> Any:
 def load_config(
     source: str | Path | Mapping[str, Any] | Config, overrides: Mapping[str, Any] | Iterable[str] = ()
 ) -> Config:
-    """Builds a validated configuration.
+    """Builds a validated configuration, which knows from where its modules come: `code_dir` is absolute.
 
     Args:
         source: path of a YAML file, a mapping of the same shape, or a `Config`.
@@ -94,7 +95,9 @@ def load_config(
     Raises:
         ConfigError: names every wrong setting, with the nearest valid name for an unknown key.
     """
-    return load_as(Config, source, overrides)
+    config = load_as(Config, source, overrides)
+    base = Path(source).parent if isinstance(source, (str, Path)) else Path()
+    return config.model_copy(update={"code_dir": Path(os.path.abspath(base / (config.code_dir or "")))})
 
 
 def load_as(

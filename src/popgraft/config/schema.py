@@ -119,6 +119,9 @@ class Config(Section):
     """Training ends early once the best member's score reaches this; null: never."""
     run_dir: Path = Path("runs/popgraft")
     """Folder of the run; a folder that holds a run is refused."""
+    code_dir: Path | None = None
+    """Folder in which modules that settings name are looked for, after the places where Python looks and before the
+    current folder; null: that of the configuration's file, or the current one where there is none."""
 
     @property
     def evaluation_env(self) -> EnvConfig:

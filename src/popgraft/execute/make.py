@@ -15,6 +15,7 @@ from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import resolve_device
 from popgraft.native import native
+from popgraft.rollout.definitions import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,11 @@ def make_executor(
         config: the run; `execute.shards` says into how many parts the population is divided.
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source.
+
+    Raises:
+        ConfigError: something that the configuration names is not there.
     """
+    check_names(config, factory)
     if config.execute.kind == "ray":
         try:
             from popgraft.execute.ray import RayExecutor

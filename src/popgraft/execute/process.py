@@ -29,6 +29,7 @@ from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import SIGNALS, Message, Pipe
 from popgraft.native import native
+from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
 from popgraft.tether import TIE, can_tie
 
@@ -45,7 +46,7 @@ class ShardProcess:
         config: the run.
         members: index in the population of every member of the shard.
         hyperparams: initial values of the whole population.
-        factory: makes the environments, in place of the configured source.
+        definitions: what it finds of the script, a factory in place of the configured source for one.
     """
 
     member: Member
@@ -55,7 +56,7 @@ class ShardProcess:
         config: Config,
         members: list[int],
         hyperparams: dict[str, Float[Tensor, "population"]],
-        factory: Callable[..., Any] | None,
+        definitions: Definitions,
     ) -> None:
         self.members, self._config = members, config.pbt
         self._memory = _anonymous_file()
@@ -77,8 +78,8 @@ class ShardProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self.begin("path", sys.path, logging.getLogger().getEffectiveLevel())
-        self.begin("shard", config, members, hyperparams, factory)
+        self.begin("begin", definitions, logging.getLogger().getEffectiveLevel())
+        self.begin("shard", config, members, hyperparams)
 
     def begin(self, kind: str, *arguments: Any) -> None:
         """Sends a message; whether the process is still there shows when its answer is received."""
@@ -165,8 +166,9 @@ class ProcessExecutor(ParallelExecutor, LocalExecutor):
     ) -> None:
         self.shards: list[ShardProcess] = []
         try:
+            definitions = Definitions.of(config, factory)
             for members in divided(config, shards):
-                self.shards.append(ShardProcess(config, members, hyperparams, factory))
+                self.shards.append(ShardProcess(config, members, hyperparams, definitions))
             for shard, like in zip(self.shards, self._answers(), strict=True):
                 shard.map_member(like)
         except BaseException:

@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
 from popgraft.execute.worker import Message
+from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class RayShard:
         config: the run.
         members: index in the population of every member of the shard.
         hyperparams: initial values of the whole population.
-        factory: makes the environments, in place of the configured source.
+        definitions: what it finds of the script, a factory in place of the configured source for one.
         head: is asked whether the cluster is there, before Ray is.
 
     Attributes:
@@ -63,7 +63,7 @@ class RayShard:
         config: Config,
         members: list[int],
         hyperparams: dict[str, Float[Tensor, "population"]],
-        factory: Callable[..., Any] | None,
+        definitions: Definitions,
         head: Head,
     ) -> None:
         self.members, self.lost, self._started, self._head = members, False, False, head
@@ -77,8 +77,8 @@ class RayShard:
         self.end = self._actor.work.remote()
         self.reply = self._hear.remote()
         self.arriving: list[Reference] = []
-        self.begin("path", sys.path, logging.getLogger().getEffectiveLevel())
-        self.begin("shard", config, members, hyperparams, factory)
+        self.begin("begin", definitions, logging.getLogger().getEffectiveLevel())
+        self.begin("shard", config, members, hyperparams)
 
     @property
     def patience(self) -> float:
@@ -159,7 +159,8 @@ class RayExecutor(ParallelExecutor):
         hyperparams: dict[str, Float[Tensor, "pop"]],
         factory: Callable[..., Any] | None = None,
     ) -> None:
-        self._arguments = config, hyperparams, factory
+        self._arguments = config, hyperparams
+        self._definitions = Definitions.of(config, factory)
         self.shards: list[RayShard] = []
         self._stack = contextlib.ExitStack()
         try:
@@ -168,7 +169,7 @@ class RayExecutor(ParallelExecutor):
             parts = divided(config, config.execute.shards or min(_room(config.execute), config.pbt.population_size))
             self._home = {member: place for place, members in enumerate(parts) for member in members}
             _check_room(config.execute, len(parts))
-            self.shards += [RayShard(config, members, hyperparams, factory, self._head) for members in parts]
+            self.shards += [RayShard(config, members, hyperparams, self._definitions, self._head) for members in parts]
             self._like: Member = self._answers()[0]
             self._prepare()
         except BaseException:
@@ -245,9 +246,9 @@ class RayExecutor(ParallelExecutor):
 
     def _remake(self, place: int) -> None:
         """Puts a new actor in the place of one; it answers once it is there."""
-        config, hyperparams, factory = self._arguments
+        config, hyperparams = self._arguments
         self.shards[place].kill()
-        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, factory, self._head)
+        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, self._definitions, self._head)
 
     def _needed(self, decision: Decision) -> list[dict[int, list[int]]]:
         """For every shard: which of its members are inherited from, by the place of the recipients' shard."""

@@ -13,7 +13,6 @@ import logging.handlers
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -138,11 +137,11 @@ def serve(channel: Channel, make: Callable[..., tuple[Shard, Any]]) -> None:
     """
     logging.getLogger().addHandler(logging.handlers.QueueHandler(channel))  # type: ignore[arg-type]
     with contextlib.suppress(Closed, EOFError, BrokenPipeError, ConnectionResetError):
-        paths, level = channel.receive()[1]  # modules of the user are found where the executor finds them
-        sys.path[:] = dict.fromkeys([*paths, *sys.path])
+        definitions, level = channel.receive()[1]
         logging.getLogger().setLevel(level)
         try:
-            shard, answer = make(*channel.receive()[1])
+            factory = definitions.adopt()
+            shard, answer = make(*channel.receive()[1], factory)
         except BaseException as error:
             channel.send("error", _portable(error))
             return

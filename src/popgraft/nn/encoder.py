@@ -1,6 +1,5 @@
 """From observations to features: what stands before the memory."""
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
 from popgraft.errors import ConfigError
+from popgraft.names import import_name
 from popgraft.nn.blocks import Params
 from popgraft.nn.conv import CNN
 from popgraft.nn.dense import MLP
@@ -22,23 +22,14 @@ from popgraft.spaces import ObsSpec, Spaces
 def _user_module(path: str, observation_space: Any, kwargs: dict[str, Any]) -> nn.Module:
     """Makes the encoder `module:Class` as Class(observation_space, **kwargs)."""
     setting = f"model.network.encoder={path!r}"
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"{setting}: {module_name} cannot be imported ({type(error).__name__}: {error}); "
-            "give module:Class with a module that Python finds, for example by adding its folder to PYTHONPATH"
-        ) from error
-    cls = getattr(module, class_name, None)
+    cls = import_name(path, "model.network.encoder")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        found = f"is {cls!r}" if hasattr(module, class_name) else "does not exist"
-        raise ConfigError(f"{setting}: {class_name} {found} in {module_name}; name a subclass of torch.nn.Module there")
+        raise ConfigError(f"{setting} is {cls!r}; name a subclass of torch.nn.Module")
     try:
         return cls(observation_space, **kwargs)
     except Exception as error:
         raise ConfigError(
-            f"{setting}: {class_name}(observation_space, **{kwargs}) fails ({type(error).__name__}: {error}); "
+            f"{setting}: {cls.__name__}(observation_space, **{kwargs}) fails ({type(error).__name__}: {error}); "
             "correct model.network.encoder_kwargs or the constructor"
         ) from error
 

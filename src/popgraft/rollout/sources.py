@@ -10,10 +10,10 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
+from popgraft.names import import_module, import_name
 from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
 from popgraft.rollout.answers import own
 from popgraft.rollout.guests import is_ctrl_c
-from popgraft.rollout.imports import import_module, import_name
 from popgraft.rollout.wrappers import gymnasium_wrappers
 from popgraft.tether import children_tied
 
@@ -92,7 +92,7 @@ def _from_envpool(config: EnvConfig, env_id: str, num_envs: int, wrappers: list[
 
 
 def _from_gymnasium(config: EnvConfig, env_id: str, num_envs: int, wrappers: list[Any]) -> Maker:
-    spec = _spec(env_id)
+    spec = spec_of(env_id)
     mode = config.vectorization
     if mode == "auto":
         mode = "vector_entry_point" if not wrappers and _vectorizes_itself(spec) else "sync"
@@ -112,7 +112,12 @@ def _from_gymnasium(config: EnvConfig, env_id: str, num_envs: int, wrappers: lis
     return lambda: _guarded(_described(config), make)
 
 
-def _spec(env_id: str) -> EnvSpec:
+def spec_of(env_id: str) -> EnvSpec:
+    """What Gymnasium knows of an id; the module before a colon is imported first.
+
+    Raises:
+        ConfigError: there is no such id.
+    """
     module, _, name = env_id.rpartition(":")
     if module:
         import_module(module, f"env.id={env_id!r}")
@@ -120,7 +125,10 @@ def _spec(env_id: str) -> EnvSpec:
         return gym.spec(name)
     except gym.error.Error as error:
         reason = f"env.id={env_id!r} is unknown to Gymnasium: {str(error).rstrip('.')}"
-        raise ConfigError(f"{reason}{_nearest(name, list(gym.registry))}") from None
+        raise ConfigError(
+            f"{reason}{_nearest(name, list(gym.registry))}; where a script or a module of yours registers it, go on "
+            f"from that script, or name the module, as in env.id: my_module:{name}"
+        ) from None
 
 
 def _vectorizes_itself(spec: EnvSpec) -> bool:
@@ -167,4 +175,4 @@ def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     if near:
         return f"; did you mean {' or '.join(repr(candidate) for candidate in near)}?"
-    return "; list the ids with gymnasium.pprint_registry()"
+    return ""

@@ -13,9 +13,9 @@ from popgraft import tree
 from popgraft.config import EnvConfig
 from popgraft.envs import ENVS, TensorEnv
 from popgraft.errors import ConfigError
+from popgraft.names import import_name
 from popgraft.rng import to_device
 from popgraft.rollout.base import SeededGrid, Step
-from popgraft.rollout.imports import import_name
 from popgraft.rollout.usable import LIMIT, fault_in
 from popgraft.spaces import ActionSpec, Spaces
 

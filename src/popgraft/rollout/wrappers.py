@@ -13,7 +13,7 @@ from gymnasium import spaces
 from popgraft import rng
 from popgraft.config import WrapperConfig
 from popgraft.errors import ConfigError
-from popgraft.rollout.imports import import_name
+from popgraft.names import import_name
 from popgraft.spaces import ObsSpec, Spaces
 
 Observations = dict[str, np.ndarray]

@@ -1,5 +1,6 @@
 """One trained agent, ready to act."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from popgraft.adversary import OnlineAttack
 from popgraft.config import AttackConfig, Config
 from popgraft.errors import EnvironmentFault
 from popgraft.execute.shard import resolve_device
+from popgraft.names import searched
 from popgraft.nn import Policy
 from popgraft.ppo import initial_member
 from popgraft.rng import derive
@@ -106,14 +108,12 @@ class Agent:
             EnvironmentFault: the environment cannot be made, or fails.
             ConfigError: it is of another kind than the agent knows, or shows nothing that can be attacked.
         """
-        grid = make_evaluation_grid(self.config, self.spaces, 1, episodes, self._factory, self._actor.device)
-        try:
+        made = (self.config, self.spaces, 1, episodes, self._factory, self._actor.device)
+        with searched(self.config.code_dir), contextlib.closing(make_evaluation_grid(*made)) as grid:
             seeds = [derive(seed, "agent evaluation")]
             max_steps = self.config.evaluation.max_steps
             disturb = None if attack is None else OnlineAttack(self.policy, attack, seeds)
             scores = evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps, disturb)
-        finally:
-            grid.close()
         for fault in scores.faults.values():
             raise EnvironmentFault(f"the environment failed during evaluation: {fault}")
         return scores
@@ -138,8 +138,9 @@ class Agent:
         env, factory = evaluation_source(self.config, self._factory)
         if env.source == "tensor" and factory is None:
             raise EnvironmentFault(f"the tensor environment {env.id} cannot be rendered: it has no image")
-        grid = FilmedGrid(env, factory, self._actor.device, lambda frame: show(frame, grid.fps))
-        try:
+        with searched(self.config.code_dir), contextlib.ExitStack() as stack:
+            grid = FilmedGrid(env, factory, self._actor.device, lambda frame: show(frame, grid.fps))
+            stack.callback(grid.close)
             return [
                 float(
                     evaluate(
@@ -148,8 +149,6 @@ class Agent:
                 )
                 for one in (derive(seed, "film", episode) for episode in range(episodes))
             ]
-        finally:
-            grid.close()
 
 
 def empty_member(config: Config, spaces: Spaces) -> Member:

@@ -11,6 +11,7 @@ from popgraft.config import Config, dump_config, flat_config, load_config, read_
 from popgraft.disk import write_atomic
 from popgraft.errors import ConfigError
 from popgraft.execute import make_executor
+from popgraft.names import searched
 from popgraft.pbt import make_schedule
 from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
@@ -69,6 +70,7 @@ def resume(
         database = stack.enter_context(RunDatabase(folder.database))
         run, latest = Run(folder.path, factory), _latest_session(folder, database)
         settings = _settings(folder, latest, from_python(overrides, factory))
+        stack.enter_context(searched(settings.code_dir))
         schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
         state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
         with in_words(settings):
@@ -115,8 +117,10 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
     before = read_yaml(latest.config, f"the configuration in {folder.database}")
+    there = load_config(folder.config)
+    before.setdefault("code_dir", str(there.code_dir))  # which runs of earlier versions do not know
     settings = load_config(before, overrides)
-    old, wanted, found = (flat_config(config) for config in (load_config(before), settings, load_config(folder.config)))
+    old, wanted, found = (flat_config(config) for config in (load_config(before), settings, there))
     if wanted["run_dir"] != old["run_dir"]:
         raise ConfigError("run_dir cannot be changed: the run is where its folder is; move the folder instead")
     silent = {key for key in _changed(old, found) if found.get(key) != wanted.get(key)} - {"run_dir"}

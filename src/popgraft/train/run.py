@@ -12,6 +12,7 @@ import torch
 from popgraft import tree
 from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
+from popgraft.names import searched
 from popgraft.rollout.make import make_grid
 from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
 from popgraft.store.boundary import reading
@@ -136,18 +137,19 @@ class Run:
                 f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
                 f"run: popgraft resume {self.path}"
             )
-        grid = make_grid(self.config.env, 1, 1, self.factory)
-        spaces = grid.spaces
-        grid.close()
-        one = empty_member(self.config, spaces)
-        with reading(self.path):
-            if member == BEST:
-                state, _ = snapshot.load(self.folder, BEST, one)
-            else:
-                everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
-                population, _ = snapshot.load(self.folder, LAST, everyone)
-                state = tree.gather(population, torch.tensor([numbers[str(member)]]))
-        return Agent(self.config, spaces, state, self.factory)
+        with searched(self.config.code_dir):
+            grid = make_grid(self.config.env, 1, 1, self.factory)
+            spaces = grid.spaces
+            grid.close()
+            one = empty_member(self.config, spaces)
+            with reading(self.path):
+                if member == BEST:
+                    state, _ = snapshot.load(self.folder, BEST, one)
+                else:
+                    everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
+                    population, _ = snapshot.load(self.folder, LAST, everyone)
+                    state = tree.gather(population, torch.tensor([numbers[str(member)]]))
+            return Agent(self.config, spaces, state, self.factory)
 
     @property
     def summary(self) -> dict[str, Any]:

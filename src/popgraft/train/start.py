@@ -7,6 +7,7 @@ from typing import Any
 
 from popgraft.config import Config, dump_config, load_config
 from popgraft.execute import make_executor
+from popgraft.names import searched
 from popgraft.pbt import make_schedule
 from popgraft.store import RunDatabase, RunFolder
 from popgraft.store.lock import locked
@@ -63,7 +64,7 @@ def train(
     observer = observer or Observer()
     schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
     state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-    with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+    with stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
         with in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
