@@ -13,6 +13,7 @@ import logging.handlers
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
