@@ -162,7 +162,8 @@ def section(kind: type[BaseModel], prefix: str) -> str:
         if isinstance(child, type) and issubclass(child, BaseModel):
             inner += section(child, f"{prefix}{name}.")
         else:
-            default = "required" if field.is_required() else shown(field.default)
+            derived = field.default_factory is not None
+            default = "required" if field.is_required() else "" if derived else shown(field.default)
             choices = [shown(choice) for choice in get_args(child)] if get_origin(child) is Literal else []
             meaning = " ".join((field.description or "").split())
             meaning += f" One of {', '.join(choices)}." if len(choices) > 1 else ""

@@ -190,3 +190,39 @@ def test_the_distance_of_two_values_is_a_share_of_their_space(space, one, other,
     config = HyperparamConfig("x", **space)
     assert config.distance(one, other) == pytest.approx(expected)
     assert config.distance(other, one) == pytest.approx(expected)
+
+
+def single(value):
+    """As a member holds it: rounded to 24 binary digits."""
+    exponent = math.frexp(value)[1]
+    return round(value * 2 ** (24 - exponent)) / 2 ** (24 - exponent)
+
+
+@pytest.mark.parametrize("choice", [0.3, 0.1, 1e-5, 0.123456789012345, 7, 1.0])
+def test_a_choice_is_itself_after_rounding_to_single_precision(choice):
+    space = HyperparamConfig("x", values=[choice, 0.6, 0.9])
+    rounded = single(choice)
+    assert space.exact(rounded) == choice
+    assert space.contains(rounded)
+    assert outcomes(space, rounded) == outcomes(space, choice)
+    assert space.distance(rounded, single(0.6)) == space.distance(choice, 0.6) == 0.5
+    assert not space.contains(choice * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("value", [0.3, 0.1, 1e-5, 3e-4, 0.25])
+def test_rounding_leaves_no_range(value):
+    low, high = (HyperparamConfig("x", min_value=a, max_value=b) for a, b in [(value, 2.0), (0.0, value)])
+    for space in (low, high):
+        assert space.contains(single(value))
+        assert space.exact(single(value)) == value
+    assert not low.contains(value * (1 - 1e-6))
+    assert not high.contains(value * (1 + 1e-6))
+    inside = HyperparamConfig("x", min_value=0.0, max_value=1.0)
+    assert inside.exact(single(value)) == value
+
+
+def test_choices_that_are_no_numbers_are_what_they_are():
+    space = HyperparamConfig("x", values=["relu", (1, 2), True])
+    assert space.contains((1, 2))
+    assert not space.contains("tanh")
+    assert not HyperparamConfig("x", values=[1, 2]).contains("1")

@@ -92,11 +92,29 @@ class HyperparamConfig:
         return self.min_value, self.max_value
 
     def contains(self, value: Value) -> bool:
-        """Whether `value` lies in the space."""
+        """Whether `value` lies in the space; members train with single precision, whose rounding leaves nothing."""
         if self.values is not None:
-            return value in self.values
+            return self.listed(value) in self.values
         low, high = self.bounds
-        return isinstance(value, (int, float)) and low <= value <= high
+        return isinstance(value, (int, float)) and (
+            low <= value <= high or same_single(value, low) or same_single(value, high)
+        )
+
+    def listed(self, value: Value) -> Value:
+        """The choice that `value` is in single precision; `value` itself where there is none."""
+        if self.values is None or value in self.values:
+            return value
+        return next((choice for choice in self.values if same_single(choice, value)), value)
+
+    def exact(self, single: float) -> Value:
+        """What a value of the space stands for that is kept in single precision.
+
+        It is a choice as it is listed, or of a range the number of fewest digits, within the bounds.
+        """
+        if self.values is not None:
+            return self.listed(single)
+        low, high = self.bounds
+        return min(max(shortest(single), low), high)
 
     def sample(self, rng: np.random.Generator) -> Value:
         """Draws a fresh value: uniform over `values` or the range, log-uniform if `is_log_scale`.
@@ -142,15 +160,16 @@ class HyperparamConfig:
         For choices the share of the list between them; 1 for a value that is not in it.
         """
         if self.values is not None:
-            if one not in self.values or other not in self.values:
+            one, other, choices = self.listed(one), self.listed(other), list(self.values)
+            if one not in choices or other not in choices:
                 return float(one != other)
-            choices = list(self.values)
             return abs(choices.index(one) - choices.index(other)) / max(len(choices) - 1, 1)
         low, high, a, b = ((math.log(x) if self.is_log_scale else x) for x in (*self.bounds, one, other))
         return min(abs(a - b) / (high - low), 1.0) if high > low else float(a != b)
 
     def _neighbour(self, value: Value, up: bool, rng: np.random.Generator) -> Value:
         assert self.values is not None
+        value = self.listed(value)
         if value not in self.values:
             return self.sample(rng)
         last = len(self.values) - 1
@@ -167,3 +186,14 @@ class HyperparamConfig:
         low, high = self.bounds
         clipped = min(max(value, low), high)
         return round(clipped) if integer else float(clipped)
+
+
+def same_single(one: Value, other: Value) -> bool:
+    """Whether two values are the same number up to the rounding of single precision."""
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
+    return numbers and math.isclose(one, other, rel_tol=2**-24)
+
+
+def shortest(single: float) -> float:
+    """The number of fewest digits that is the same one in single precision."""
+    return float(str(np.float32(single)))

@@ -367,3 +367,19 @@ def test_a_score_under_attack_needs_episodes_of_its_own() -> None:
     assert "set pbt.fitness: evaluation, or attack_weight: 0" in sentence
     assert "evaluation.attack_weight = 1.5" in refusal("evaluation.attack_weight=1.5")
     assert "clip_min=1.0 must be below clip_max=-1.0" in refusal("evaluation.attack={clip_min: 1, clip_max: -1}")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("adam", 3e-4), ("adamw", 3e-4), ("adaptive_upgd", 3e-4), ("upgdw", 3e-4), ("upgd", 0.3)]
+)
+def test_every_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: float) -> None:
+    config = load_config(BASE, {"model.optimizer": optimizer})
+    assert config.model.learning_rate == rate
+    assert f"learning_rate: {rate}" in dump_config(config)
+    assert not config.model.sets("learning_rate")
+    assert config.cautions == []
+    assert load_config(BASE, {"model.optimizer": optimizer, "model.learning_rate": 0.02}).model.learning_rate == 0.02
+    spaces = [{"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2}]
+    for slow in ({"model.learning_rate": 1e-3}, {"pbt.hyperparams": spaces}):
+        cautions = load_config(BASE, {"model.optimizer": optimizer, **slow}).cautions
+        assert ["made for Adam" in caution for caution in cautions] == ([True] if optimizer == "upgd" else [])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt.explore import explore, from_single, to_single
+from popgraft.pbt.explore import explore, to_single
 
 LOG = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-2, is_log_scale=True)
 CHOICES = HyperparamConfig("gamma", values=(0.9, 0.95, 0.99))
@@ -80,7 +80,7 @@ def test_a_choice_is_found_again_after_rounding():
     for choice in CHOICES.values:
         single = to_single(CHOICES, choice)
         assert single != choice
-        assert from_single(CHOICES, single) == choice
-    assert set(explored(CHOICES, from_single(CHOICES, to_single(CHOICES, 0.9)), "perturb")) == {0.95}
-    assert from_single(CHOICES, 0.5) == 0.5
-    assert from_single(LOG, 0.5) == 0.5
+        assert CHOICES.listed(single) == choice
+    assert set(explored(CHOICES, CHOICES.listed(to_single(CHOICES, 0.9)), "perturb")) == {0.95}
+    assert CHOICES.listed(0.5) == 0.5
+    assert LOG.listed(0.5) == 0.5

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from popgraft import UPGD, DistributionalPPO
 from popgraft.errors import ConfigError
 
 
@@ -87,3 +88,18 @@ def test_groups_are_live(make):
     model.learn(64)
     values = model.member.hyperparams
     assert (float(values["sigma"]), float(values["weight_decay"])) == (0.0, 0.5)
+
+
+def test_a_model_without_a_learning_rate_has_that_of_its_optimizer():
+    small = {"lstm_hidden_size": 4, "net_arch": []}
+    for kwargs, settings, rate in [
+        ({}, {}, 3e-4),
+        ({"optimizer_class": UPGD}, {}, 0.3),
+        ({}, {"optimizer": "upgd"}, 0.3),
+        ({}, {"optimizer": "adaptive_upgd"}, 3e-4),
+    ]:
+        model = DistributionalPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={**small, **kwargs}, **settings)
+        assert model.lr_schedule(1.0) == rate
+        assert model.member.hyperparams["learning_rate"].item() == pytest.approx(rate)
+    with pytest.warns(UserWarning, match="made for Adam"):
+        DistributionalPPO("MlpLstmPolicy", "CartPole-v1", 1e-3, policy_kwargs=small, optimizer="upgd")

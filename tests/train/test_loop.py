@@ -13,6 +13,7 @@ from gymnasium.spaces import Box, Discrete, Text
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import ConfigError, EnvironmentFault, Generation, Observer, Plan, PopulationLost, Run, RunExists, train
+from popgraft.config import load_config
 from popgraft.store import RunDatabase, snapshot
 
 Tiny = Callable[..., dict[str, Any]]
@@ -422,3 +423,23 @@ def test_a_folder_in_use_is_not_touched(tiny: Tiny) -> None:
     with pytest.raises(RunExists, match="already holds a run; set run_dir to another folder"):
         train(settings)
     assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+
+
+def test_values_are_reported_as_the_configuration_says_them(tiny, tmp_path):
+    """A choice that is no number in single precision, and a default: by records, lineage and observers alike."""
+    told = []
+
+    class Listener(Observer):
+        def on_generation(self, generation):
+            told.append({name: set(values.tolist()) for name, values in generation.hyperparams.items()})
+
+    choices = [0.1, 0.2, 0.3]
+    spaces = [{"name": "clip_range", "values": choices}, {"name": "ent_coef", "min_value": 0.1, "max_value": 0.1}]
+    run = train(tiny(pbt__hyperparams=spaces), {"run_dir": str(tmp_path / "exact")}, observer=Listener())
+    known = [record.hyperparams for record in run.scores]
+    known += [each for graft in run.lineage for each in (graft.hyperparams_before, graft.hyperparams_after)]
+    assert {values["clip_range"] for values in known} <= set(choices)
+    assert {values["ent_coef"] for values in known} == {0.1}
+    assert {values["learning_rate"] for values in known} == {run.config.model.learning_rate}
+    assert all(each["clip_range"] <= set(choices) and each["gamma"] == {0.99} for each in told)
+    load_config(run.config, {"model.clip_range": known[0]["clip_range"]})

@@ -25,7 +25,9 @@ def explain(error: ValidationError, name: str, root: type[BaseModel]) -> str:
         name: what the configuration is called.
         root: its outermost section, in which the nearest name for an unknown key is looked for.
     """
-    lines = list(dict.fromkeys(_line(problem, root) for problem in error.errors()))
+    # A default that follows from other settings waits for these to be right.
+    problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+    lines = list(dict.fromkeys(_line(problem, root) for problem in problems))
     heading = f"{name} has {len(lines)} wrong settings" if len(lines) > 1 else f"{name} has a wrong setting"
     return "\n  ".join([f"{heading}:", *lines])
 

@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 from popgraft.config.adversary import AdversaryConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.network import NetworkConfig
-from popgraft.config.optimizer import UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName, VGSConfig
+from popgraft.config.optimizer import LEARNING_RATE, UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName, VGSConfig
 
 HYPERPARAMS: dict[str, tuple[float, float]] = {
     "learning_rate": (0.0, 10.0),
@@ -62,8 +62,10 @@ class ModelConfig(Section):
     """Passes over a rollout."""
     n_minibatches: Positive = 4
     """Optimizer steps per pass."""
-    learning_rate: Number = 3e-4
-    """Step size."""
+    optimizer: OptimizerName = "adam"
+    """Update rule."""
+    learning_rate: Number = Field(default_factory=lambda given: LEARNING_RATE[given.get("optimizer", "adam")])
+    """Step size; where none is given 3e-4, and 0.3 for upgd, whose steps are as long as the gradient."""
     clip_range: Number = 0.2
     """Clipping of the probability ratio."""
     clip_range_vf: Number | None = None
@@ -126,8 +128,6 @@ class ModelConfig(Section):
     `normalize_reward`."""
     normalize_advantage: StrictBool = True
     """Whether advantages are standardised within a minibatch."""
-    optimizer: OptimizerName = "adam"
-    """Update rule."""
     optimizer_kwargs: OptimizerKwargs = OptimizerKwargs()
     """Constants of the update rule."""
     vgs: VGSConfig = VGSConfig()

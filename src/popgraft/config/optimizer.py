@@ -7,6 +7,11 @@ from pydantic import Field, StrictBool
 from popgraft.config.fields import DecayRate, Integer, Number, Section
 
 OptimizerName = Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
+LEARNING_RATE: dict[str, float] = {"adam": 3e-4, "adamw": 3e-4, "upgd": 0.3, "adaptive_upgd": 3e-4, "upgdw": 3e-4}
+"""Learning rate where none is given. The steps of upgd are as long as the gradient, whose norm is bounded, and not of a
+length of their own as Adam's."""
+TOO_SLOW = 0.03
+"""Learning rates of upgd up to here have learnt nothing where 0.3 does (benchmarks/LOG.md)."""
 WEIGHT_DECAY: dict[str, float] = {"adam": 0.0, "adamw": 0.01, "upgd": 0.001, "adaptive_upgd": 0.001, "upgdw": 0.01}
 """Weight decay where none is given: that of the optimizer's authors."""
 
@@ -20,6 +25,22 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "upgdw": ("beta_utility",),  # as in AdamW, its second decay rate serves both
 }
 """Constants that an optimizer has no use for."""
+
+
+def made_for_adam(optimizer: str, fastest: float) -> str | None:
+    """What is wrong with a learning rate, if it is one for Adam and the optimizer is not.
+
+    Args:
+        optimizer: the update rule.
+        fastest: the learning rate, or the largest one that is allowed.
+    """
+    if optimizer != "upgd" or fastest > TOO_SLOW:
+        return None
+    return (
+        f"a learning_rate of {fastest:g} is made for Adam: upgd, whose steps are as long as the gradient, learns next "
+        f"to nothing with {TOO_SLOW:g} or less; leave learning_rate out ({LEARNING_RATE['upgd']:g}), raise it, or take "
+        "optimizer: adaptive_upgd"
+    )
 
 
 class OptimizerKwargs(Section):

@@ -10,9 +10,11 @@ from popgraft.config.adversary import AttackConfig
 from popgraft.config.environments import TRAINING_ONLY, EnvConfig, EvaluationEnvConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import ModelConfig, path_of
+from popgraft.config.optimizer import made_for_adam
 from popgraft.config.population import PopulationConfig
 from popgraft.config.tracking import TrackingConfig
 from popgraft.errors import ConfigError
+from popgraft.hyperparams import same_single, shortest
 
 
 class EngineConfig(Section):
@@ -292,6 +294,18 @@ class Config(Section):
         """Whether a tunable number has any effect: some member may have another value than 0 or null."""
         return name in self.pbt.varied or bool(self.model.hyperparam(name))
 
+    def exact(self, name: str, single: float) -> float:
+        """What a tunable number that a member holds in single precision stands for.
+
+        It is what the configuration says, if that is the same (a listed choice, a bound, a value that is set), else the
+        number of fewest digits.
+        """
+        for space in self.pbt.hyperparams:
+            if space.name == name and space.contains(single):
+                return float(space.exact(single))
+        said = [self.model.hyperparam(name), *(entry.hyperparams.get(name) for entry in self.pbt.schedule)]
+        return next((value for value in said if value is not None and same_single(value, single)), shortest(single))
+
     @property
     def cautions(self) -> list[str]:
         """What works, but hardly as intended."""
@@ -306,6 +320,10 @@ class Config(Section):
                 f"model.cvar_alpha={least:g} is less than one of {atoms} quantiles: the worst outcomes are the lowest "
                 f"quantile alone; raise model.network.n_quantiles to {math.ceil(1 / least)}"
             )
+        rates = [max(space.values or space.bounds) for space in self.pbt.hyperparams if space.name == "learning_rate"]
+        fastest = max(rates or [self.model.learning_rate])
+        if caution := made_for_adam(self.model.optimizer, fastest):
+            cautions.append(caution)
         if self.pbt.faults:
             cautions.append(f"every graft commits faults on purpose, for ablation: {', '.join(self.pbt.faults)}")
         return cautions

@@ -43,15 +43,8 @@ def to_single(space: HyperparamConfig, value: int | float) -> float:
         return float(nearest)
     low, high = space.bounds
     inward = np.float32(high) if float(nearest) < low else np.float32(low)
-    inside = nearest if space.contains(float(nearest)) else np.nextafter(nearest, inward)
-    return float(inside if space.contains(float(inside)) else nearest)
-
-
-def from_single(space: HyperparamConfig, value: float) -> float:
-    """Undoes the rounding of `to_single` for a listed choice, so that it is found in its list again."""
-    if space.values is None:
-        return value
-    return next((choice for choice in space.values if float(np.float32(choice)) == value), value)
+    inside = nearest if low <= float(nearest) <= high else np.nextafter(nearest, inward)
+    return float(inside if low <= float(inside) <= high else nearest)
 
 
 def from_lists(space: HyperparamConfig, value: Value) -> Value:

@@ -14,7 +14,7 @@ from torch import Tensor
 from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
 from popgraft.pbt.exploit import choose_parents
-from popgraft.pbt.explore import explore, from_single, to_single
+from popgraft.pbt.explore import explore, to_single
 from popgraft.pbt.readiness import Readiness
 from popgraft.rng import numpy_generator
 from popgraft.state import Decision, Record, Scores
@@ -110,7 +110,7 @@ class Schedule:
             for space in self._spaces:
                 values = decision.hyperparams[space.name]
                 rng = numpy_generator(self.seed, "explore", generation, space.name, member)
-                donor_value = from_single(space, float(values[member]))
+                donor_value = space.listed(float(values[member]))
                 values[member] = to_single(space, explore(space, donor_value, config.explore_method, rng))
         return decision
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from popgraft.errors import ArgumentError, ConfigError
 from popgraft.execute.memory import keep_freed_memory
 from popgraft.rollout.collector import Collector
-from popgraft.sb3.arguments import Settings, check_scaling, policy_arguments, run_config
+from popgraft.sb3.arguments import Settings, check_scaling, default_rate, policy_arguments, run_config
 from popgraft.sb3.birth import settle
 from popgraft.sb3.buffer import RolloutBuffer
 from popgraft.sb3.environments import VecEnvGrid, scales_rewards
@@ -51,7 +51,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
     Args:
         policy: "MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy", or a subclass of one of these.
         env: what to learn from: an environment, a VecEnv, or a registered id.
-        learning_rate: step size, or a function of the remaining progress (1 to 0).
+        learning_rate: step size, or a function of the remaining progress (1 to 0); None: 3e-4, and 0.3 for UPGD.
         n_steps: environment steps per environment and update.
         batch_size: samples in a minibatch, which holds whole sequences, see `arguments.batches`.
         n_epochs: passes over a rollout.
@@ -94,7 +94,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self,
         policy: str | type[MlpLstmPolicy],
         env: Any,
-        learning_rate: Any = 3e-4,
+        learning_rate: Any = None,
         n_steps: int = 128,
         batch_size: int | None = 128,
         n_epochs: int = 10,
@@ -122,7 +122,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
-            learning_rate,
+            default_rate(settings, policy_kwargs) if learning_rate is None else learning_rate,
             n_steps,
             gamma,
             gae_lambda,

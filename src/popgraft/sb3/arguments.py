@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import nn
 
 from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
+from popgraft.config.optimizer import LEARNING_RATE, made_for_adam
 from popgraft.errors import ConfigError
 from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD
 
@@ -162,7 +163,10 @@ def run_config(
     }
     env = {"source": "python", "num_envs": n_envs}
     pbt = {"population_size": 1, "exploit_method": "none"}
-    return load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
+    config = load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
+    if caution := made_for_adam(config.model.optimizer, config.model.learning_rate):
+        warnings.warn(caution, stacklevel=4)  # the line that makes the model
+    return config
 
 
 def check_scaling(settings: Mapping[str, Any], rewards_scaled: bool) -> None:
@@ -244,6 +248,13 @@ def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, An
     if "beta1" in constants or "beta2" in constants:
         constants["betas"] = (constants.pop("beta1", 0.9), constants.pop("beta2", 0.999))
     return {"optimizer": OPTIMIZERS[cls], "optimizer_kwargs": constants}
+
+
+def default_rate(settings: Mapping[str, Any], policy_kwargs: Any) -> float:
+    """The learning rate of a model that is given none."""
+    named = policy_kwargs.get("optimizer_class") if isinstance(policy_kwargs, Mapping) else None
+    optimizer = settings.get("optimizer") or next((name for cls, name in OPTIMIZERS.items() if cls is named), "adam")
+    return LEARNING_RATE.get(str(optimizer), LEARNING_RATE["adam"])  # another name is refused later
 
 
 def optimizer_constants(config: ModelConfig) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def arguments_of(config: Config, member: Member) -> dict[str, Any]:
     model = config.model.model_dump(exclude={"network", "n_minibatches"})
     for name, tuned in member.hyperparams.items():
         *sections, field = path_of(name)
-        value, initial = float(tuned), config.model.hyperparam(name)
-        if value != float(torch.tensor(math.inf if initial is None else initial)):
+        value, initial = config.exact(name, float(tuned)), config.model.hyperparam(name)
+        if value != (math.inf if initial is None else initial):
             reduce(getitem, sections, model)[field] = None if math.isinf(value) else value
     network, policy_kwargs, settings = config.model.network, *network_arguments(config.model.network)
     adversary = model["adversary"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.config import Config
@@ -190,7 +190,7 @@ class Training:
             steps=state.steps,
             seconds=time.monotonic() - began,
             scores=scores,
-            hyperparams=hyperparams,
+            hyperparams=self._exact(hyperparams),
             decision=decision,
             metrics=advance.metrics,
             best_score=state.best,
@@ -281,10 +281,19 @@ class Training:
         finally:
             record = self._needed_record(decision)
             fate = strategies(decision, state.hyperparams, self.config.pbt, record)
+            told = dataclasses.replace(decision, hyperparams=self._exact(decision.hyperparams))
             self.database.record_generation(
-                numbers, state.known, state.hyperparams, state.place_steps, decision, fate, record, members
+                numbers, state.known, self._exact(state.hyperparams), state.place_steps, told, fate, record, members
             )
         return decision
+
+    def _exact(self, hyperparams: dict[str, Float[Tensor, "pop"]]) -> dict[str, Float[Tensor, "pop"]]:
+        """Hyperparameters as they are reported: in double precision, and as the configuration says them."""
+        told = {}
+        for name, column in hyperparams.items():
+            known = {value: self.config.exact(name, value) for value in set(column.tolist())}
+            told[name] = torch.tensor([known[value] for value in column.tolist()], dtype=torch.float64)
+        return told
 
     def _keep_best(self, part: Part, numbers: Int[Tensor, "pop"]) -> None:
         """Saves the best member of those that have trained, if nobody was better before."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from popgraft.errors import Damaged, StoreError
+from popgraft.hyperparams import shortest
 from popgraft.store import GraftRecord, MemberRecord
 from popgraft.train.run import Run
 
@@ -73,13 +74,13 @@ def schedule_of(line: Sequence[Stretch], names: Sequence[str], grafts: bool) -> 
     """
     entries: list[dict[str, Any]] = []
     for stretch in line:
-        values = {name: _shortest(stretch.record.hyperparams[name]) for name in names}
+        values = {name: _exact(stretch.record.hyperparams[name]) for name in names}
         grafted = grafts and stretch.graft is not None
         if grafted or not entries or values != entries[-1]["hyperparams"]:
             entries.append({"steps": stretch.begin, "hyperparams": values, "graft": grafted})
     return entries
 
 
-def _shortest(value: float) -> float:
-    """The number of fewest digits that is the same one in single precision."""
-    return float(str(np.float32(value)))
+def _exact(value: float) -> float:
+    """What runs record; those of earlier versions have recorded what it is in single precision."""
+    return shortest(value) if value == float(np.float32(value)) else value
