@@ -13,7 +13,7 @@ from popgraft.nn import Policy
 from popgraft.nn.blocks import initialise
 from popgraft.spaces import ActionSpec, ObsSpec, Spaces
 
-POP, TIME, BATCH = 3, 3, 5
+POP, TIME, BATCH = 3, 4, 5  # 17 rows and more are read in tiles by some kernels
 VECTOR, IMAGE, PIXELS = ObsSpec((7,)), ObsSpec((3, 7, 7), image=True), ObsSpec((1, 36, 36), image=True)
 DISCRETE = ActionSpec("multi_discrete", sizes=(3, 4), start=(0, 0))
 BINARY = ActionSpec("multi_binary", sizes=(2, 2, 2), start=(0, 0, 0))
