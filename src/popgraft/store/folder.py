@@ -76,15 +76,13 @@ class RunFolder:
 
         Raises:
             Damaged: the file says nothing.
-            StoreError: it cannot be read.
+            OSError: it cannot be read.
         """
         file = self.path / "identity"
         try:
             text = read_file(file).decode(errors="replace").strip()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StoreError(f"cannot read {file}: {reason(error)}") from None
         if not IDENTITY.fullmatch(text):
             raise Damaged(f"{file} is damaged: it does not say which run this is")
         return text

@@ -204,7 +204,7 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     _check_name(name)
     path = folder.snapshots / name / MANIFEST
     try:
-        manifest = json.loads(read_file(path))
+        manifest, own = json.loads(read_file(path)), folder.identity
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"there is no snapshot {name!r} in {folder.snapshots}{_others(folder, name)}") from None
     except OSError as error:
@@ -216,16 +216,15 @@ def _read_manifest(folder: RunFolder, name: str) -> dict[str, Any]:
     checksum = manifest.pop("checksum", None)
     if checksum != _checksum(manifest):
         raise Damaged(f"{path} is damaged: its content does not match its checksum{_others(folder, name)}")
-    _check_belongs(folder, name, manifest)
+    _check_belongs(folder, name, manifest, own)
     if not _is_manifest(manifest):
         raise Damaged(f"{path} is foreign: it has the right checksum, but not the parts of a manifest")
     return manifest
 
 
-def _check_belongs(folder: RunFolder, name: str, manifest: dict[str, Any]) -> None:
+def _check_belongs(folder: RunFolder, name: str, manifest: dict[str, Any], own: str | None) -> None:
     """Whether a snapshot is this run's, and was saved under its name; runs of earlier versions say nothing of that."""
-    path, own = folder.snapshots / name, folder.identity
-    theirs = manifest.get("run")
+    path, theirs = folder.snapshots / name, manifest.get("run")
     if theirs != own:
         whose = f"the run {theirs}" if theirs else "a run of an earlier version"
         this = (
