@@ -33,6 +33,9 @@ from popgraft.train import resume
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "SIGSTOP")
 TARGETS = ("parent", "shard", "environment", "all")
+FATAL = ("SIGTERM", "SIGKILL")
+"""What ends an environment's process."""
+RESCUED = "member rescued"
 PATIENCE = 120.0
 """Seconds after which a run that is neither finished nor ended is stuck."""
 ORPHANS = 5.0
@@ -246,8 +249,8 @@ def expected_of(disturbance: Disturbance) -> set[int]:
     """Exit statuses after a signal, besides that of a finished run."""
     if disturbance.name == "SIGSTOP":
         return set()
-    if disturbance.target == "environment":
-        return set()
+    if disturbance.target == "environment":  # one that is being made is missed at once
+        return {MISTAKE} if disturbance.name in FATAL else set()
     if disturbance.target == "shard":
         return {MISTAKE} if disturbance.name == "SIGKILL" else set()
     if disturbance.name == "SIGKILL":
@@ -316,10 +319,9 @@ def check(
     done = list(disturbed(settings, drawn(draw, seconds, settings), output, spawned))
     run = Run(path)
     if any(event.kind == "environment" for event in run.events):  # its member was replaced, in no other run
-        assert any(struck == "environment" for _, struck, _ in done), run.events
+        lost = [disturbance.name in FATAL and struck == "environment" for disturbance, struck, _ in done]
+        assert any(lost), run.events
         assert run.is_finished
-        return [
-            (disturbance, struck, "rescued" if struck == "environment" else said) for disturbance, struck, said in done
-        ]
+        return [(*each[:2], RESCUED if here else each[2]) for each, here in zip(done, lost, strict=True)]
     check_same(run, expected)
     return done
