@@ -191,6 +191,32 @@ def test_an_actor_killed_in_an_update_changes_nothing(monkeypatch, tmp_path, und
     check_undisturbed(run, undisturbed, [[2, 3]])
 
 
+@pytest.mark.slow
+def test_machines_that_compute_differently_are_on_record(tmp_path):
+    flag = tmp_path / "the first"
+
+    def factory(num_envs):
+        import os
+
+        import gymnasium as gym
+
+        from popgraft.native import native
+
+        try:
+            flag.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            os.environ["POPGRAFT_NATIVE"] = "0"
+            native.cache_clear()
+        return gym.make_vec("CartPole-v1", num_envs)
+
+    run = trained(tmp_path, "env.id=null", "execute.sizes=[1, 3]", "execute.shards=null", factory=factory)
+    (text,) = [event.text for event in run.events if event.kind == "caution"]
+    assert "compute differently" in text
+    assert "PyTorch: members [" in text
+
+
 class Preempting(Watching):
     """Terminates an actor once in every generation, and notes how long it takes until all are at work again."""
 

@@ -119,6 +119,11 @@ class Executor(abc.ABC):
         """Whether a shard that is lost can be made anew, so that the run goes on."""
         return False
 
+    @property
+    def cautions(self) -> list[str]:
+        """What is worth a warning about where the shards are."""
+        return []
+
     @abc.abstractmethod
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
         """Takes up to `updates` collect-and-learn rounds; fewer if `stop()` turns true between two of them."""

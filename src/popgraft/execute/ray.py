@@ -181,6 +181,18 @@ class RayExecutor(ParallelExecutor):
         """As long as the cluster is there."""
         return not self._head.gone
 
+    @property
+    def cautions(self) -> list[str]:
+        """Whether members compute differently, which depends on their machines."""
+        self._begin("computes")
+        kinds: dict[str, list[int]] = {}
+        for shard, kind in zip(self.shards, self._answers(), strict=True):
+            kinds.setdefault(kind, []).extend(shard.members)
+        if len(kinds) == 1:
+            return []
+        told = "; ".join(f"{kind}: members {members}" for kind, members in kinds.items())
+        return [f"the machines of the cluster compute differently, so that results depend on who is where ({told})"]
+
     def _prepare(self) -> None:
         """What else a kind of executor needs once its shards are there: nothing."""
 

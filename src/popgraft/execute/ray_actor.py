@@ -21,6 +21,7 @@ from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.shard import Shard
 from popgraft.execute.worker import Channel, Closed, Message, serve
+from popgraft.native import native
 from popgraft.state import Decision, Member
 
 Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
@@ -95,6 +96,10 @@ class HostedShard(Shard):
             config = config.model_copy(update={"engine": config.engine.model_copy(update={"device": "cpu"})})
         torch.set_num_threads(config.engine.threads)
         super().__init__(config, *arguments)
+
+    def computes(self) -> str:
+        """What its arithmetic is done with."""
+        return native().describe()
 
     def export(self, members: Sequence[int]) -> Rows:
         """Some of the shard's members."""

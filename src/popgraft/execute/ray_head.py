@@ -45,6 +45,7 @@ class Head:
         # What cannot be seen from here, as through a client's proxy, is not looked after.
         self._places = {name: place for name, place in places.items() if _answers(place[0])}
         self._seen = dict.fromkeys(self._places, time.monotonic())
+        self._missed: dict[str, float] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="popgraft head", daemon=True).start()
 
@@ -76,7 +77,8 @@ class Head:
         there, now = _answers(address), time.monotonic()
         if there:
             self._seen[name] = now
-        elif now - self._seen[name] > limit:
+            self._missed.pop(name, None)
+        elif now - self._missed.setdefault(name, now) > limit:  # not since it was seen: nobody may have looked
             host, port = address
             self.gone = f"{name} ({host}:{port}) has not answered for {limit:g} seconds"
         return there

@@ -126,7 +126,7 @@ class Training:
     def _start(self) -> None:
         self._tell("on_start", self.plan())
         known = {event.text for event in self.database.events() if event.kind == "caution"}
-        for caution in self.config.cautions:
+        for caution in (*self.config.cautions, *self.executor.cautions):
             logger.warning("%s", caution)
             if caution not in known:
                 self.database.record_event("caution", caution)
