@@ -36,7 +36,7 @@ TARGETS = ("parent", "shard", "environment", "all")
 FATAL = ("SIGTERM", "SIGKILL")
 """What ends an environment's process."""
 RESCUED = "member rescued"
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which a run that is neither finished nor ended is stuck."""
 ORPHANS = 5.0
 """Seconds that processes may outlive the one that began them."""
