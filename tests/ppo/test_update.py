@@ -218,7 +218,7 @@ def test_the_update_ages_and_teaches(env, make):
     first, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())
     assert shard.member.age.tolist() == [1, 1, 1]
     raw = rollout.raw_obs["obs"].flatten(1, 2)
-    torch.testing.assert_close(shard.member.normalizer.obs["obs"].mean, raw.mean(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shard.member.normalizer.obs["obs"].mean, raw.double().mean(1), atol=1e-4, rtol=1e-4)
     assert (shard.member.normalizer.obs["obs"].count > before.normalizer.obs["obs"].count + 90).all()
     for _ in range(5):
         last, _ = shard.learner.learn_(shard.member, shard.seat, rollout, generators())

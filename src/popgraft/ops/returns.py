@@ -73,9 +73,10 @@ def _accumulated(
         carry: the sum before the first step.
         backward: whether the last step is the first.
     """
+    decay, carry = decay.to(x.dtype), carry.to(x.dtype)
     if native.serves(x) and not x.requires_grad:
-        x, end, decay = x.contiguous(), end.contiguous(), decay.to(x.dtype).contiguous()
-        running = carry.to(x.dtype).clone(memory_format=torch.contiguous_format)
+        x, end, decay = x.contiguous(), end.contiguous(), decay.contiguous()
+        running = carry.clone(memory_format=torch.contiguous_format)
         sums = torch.empty_like(x)
         native.call("accumulate", (x, end, decay, running, sums), (*x.shape, backward))
         return sums, running
