@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -5,6 +6,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# As in a terminal: what is started in the background, or with nohup, begins with signals that are ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

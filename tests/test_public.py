@@ -30,7 +30,7 @@ def test_every_public_name_is_explained(name: str) -> None:
 
 def test_every_error_is_a_popgraft_error() -> None:
     errors = [value for value in vars(popgraft).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(issubclass(error, popgraft.PopgraftError) for error in errors)
     assert issubclass(popgraft.ConfigError, ValueError)
 

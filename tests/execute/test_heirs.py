@@ -36,7 +36,7 @@ def played_by(donor, shard, raw, start, state):
     """Values that the donor predicts for the first member's steps, one step after another, and its state after them."""
     params = shard.policy.views(donor.params)
     stats, values = donor.normalizer.obs["obs"], []
-    obs = ((raw - stats.mean) / (stats.var + 1e-8).sqrt()).clamp(-10, 10)
+    obs = ((raw - stats.mean) / (stats.var + 1e-8).sqrt()).clamp(-10, 10).float()
     for t in range(len(raw)):
         seen = shard.policy.unroll(params, {"obs": obs[t][None, None]}, state, start[t][None, None])
         values.append(shard.policy.critic.value(shard.policy.predict(params, seen.critic))[0, 0])

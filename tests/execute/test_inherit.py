@@ -208,7 +208,7 @@ def test_recurrent_state_of_episodes_that_go_on(configured, initial):
         if mode == "burn_in":
             raw, start = shard.collector._raw["obs"][0], shard.collector._start[0]
             stats = before.normalizer.obs["obs"]
-            obs = ((raw - stats.mean[2]) / (stats.var[2] + 1e-8).sqrt()).clamp(-10, 10)
+            obs = ((raw - stats.mean[2]) / (stats.var[2] + 1e-8).sqrt()).clamp(-10, 10).float()
             carry = torch.zeros(1, 4, shard.policy.state_size)
             params = shard.policy.views(before.params[2:])
             for t in range(config.model.n_steps):

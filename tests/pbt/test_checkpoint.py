@@ -183,8 +183,8 @@ GOOD = encode(V2, {"policy": {"w": torch.ones(500)}}, **ABOUT)
 FOREIGN = [
     (b"", "damaged, truncated or not a checkpoint"),
     (b"hello, world", "damaged, truncated or not a checkpoint"),
-    (GOOD[: len(GOOD) // 2], "damaged: it is a zip archive whose files cannot be read"),
-    (GOOD[:-30], "damaged: it is a zip archive whose files cannot be read"),
+    (GOOD[: len(GOOD) // 2], "damaged, truncated or not a checkpoint"),
+    (GOOD[:-30], "damaged, truncated or not a checkpoint"),
     (saved(torch.ones(3)), "it holds a Tensor, not a dict"),
     (saved({}), "it holds an empty dict"),
     (saved({"epoch": 3, "model": {"w": torch.ones(1)}}), "no format_version .* its keys are 'epoch', 'model'"),

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import zipfile
-from types import SimpleNamespace
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
@@ -129,8 +129,8 @@ def test_foreign_files(make, played, tmp_path, unseeded):
     (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
     for name, message in {
         "theirs": r"not written by DistributionalPPO.save: it holds pickled objects \(.*not executed",
-        "text.zip": "damaged or not a model",
-        "half.zip": "damaged or not a model",
+        "text.zip": "damaged, truncated or not a checkpoint",
+        "half.zip": "damaged, truncated or not a checkpoint",
         "nothing": "cannot read the model .*no such file",
     }.items():
         with pytest.raises(StoreError, match=message):
@@ -222,7 +222,9 @@ def test_numbers_of_an_extractor_of_the_users_are_no_widths(setting, make, tmp_p
         given = {"policy_kwargs": {**FEED_FORWARD["policy_kwargs"], **own}}
         model = make(recurrent="none", critic="scalar", **given)
     else:
-        monkeypatch.setitem(sys.modules, "of_the_users", SimpleNamespace(Summed=Summed))
+        module = ModuleType("of_the_users")
+        monkeypatch.setattr(module, "Summed", Summed, raising=False)
+        monkeypatch.setitem(sys.modules, "of_the_users", module)
         given = {"encoder": "of_the_users:Summed"}
         own = {"encoder_kwargs": {"big": 10**6}, "encoder_layers": [10**6]}
         model = make(critic="scalar", **FEED_FORWARD, **own, **given)

@@ -67,6 +67,7 @@ def test_a_killed_holder_holds_nothing_even_where_its_children_live_on(folder, a
 
 
 def test_a_folder_that_cannot_be_locked(folder):
+    folder.lock.unlink(missing_ok=True)
     folder.lock.mkdir()
     with pytest.raises(StoreError, match=r"cannot lock .*run: is a directory"), locked(folder):
         pass
