@@ -140,7 +140,7 @@ def test_it_learns_on_as_the_run_is_configured(name, tmp_path):
     export(run, tmp_path / "agent.zip", 0)
     learner = DistributionalPPO.load(tmp_path / "agent.zip", env=cards(), device="cpu").learner
     expected, found = run.config.model.model_dump(), learner.config.model_dump()
-    tuned = {each.name: float(str(member.hyperparams[each.name].numpy())) for each in run.config.pbt.hyperparams}
+    tuned = {each.name: float(str(member.hyperparams[each.name].numpy()[0])) for each in run.config.pbt.hyperparams}
     for config in (expected, found):
         config["network"]["critic_head_layers"] = config["network"]["critic_head_layers"] or []
     expected |= {key: value for key, value in tuned.items() if key in expected}
