@@ -12,7 +12,7 @@ class ObsSpec:
 
     Attributes:
         shape: of a float32 array, or (channels, height, width) of a uint8 image.
-        image: whether it is an image, which is divided by 255 in the encoder and never standardised.
+        image: whether it is an image of 8-bit pixels, which the encoder scales and no running statistics do.
     """
 
     shape: tuple[int, ...]

@@ -56,6 +56,18 @@ def test_equals_torch_member_by_member(shape, kernels, stacked, normal):
                 )
 
 
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_raw_pixels_are_convolved_as_they_are(dtype, stacked):
+    cnn, x = CNN((2, 7, 9), widths=(4, 5, 6), n_out=8, normalize=False), pixels(3, 2, 2, 7, 9).to(dtype)
+    params, kept = stacked(cnn, scale=0.1), x.clone()
+    y = cnn(params, x)
+    assert torch.equal(x, kept)
+    assert y.abs().max() > 0
+    for m in range(3):
+        torch.testing.assert_close(y[m], reference(2, SMALL, params, m)(x[m].double()), atol=1e-9, rtol=1e-12)
+
+
 def test_nature_cnn_has_the_published_size():
     params = CNN((4, 84, 84)).init(torch.Generator().manual_seed(0))
     shapes = {path: tuple(leaf.shape) for path, leaf in tree.items(params) if path.endswith("weight")}

@@ -126,11 +126,47 @@ def test_mlp_takes_an_image_as_a_vector_of_pixels():
     torch.testing.assert_close(block({"body": {}}, obs), obs["obs"].flatten(3).float() / 255)
 
 
+RAW = {"normalize_images": False, "encoder_layers": []}
+
+
+def test_raw_images_and_arrays_of_three_axes_are_images():
+    own = spaces(view=IMAGE, scaled=ObsSpec((2, 7, 7)), speed=VECTOR)
+    block = Encoder(own, NetworkConfig(**RAW))
+    params, obs = population(block), observe(own, 3, 2)
+    y = block(params, obs)
+    assert list(block.cnns) == ["scaled", "view"]
+    parts = {"scaled": y[..., :512], "view": y[..., 512 + 5 :]}
+    for name, part in parts.items():
+        for m in range(3):
+            x, p = obs[name][m].float(), tree.map(lambda leaf, m=m: leaf[m], params[f"cnn_{name}"])
+            for i, stride in enumerate((1, 2, 2)):
+                x = nn.functional.conv2d(x, **p[f"conv{i}"], stride=stride, padding=1).relu()
+            expected = nn.functional.linear(x.flatten(1), **p["dense"]).relu()
+            torch.testing.assert_close(part[m], expected, atol=1e-3, rtol=1e-4)
+    assert torch.equal(y[..., 512 : 512 + 5], obs["speed"])
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "users_nets:Extractor"])
+def test_other_encoders_get_raw_pixels_too(encoder):
+    own = spaces(obs=IMAGE)
+    block = Encoder(own, NetworkConfig(encoder=encoder, **RAW))
+    params, obs = population(block), observe(own, 3, 2)
+    x = obs["obs"].float()
+    if encoder == "mlp":
+        expected = x.flatten(2)
+    else:
+        dense = params["body"]["dense"]
+        expected = torch.einsum("pbc,pfc->pbf", x.flatten(3).mean(3), dense["weight"]) + dense["bias"].unsqueeze(1)
+    torch.testing.assert_close(block(params, obs), expected)
+
+
 def test_cnn_refuses_what_is_not_an_image():
     with pytest.raises(
         ConfigError, match=r"'cnn' needs images, but the observation 'speed' of shape \(5,\).*encoder: auto"
     ):
         Encoder(spaces(view=IMAGE, speed=VECTOR), NetworkConfig(encoder="cnn"))
+    with pytest.raises(ConfigError, match=r"'obs' of shape \(2, 7, 7\).*scaled already, normalize_images: false"):
+        Encoder(spaces(obs=ObsSpec((2, 7, 7))), NetworkConfig(encoder="cnn"))
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGE])

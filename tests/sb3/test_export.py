@@ -159,7 +159,7 @@ def test_every_setting_of_a_network_is_carried_over():
         "critic_head_layers",
         "activation",
     }
-    same = {"share_encoder", "log_std_init", "use_sde", "sde_sample_freq"}
+    same = {"share_encoder", "normalize_images", "log_std_init", "use_sde", "sde_sample_freq"}
     assert {*NETWORK, *renamed, *same} == set(NetworkConfig.model_fields)
 
 

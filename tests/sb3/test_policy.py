@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import NatureCNN
 
+from popgraft import tree
 from popgraft.errors import ConfigError
 from popgraft.sb3 import DistributionalPPO, MlpLstmPolicy
 
@@ -29,6 +31,10 @@ class Extractor(torch.nn.Module):
 
     def forward(self, x):
         return self.linear(x).relu()
+
+
+class Reading(NatureCNN):
+    """An extractor of the user's that Stable-Baselines3 tells of images that are normalised."""
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,40 @@ def test_an_encoder_of_the_users_keeps_the_weights_that_it_was_made_with(argumen
 
 def test_a_policy_of_the_users(make):
     assert make(policy=Wide, policy_kwargs=None).learn(64)._last_lstm_states.pi[0].shape == (1, 4, 12)
+
+
+SCALED, PIXELS = spaces.Box(0, 1, (3, 36, 36)), spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+
+@pytest.mark.usefixtures("unseeded")
+@pytest.mark.parametrize("space", [SCALED, PIXELS], ids=["float32", "uint8"])
+@pytest.mark.parametrize("extractor", [{}, {"features_extractor_class": Reading}], ids=["own", "theirs"])
+def test_images_that_are_not_normalised(space, extractor, make, played, small, tmp_path):
+    given = {**small, "normalize_images": False, **extractor}
+    model = make(played(2, space), "CnnLstmPolicy", policy_kwargs=given).learn(32)
+    model.save(tmp_path / "agent.zip")
+    model = DistributionalPPO.load(tmp_path / "agent.zip", device="cpu", custom_objects={"policy_kwargs": given})
+    theirs = NatureCNN(space, features_dim=512, normalized_image=True)
+    params = {path: leaf[0] for path, leaf in tree.items(model.policy._params()["encoder"])}
+    convs = ["cnn_obs.conv0", "cnn_obs.conv1", "cnn_obs.conv2", "cnn_obs.dense"]
+    layers = ["body.cnn.0", "body.cnn.2", "body.cnn.4", "body.linear.0"] if extractor else convs
+    for name, layer in zip(layers, [*theirs.cnn[0:5:2], theirs.linear[0]], strict=True):
+        layer.load_state_dict({part: params[f"{name}.{part}"] for part in ("weight", "bias")})
+    space.seed(1)
+    shown = np.stack([space.sample() for _ in range(3)])
+    expected = theirs(torch.from_numpy(shown).float())
+    obs = {key: x.unsqueeze(0) for key, x in model.policy._tensors(shown).items()}
+    seen = model.policy.network.encoder(model.policy._params()["encoder"], obs)
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_images_are_normalised_in_one_place(make, played, small):
+    own = {**small, "features_extractor_kwargs": {"normalized_image": True}}
+    with pytest.raises(ConfigError, match="normalized_image; set normalize_images in policy_kwargs"):
+        make(played(2, PIXELS), "CnnLstmPolicy", policy_kwargs=own)
+    both = make(played(2, PIXELS), "CnnLstmPolicy", policy_kwargs={**own, "normalize_images": False})
+    assert not both.policy.normalize_images
+    assert own["features_extractor_kwargs"] == {"normalized_image": True}
 
 
 KEYS = ("robot.eye", "robot%2Eeye", "robot__eye", "type", "Robot.x y")

@@ -21,6 +21,9 @@ class NetworkConfig(Section):
     """Widths of the encoder's dense layers, before the recurrent ones."""
     cnn_features: Positive = 512
     """Features that the built-in encoder makes of an image."""
+    normalize_images: StrictBool = True
+    """Whether 8-bit images are divided by 255. If not, they are taken as they are, and so are all other observations of
+    three axes (channels, height, width), as images too."""
     share_encoder: StrictBool = True
     """Whether actor and critic read one encoder; else the critic has its own."""
     activation: Literal["tanh", "relu", "leaky_relu", "elu", "silu", "gelu"] = "tanh"

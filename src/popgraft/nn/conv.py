@@ -52,7 +52,7 @@ class Conv:
 
 
 class CNN:
-    """Three convolutions and a dense layer on images of 8-bit pixels (Mnih et al. 2015, doi:10.1038/nature14236).
+    """Three convolutions and a dense layer on images (Mnih et al. 2015, doi:10.1038/nature14236).
 
     Images of 36 pixels and more in both directions go through the kernels 8/4, 4/2, 3/1 of that paper (kernel/stride,
     without padding), smaller ones through 3/1, 3/2, 3/2 with a padding of 1, which fit every size.
@@ -62,6 +62,7 @@ class CNN:
         widths: channels of the three convolutions.
         n_out: features of the dense layer.
         activation: name in `ACTIVATIONS`, applied after every layer.
+        normalize: whether pixels, of 8 bits then, are divided by 255.
 
     Raises:
         ConfigError: a shape that is not that of an image.
@@ -73,6 +74,7 @@ class CNN:
         widths: Sequence[int] = (32, 64, 64),
         n_out: int = 512,
         activation: str = "relu",
+        normalize: bool = True,
     ) -> None:
         if len(shape) != 3 or min(shape) < 1:
             raise ConfigError(
@@ -81,7 +83,7 @@ class CNN:
             )
         channels, height, width = shape
         kernels = NATURE if min(height, width) >= NATURE_PIXELS else SMALL
-        self.n_out, self.activation = n_out, ACTIVATIONS[activation]
+        self.n_out, self.activation, self.normalize = n_out, ACTIVATIONS[activation], normalize
         self.convs = [
             Conv(a, b, *kernel) for a, b, kernel in zip([channels, *widths[:-1]], widths, kernels, strict=True)
         ]
@@ -94,11 +96,15 @@ class CNN:
         params: Params = {f"conv{i}": conv.init(generator) for i, conv in enumerate(self.convs)}
         return params | {"dense": self.dense.init(generator)}
 
-    def __call__(self, params: Params, x: UInt8[Tensor, "pop *batch c h w"]) -> Float[Tensor, "pop *batch n_out"]:
-        """Applies all layers to pixels [pop, *batch, channels, height, width], divided by 255."""
+    def __call__(
+        self, params: Params, x: UInt8[Tensor, "pop *batch c h w"] | Float[Tensor, "pop *batch c h w"]
+    ) -> Float[Tensor, "pop *batch n_out"]:
+        """Applies all layers to pixels [pop, *batch, channels, height, width]."""
         pop, *batch = x.shape[:-3]
         side_by_side = x.reshape(pop, -1, *x.shape[-3:]).transpose(0, 1).flatten(1, 2)
-        y = side_by_side.to(params["dense"]["weight"].dtype).div_(255)
+        y = side_by_side.to(params["dense"]["weight"].dtype)
+        if self.normalize:
+            y.div_(255)  # in the floats that the line before has made
         for i, conv in enumerate(self.convs):
             y = self.activation(conv(params[f"conv{i}"], y))
         features = y.view(y.shape[0], pop, -1).transpose(0, 1)

@@ -34,14 +34,20 @@ def _user_module(path: str, observation_space: Any, kwargs: dict[str, Any]) -> n
         ) from error
 
 
+def is_image(spec: ObsSpec, normalize_images: bool) -> bool:
+    """Whether an observation is an image: 8-bit pixels, or all of three axes where pixels are taken as they are."""
+    return spec.image or (not normalize_images and len(spec.shape) == 3)
+
+
 class Encoder:
     """Turns a dictionary of observations into one vector of features.
 
     `auto` sends every image through its own `CNN` and takes every other key as it is; `mlp` takes images as vectors of
     pixels too; `cnn` is `auto` for observations that are all images. The parts, joined in the order of their names, go
     through the dense layers `encoder_layers`. An encoder `module:Class` of the user stands alone: it is made as
-    Class(observation_space, **encoder_kwargs), takes float tensors, images divided by 255, and a dictionary of them
-    where the observation space is one (the convention of Stable-Baselines3's BaseFeaturesExtractor).
+    Class(observation_space, **encoder_kwargs), takes float tensors, and a dictionary of them where the observation
+    space is one (the convention of Stable-Baselines3's BaseFeaturesExtractor). 8-bit images are divided by 255, unless
+    `normalize_images` is false.
 
     Args:
         spaces: what the agent sees.
@@ -56,6 +62,7 @@ class Encoder:
         self, spaces: Spaces, config: NetworkConfig, extractor: Callable[[Any], nn.Module] | None = None
     ) -> None:
         self.specs = {name: spaces.obs[name] for name in sorted(spaces.obs)}
+        self.normalize_images = config.normalize_images
         self.cnns: dict[str, CNN] = {}
         self.body: Lifted | MLP
         if extractor is None and ":" in config.encoder:
@@ -68,19 +75,24 @@ class Encoder:
         else:
             self._check(config.encoder)
             if config.encoder != "mlp":
-                images = {name: spec.shape for name, spec in self.specs.items() if spec.image}
-                self.cnns = {name: CNN(shape, n_out=config.cnn_features) for name, shape in images.items()}
+                self.cnns = {
+                    name: CNN(spec.shape, n_out=config.cnn_features, normalize=self.normalize_images)
+                    for name, spec in self.specs.items()
+                    if is_image(spec, self.normalize_images)
+                }
             flat = [math.prod(spec.shape) for name, spec in self.specs.items() if name not in self.cnns]
             width = sum(flat) + sum(cnn.n_out for cnn in self.cnns.values())
             self.body = MLP(width, config.encoder_layers, config.activation, config.layer_norm)
         self.n_out = self.body.n_out
 
     def _check(self, encoder: str) -> None:
-        vectors = [name for name, spec in self.specs.items() if not spec.image]
+        vectors = [name for name, spec in self.specs.items() if not is_image(spec, self.normalize_images)]
         if encoder == "cnn" and vectors:
+            shape = self.specs[vectors[0]].shape
+            scaled = " or, where its pixels are scaled already, normalize_images: false" if len(shape) == 3 else ""
             raise ConfigError(
                 f"model.network.encoder='cnn' needs images, but the observation {vectors[0]!r} of shape "
-                f"{self.specs[vectors[0]].shape} is not one (8-bit pixels); set model.network.encoder: auto"
+                f"{shape} is not one (8-bit pixels); set model.network.encoder: auto{scaled}"
             )
 
     def init(self, generator: torch.Generator) -> Params:
@@ -91,7 +103,7 @@ class Encoder:
     def __call__(self, params: Params, obs: dict[str, Tensor]) -> Float[Tensor, "pop *batch n_out"]:
         """Encodes every key [pop, *batch, *shape]."""
         if isinstance(self.body, Lifted):
-            floats = {name: obs[name] / 255 if spec.image else obs[name] for name, spec in self.specs.items()}
+            floats = {name: self._floats(spec, obs[name]) for name, spec in self.specs.items()}
             return self.body(params["body"], floats if self.takes_dict else floats["obs"])
         parts = [self._part(params, name, spec, obs[name]) for name, spec in self.specs.items()]
         return self.body(params["body"], parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
@@ -100,5 +112,9 @@ class Encoder:
         """The share of one observation key in the features."""
         if name in self.cnns:
             return self.cnns[name](params[f"cnn_{name}"], x)
-        flat = x.reshape(*x.shape[: x.dim() - len(spec.shape)], math.prod(spec.shape))
-        return flat / 255 if spec.image else flat
+        return self._floats(spec, x.reshape(*x.shape[: x.dim() - len(spec.shape)], math.prod(spec.shape)))
+
+    def _floats(self, spec: ObsSpec, x: Tensor) -> Tensor:
+        if not spec.image:
+            return x
+        return x / 255 if self.normalize_images else x.float()

@@ -275,6 +275,7 @@ def network_arguments(config: NetworkConfig) -> tuple[dict[str, Any], dict[str, 
         "net_arch": {"pi": config.head_layers, "vf": critic_layers},
         "activation_fn": next(cls for cls, name in ACTIVATIONS.items() if name == config.activation),
         "share_features_extractor": config.share_encoder,
+        "normalize_images": config.normalize_images,
         "log_std_init": config.log_std_init,
     }
     return policy_kwargs, {name: value for name, value in config.model_dump().items() if name in NETWORK}

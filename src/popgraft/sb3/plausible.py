@@ -8,6 +8,7 @@ import gymnasium as gym
 from torch import Tensor
 
 from popgraft.errors import StoreError
+from popgraft.nn.encoder import is_image
 from popgraft.rollout.spaces_of import fields_of
 from popgraft.sb3.arguments import ENCODERS, policy_arguments
 
@@ -58,7 +59,8 @@ def _widths(network: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[t
     if extractor in ENCODERS and ":" not in encoder:
         names.append("encoder_layers")
         fields = fields_of(values["observation_space"]).values()
-        if encoder != "mlp" and any(field.spec.image for field in fields):
+        normalized = bool(network.get("normalize_images", True))
+        if encoder != "mlp" and any(is_image(field.spec, normalized) for field in fields):
             names += ["cnn_features", "features_extractor_kwargs"]
     return ((name, network.get(name)) for name in names)
 

@@ -49,7 +49,7 @@ class MlpLstmPolicy(BasePolicy):
         features_extractor_class: encoder; None: the policy's own.
         features_extractor_kwargs: its keyword arguments.
         share_features_extractor: whether actor and critic read the same encoder.
-        normalize_images: must be true: the engine divides pixels by 255.
+        normalize_images: whether 8-bit images are divided by 255; else floats of three axes are images too.
         optimizer_class: update rule, a key of `arguments.OPTIMIZERS`.
         optimizer_kwargs: its constants.
         lstm_hidden_size: width of an LSTM layer.
@@ -103,7 +103,6 @@ class MlpLstmPolicy(BasePolicy):
             "full_std": (full_std, True),
             "use_expln": (use_expln, False),
             "squash_output": (squash_output, False),
-            "normalize_images": (normalize_images, True),
         }
         for name, (value, only) in fixed.items():
             if value != only:
@@ -119,12 +118,15 @@ class MlpLstmPolicy(BasePolicy):
             observation_space,
             action_space,
             extractor,
-            features_extractor_kwargs,
+            dict(features_extractor_kwargs or {}),  # a copy, to which it may add normalized_image
+            normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        kwargs = dict(features_extractor_kwargs or {})
+        kwargs = dict(self.features_extractor_kwargs)
         own = extractor in ENCODERS
+        if own and kwargs.pop("normalized_image", not normalize_images) != (not normalize_images):
+            raise ConfigError("features_extractor_kwargs has normalized_image; set normalize_images in policy_kwargs")
         keyword, features = FEATURES.get(extractor, ("", 1))
         features = kwargs.pop(keyword, features) if own else features
         if own and kwargs:
@@ -135,6 +137,7 @@ class MlpLstmPolicy(BasePolicy):
             "encoder": ENCODERS.get(extractor, "auto"),
             "encoder_layers": [],
             "cnn_features": features,
+            "normalize_images": normalize_images,
             "share_encoder": share_features_extractor,
             "activation": activation(activation_fn),
             "hidden_size": lstm_hidden_size,
