@@ -83,14 +83,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 )
 def test_a_damaged_library_is_built_again(kept, padded, cache):
     """In another process, which a library that ends too early would kill."""
-    assert native.__wrapped__().library is not None
+    width = native.__wrapped__().width
     (file,) = cache.iterdir()
     good = file.read_bytes()
     file.unlink()  # this process has mapped it
     file.write_bytes(good[:kept] + bytes(len(good) - kept) * padded)
     program = "from popgraft.native import native; print(native().width)"
     found = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
-    assert (found.returncode, found.stdout) == (0, f"{native().width}\n"), found.stderr
+    assert (found.returncode, found.stdout) == (0, f"{width}\n"), found.stderr
     assert [path.read_bytes() for path in cache.iterdir()] == [good]
 
 
@@ -120,7 +120,7 @@ def test_several_who_need_it_at_once_compile_it_once(cache, tmp_path, monkeypatc
     said = [process.communicate()[0] for process in running]
     assert len({*said}) == 1
     (file,) = cache.iterdir()
-    assert said[0].startswith(f"{file.stem.rpartition('-')[0]}, {native().width} floats at once")
+    assert said[0].startswith(f"{file.stem.rpartition('-')[0]}, ")
     assert sum("-o" in line.split() for line in notes.read_text().splitlines()) == 1
 
 
