@@ -237,7 +237,7 @@ def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> N
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stdout.read()
         assert process.stderr.read() == ""
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
     assert "stopping after the update in progress; press Ctrl-C again to stop at once\n" in rest
     assert "interrupted; what was reached is in the run folder\n" in rest
     assert "evaluate    popgraft evaluate run\n" in rest
@@ -264,7 +264,7 @@ def test_a_terminated_run_is_resumed_and_listed(config: Path) -> None:
         process.terminate()
         rest = process.stdout.read()
         assert process.stderr.read() == ""
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
     assert rest.endswith("resume      popgraft resume run\n")
     assert popgraft("runs", ".").stdout.startswith("run  stopped ")
     total = 64 * (Run("run").generations + 3)

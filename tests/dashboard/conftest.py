@@ -20,8 +20,8 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
-TIMEOUT = 20_000
-"""Milliseconds until a test gives up; a machine may be busy."""
+TIMEOUT = 120_000
+"""Milliseconds until a test gives up; a machine may be very busy."""
 expect.set_options(timeout=TIMEOUT)
 
 
@@ -100,7 +100,10 @@ def browser() -> Iterator[Browser]:
     if path is None:
         assert os.environ.get("POPGRAFT_BROWSER") != "required", "there is no chromium"
         pytest.skip("there is no chromium; with apt: apt-get install chromium")
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=FLAGS) as found:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=TIMEOUT) as found,
+    ):
         yield found
 
 

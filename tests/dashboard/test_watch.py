@@ -21,7 +21,7 @@ from popgraft.errors import ConfigError, StoreError
 from popgraft.store import RunFolder
 from popgraft.store.lock import locked
 
-from .conftest import record
+from .conftest import TIMEOUT, record
 
 Serve = Callable[..., str]
 
@@ -29,7 +29,7 @@ Serve = Callable[..., str]
 def get(url: str, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
     """Status, headers and text; the path is sent as it is."""
     place = urlsplit(url)
-    connection = http.client.HTTPConnection("127.0.0.1", place.port or 0, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", place.port or 0, timeout=TIMEOUT / 1000)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -37,10 +37,10 @@ def get(url: str, path: str = "/", method: str = "GET", **headers: str) -> tuple
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, text
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT / 1000
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} seconds"
+        assert time.monotonic() < end, f"not within {TIMEOUT} milliseconds"
         time.sleep(0.02)
 
 
@@ -156,7 +156,7 @@ def test_what_happens_to_runs_is_told(trained: Path) -> None:
     time.sleep(1)
     assert not told()
     record(trained, 6, 0.25)
-    wait_for(told, 2)
+    wait_for(told)
     assert listed()["tiny"][1] == "7 of 6"
     shutil.copytree(trained, root / "second")
     wait_for(lambda: told() and set(listed()) == {"tiny", "second"})
@@ -183,7 +183,8 @@ def test_what_has_not_changed_is_not_read_again(trained: Path) -> None:
 def test_where_figures_are_costly_they_wait_and_the_list_does_not(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("popgraft.dashboard.watcher.DRAWING", 1e-3)  # pauses a thousand times as long as the work
+    monkeypatch.setattr("popgraft.dashboard.watcher.DRAWING", 1e-6)  # pauses a million times as long as the work
+    monkeypatch.setattr("popgraft.dashboard.watcher.LOOKING", 1.0)  # and those of the list no longer than it
     watcher = Watcher(trained)
     version = watcher.version()
 
@@ -199,18 +200,18 @@ def test_where_figures_are_costly_they_wait_and_the_list_does_not(
     assert generations() == ("6 of 6", 6)
     with locked(RunFolder.open(trained)):  # as if it were being trained
         record(trained, 6, 0.5)
-        wait_for(told, 5)
+        wait_for(told)
         assert generations() == ("7 of 6", 7)
         record(trained, 7, 0.5)
-        wait_for(told, 5)
+        wait_for(told)
         assert generations() == ("8 of 6", 7)
         watcher._shown["tiny"].waits_until = 0.0  # as if time had passed
-        wait_for(told, 5)
+        wait_for(told)
         assert generations() == ("8 of 6", 8)
         record(trained, 8, 0.5)
-        wait_for(told, 5)
+        wait_for(told)
         assert generations() == ("9 of 6", 8)
-    wait_for(told, 5)
+    wait_for(told)
     assert generations() == ("9 of 6", 9)  # nobody trains any more, who would have to be spared
 
 
@@ -264,11 +265,11 @@ def test_ctrl_c_ends_the_command_quietly_while_a_page_listens(trained: Path) -> 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
-        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=TIMEOUT / 1000)
         connection.request("GET", "/changes")
         stream = connection.getresponse()
         assert stream.readline() == b"data: 1\n"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=10) == ("", "")
+        assert process.communicate(timeout=TIMEOUT / 1000) == ("", "")
         connection.close()
     assert process.returncode == 0

@@ -234,11 +234,11 @@ def test_an_actor_that_hangs(monkeypatch, tmp_path):
     """The others go on meanwhile."""
     observer = InUpdate(monkeypatch, 9, send(signal.SIGSTOP, 1))
     steps = 5 * ASYNC["total_timesteps"]
-    settings = [f"run_dir={tmp_path / 'run'}", "execute.timeout=2", f"total_timesteps={steps}"]
+    settings = [f"run_dir={tmp_path / 'run'}", "execute.timeout=5", f"total_timesteps={steps}"]
     run = train(ASYNC, settings, observer=observer)
     rounds = check_complete(run, 30)
     assert max(rounds) > min(rounds)
-    assert "has not been heard of for 2 seconds" in losses(run)[0]
+    assert "has not been heard of for 5 seconds" in losses(run)[0]
 
 
 def test_an_actor_that_is_lost_again_and_again_ends_the_run(monkeypatch, tmp_path):

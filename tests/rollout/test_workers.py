@@ -2,8 +2,10 @@
 
 import os
 import re
+import select
 import signal
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -71,12 +73,11 @@ def monitored(num_envs: int, how: str, when: str) -> Any:
 
 @pytest.fixture
 def grid_of(monkeypatch: pytest.MonkeyPatch):
-    """Makes a grid of two members of two environments each, with a short time limit."""
-    monkeypatch.setattr(workers, "GRACE", 0.05)
+    """Makes a grid of two members of two environments each, with a short time limit: long for what only has to answer."""
     monkeypatch.setattr(workers, "PATIENCE", 0.2)
     grids = []
 
-    def make(factory: Callable[..., Any], how: str = "hangs", when: str = "step", limit: float | None = 0.5) -> EnvGrid:
+    def make(factory: Callable[..., Any], how: str = "hangs", when: str = "step", limit: float | None = 2.0) -> EnvGrid:
         config = EnvConfig(factory="not:used", num_envs=2, kwargs={"how": how, "when": when}, step_timeout=limit)
         grids.append(EnvGrid(config, 2, factory=factory))
         return grids[-1]
@@ -86,9 +87,11 @@ def grid_of(monkeypatch: pytest.MonkeyPatch):
         grid.close()
 
 
-@pytest.mark.parametrize("when", ["step", "reset"])
 @pytest.mark.parametrize("factory", [asynchronous, forked, wrapped, monitored])
-@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [("dies", "step"), ("dies", "reset"), ("hangs", "step"), pytest.param("hangs", "reset", marks=pytest.mark.slow)],
+)
 def test_a_process_that_dies_or_hangs_costs_its_member_alone(
     grid_of: Callable[..., EnvGrid], factory: Callable[..., Any], how: str, when: str
 ) -> None:
@@ -102,8 +105,8 @@ def test_a_process_that_dies_or_hangs_costs_its_member_alone(
         found, expected = grid.step(np.zeros((2, 2, 1), np.int64)), calm.step(np.zeros((2, 2, 1), np.int64))
         np.testing.assert_array_equal(grid.observations["obs"][0], calm.observations["obs"][0])
         np.testing.assert_array_equal(found.reward[0], expected.reward[0])
-    assert time.monotonic() - began < 5
-    words = "has ended with exit status 7" if how == "dies" else "has not answered for 0.5 seconds; .*env.step_timeout"
+    assert time.monotonic() - began < 300
+    words = "has ended with exit status 7" if how == "dies" else "has not answered for 2 seconds; .*env.step_timeout"
     assert list(grid.failures) == [1]
     assert re.search(words, grid.failures[1])
     assert not found.valid[1].any()
@@ -114,8 +117,11 @@ def test_a_process_that_dies_or_hangs_costs_its_member_alone(
     np.testing.assert_array_equal(grid.observations["obs"], calm.observations["obs"])
 
 
-@pytest.mark.parametrize("how", ["deaf", "stopped"])
-def test_a_process_that_does_not_heed_is_killed(grid_of: Callable[..., EnvGrid], how: str) -> None:
+@pytest.mark.parametrize("how", ["deaf", pytest.param("stopped", marks=pytest.mark.slow)])
+def test_a_process_that_does_not_heed_is_killed(
+    grid_of: Callable[..., EnvGrid], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)  # the other one ends by itself
     grid = grid_of(forked, how)
     processes = list(grid._envs[1]._workers.processes)
     grid.reset([0, 1], [50, BAD_SEED])
@@ -133,14 +139,29 @@ def test_without_a_limit_a_dead_process_is_noticed_all_the_same(grid_of: Callabl
     assert list(grid.failures) == [1]
 
 
-def test_the_time_of_all_members_runs_at_once(grid_of: Callable[..., EnvGrid]) -> None:
-    grid = grid_of(asynchronous, limit=1.0)
+def test_the_time_of_all_members_runs_at_once(grid_of: Callable[..., EnvGrid], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []  # in vain, in milliseconds
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = select.poll()
+            self.register = self._poll.register
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            found = self._poll.poll(milliseconds)
+            waits.extend([] if found else [milliseconds])
+            return found
+
+    monkeypatch.setattr(workers, "select", types.SimpleNamespace(poll=Poll, POLLIN=select.POLLIN))
+    monkeypatch.setattr(workers, "GRACE", 0.05)
+    grid = grid_of(asynchronous)
     grid.reset([0, 1], [BAD_SEED, BAD_SEED])
-    grid.step(np.zeros((2, 2, 1), np.int64))
-    began = time.monotonic()
-    grid.step(np.zeros((2, 2, 1), np.int64))
+    for _ in range(2):
+        grid.step(np.zeros((2, 2, 1), np.int64))
     assert list(grid.failures) == [0, 1]
-    assert time.monotonic() - began < 2.2  # of which closing takes 0.4 each
+    assert len(waits) == 2
+    assert waits[0] <= 2000
+    assert waits[1] == 50
 
 
 def test_sound_processes_close_their_environments(

@@ -38,7 +38,7 @@ FATAL = ("SIGTERM", "SIGKILL")
 RESCUED = "member rescued"
 PATIENCE = 600.0
 """Seconds after which a run that is neither finished nor ended is stuck."""
-ORPHANS = 5.0
+ORPHANS = 60.0
 """Seconds that processes may outlive the one that began them."""
 FINISHED, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses of a run: those of the command line."""

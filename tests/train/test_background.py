@@ -14,7 +14,7 @@ def test_one_piece_of_work_at_a_time_and_in_order() -> None:
     background, done, gate = Background(), [], threading.Event()
 
     def first() -> None:
-        gate.wait(20)
+        gate.wait(120)
         done.append(1)
 
     background.start(first)
@@ -49,7 +49,7 @@ def test_training_goes_on_while_a_point_is_written(
 
     def slow(folder: Any, name: str, *rest: Any) -> None:
         if name == "generation_000002":
-            assert updates.wait(20), "the next generation waits for the files of the one before"
+            assert updates.wait(120), "the next generation waits for the files of the one before"
         save(folder, name, *rest)
         written.set()
 
