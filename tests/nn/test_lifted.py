@@ -23,6 +23,8 @@ class Net(nn.Module):
         self.frozen = nn.Parameter(torch.randn(5), requires_grad=False)
         self.register_buffer("offset", torch.randn(5))
         self.norm = nn.BatchNorm1d(5).eval()
+        self.norm.running_mean.uniform_(-2, 2)
+        self.norm.running_var.uniform_(0.5, 3)
 
     def forward(self, x):
         x = x.flatten(1)
@@ -137,6 +139,16 @@ class Branches(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Accumulated(nn.Module):
+    def forward(self, x):
+        return x.cumsum(0)
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
@@ -146,6 +158,11 @@ class Pair(nn.Module):
     ("make", "words"),
     [
         (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), "changes its buffers 1.running_mean.*nn.LayerNorm"),
+        (lambda: nn.BatchNorm1d(4, track_running_stats=False), "other features in other company.*nn.LayerNorm"),
+        (lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(), "other features in other company"),
+        (lambda: nn.Sequential(nn.Linear(4, 1), nn.Softmax(dim=0)), "other features in other company"),
+        (Centred, "other features in other company"),
+        (Accumulated, "other features in other company"),
         (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1)), "draws random numbers.*remove it"),
         (lambda: nn.Linear(5, 3), r"fails on a batch of two observations \{'tensor': \(2, 4\)\}"),
         (lambda: nn.Unflatten(1, (2, 2)), r"returns \(2, 2, 2\).*nn.Flatten"),

@@ -41,7 +41,8 @@ class Lifted:
         example: one input, without batch axes.
 
     Raises:
-        ConfigError: the module fails, draws random numbers, changes its buffers, or does not return [batch, features].
+        ConfigError: the module fails, draws random numbers, changes its buffers, mixes the observations of a batch, or
+            does not return [batch, features].
     """
 
     def __init__(self, make: Callable[[], nn.Module], example: Input) -> None:
@@ -49,7 +50,8 @@ class Lifted:
         self._module = self._seeded(0)
         self._shapes = {path: leaf.shape for path, leaf in tree.items(example)}
         self._slots = _slots(self._module)
-        batch = tree.map(lambda leaf: leaf.expand(2, *leaf.shape).clone(), example)
+        generator = torch.Generator().manual_seed(0)
+        batch = tree.map(lambda leaf: torch.rand(2, *leaf.shape, generator=generator, dtype=leaf.dtype), example)
         self.n_out = self._trial(batch)
         self._trial_population(batch)
 
@@ -94,6 +96,14 @@ class Lifted:
             raise ConfigError(
                 f"the module {self._name} returns {got} for a batch of two observations; return a tensor "
                 "[batch, features], for example by ending it with nn.Flatten()"
+            )
+        with torch.no_grad():
+            alone = [self._module(tree.map(lambda leaf, i=i: leaf[[i, i]], batch))[i] for i in range(2)]
+        if not torch.allclose(out, torch.stack(alone), rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ConfigError(
+                f"the module {self._name} gives an observation other features in other company (statistics of the "
+                "batch?), so that environments would change each other's actions; use nn.LayerNorm or nn.GroupNorm, or "
+                "batch normalisation whose running statistics are frozen with .eval()"
             )
         return out.shape[1]
 
