@@ -13,9 +13,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from popgraft.config import EnvConfig
 from popgraft.envs import CartPole
-from popgraft.errors import ConfigError
+from popgraft.errors import ConfigError, UnusableNumber
 from popgraft.rollout import EnvGrid
+from popgraft.rollout.answers import delivered
 from popgraft.rollout.make import make_grid
+from popgraft.rollout.spaces_of import fields_of
 from popgraft.sb3 import DistributionalPPO
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -291,6 +293,112 @@ def test_single_environments_are_taken_for_what_they_say(kind: type, of: str, ch
     assert all((value == [1, 2]).all() for value in seen[::5])
     assert all((value == 1).all() for value in seen[1::5])
     assert not any(value.any() for step in (2, 3, 4) for value in seen[step::5])
+
+
+class Counting(gym.Env):
+    """Counts its steps, of which the fifth ends an episode; from step `when` on it counts in another number, once."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: gym.Space[Any], when: int, number: float) -> None:
+        self.observation_space, self.when, self.number, self.steps = space, when, number, -1
+
+    def shown(self) -> Any:
+        self.steps += 1
+
+        def one(space: gym.Space[Any], whole: bool) -> Any:
+            x = np.full(space.shape, self.number if whole and self.steps == self.when else self.steps % 3)
+            return x if x.shape else x[()]
+
+        if isinstance(self.observation_space, spaces.Dict):
+            return {name: one(space, name == "count") for name, space in self.observation_space.spaces.items()}
+        return one(self.observation_space, True)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.shown(), {}
+
+    def step(self, action: Any) -> Any:
+        shown = self.shown()
+        return shown, 1.0, False, self.steps % 6 == 5, {}
+
+
+class CountingTogether(Simulator):
+    """The same as a vector environment of its own, with its own array; environment 1 is the odd one."""
+
+    def __init__(self, num_envs: int, space: gym.Space[Any], when: int, number: float) -> None:
+        super().__init__(num_envs, "obs", self.odd, space)
+        self.when, self.number = when, number
+
+    def odd(self, x: Any) -> Any:
+        if isinstance(x, dict):
+            return x | {"count": self.odd(x["count"])}
+        x = (x % 3).astype(np.float64)
+        x[1] = self.number if self.time == self.when else x[1]
+        return x
+
+
+WHOLE = {
+    "obs": spaces.Box(0, 9, (2,), np.int64),
+    "choice": spaces.Discrete(3),
+    "choices": spaces.MultiDiscrete([3, 3]),
+    "image": IMAGE,
+    "dict": spaces.Dict({"count": spaces.Box(0, 9, (2,), np.int32), "other": BOX}),
+}
+
+
+@pytest.mark.parametrize("kind", ["single", "together"])
+@pytest.mark.parametrize("space", WHOLE)
+@pytest.mark.parametrize(("when", "number"), [(2, np.nan), (5, np.inf), (6, 1e30)])
+def test_a_space_of_whole_numbers_fails_its_member_too(kind: str, space: str, when: int, number: float) -> None:
+    """At a step, at the end of an episode, and where the next one begins; a vector environment that never ends one
+    only shows steps."""
+
+    def factory(num_envs: int) -> Any:
+        odd = next(numbers) == 1
+        args = WHOLE[space], when if odd else -1, number
+        if kind == "together":
+            return CountingTogether(num_envs, *args)
+        kinds = [lambda: Counting(WHOLE[space], -1, 0), lambda: Counting(*args), lambda: Counting(WHOLE[space], -1, 0)]
+        return SyncVectorEnv(kinds, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    numbers = iter(range(9))
+    grid = EnvGrid(EnvConfig(factory="not:used", num_envs=3), 2, factory=factory)
+    grid.reset([0, 1], [1, 2])
+    for _ in range(6):
+        grid.step(np.zeros((2, 3, 1), np.int64))
+    name = "count" if space == "dict" else "obs"
+    assert list(grid.failures) == [1]
+    assert f"UnusableNumber: environment 1 gave {number:g} as observation '{name}'" in grid.failures[1]
+    assert all((value[1] == 0).all() for value in grid.observations.values())
+    grid.reset([1], [3])
+    grid.step(np.zeros((2, 3, 1), np.int64))
+    assert not grid.failures
+    grid.close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's own checks, which refuse nothing
+def test_it_does_in_a_process_of_its_own() -> None:
+    gym.registry.pop("popgraft-test/Counting-v0", None)
+    gym.register("popgraft-test/Counting-v0", lambda: Counting(WHOLE["obs"], 2, np.nan))
+    grid = EnvGrid(EnvConfig(id="popgraft-test/Counting-v0", num_envs=2, vectorization="async"), 1)
+    grid.reset([0], [1])
+    for _ in range(2):
+        grid.step(np.zeros((1, 2, 1), np.int64))
+    assert "gave nan as observation 'obs' at [0]" in grid.failures[0]
+    grid.close()
+
+
+def test_what_an_agent_is_asked_about_is_held_to_it_too() -> None:
+    image, choice = fields_of(IMAGE), fields_of(spaces.Discrete(3))
+    pixels = shown(IMAGE, 2)
+    with pytest.raises(ConfigError, match="numbers of type float64 that the observation space's uint8 cannot hold"):
+        delivered(image, pixels / 255)
+    with pytest.raises(UnusableNumber, match="environment 1 gave nan as observation 'obs'"):
+        delivered(choice, np.array([0, np.nan]))
+    for same in (pixels.astype(np.float32), torch.from_numpy(pixels), pixels.tolist(), {"obs": pixels}):
+        np.testing.assert_array_equal(delivered(image, same)["obs"], pixels)
+    for same in ([2, 0], [2.0, 0.0], np.eye(3)[[2, 0]]):
+        np.testing.assert_array_equal(delivered(choice, same)["obs"], [[0, 0, 1], [1, 0, 0]])
 
 
 class Late(CartPole):

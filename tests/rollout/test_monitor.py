@@ -90,3 +90,54 @@ def test_without_a_monitor_an_episode_is_what_the_environment_says() -> None:
         [4, 4]
     ]
     assert scored(lambda num_envs: DummyVecEnv([Game] * num_envs), [5]) == [[66, 66]]
+
+
+@pytest.mark.parametrize(
+    "learnt",
+    [
+        pytest.param({"reward_clip": True}, marks=pytest.mark.slow),
+        {"reward_clip": True, "episodic_life": True},
+    ],
+)
+def test_a_game_of_envpool_is_scored_whole(learnt: dict[str, bool]) -> None:
+    """What the game without clipped rewards gives until it is over; with single lives, whose ends change how the game
+    goes on, the points beneath until the game says by itself that it is over."""
+    envpool = pytest.importorskip("envpool")
+    small = {"img_height": 36, "img_width": 36, "noop_max": 1, "frame_skip": 16, "num_threads": 1}
+    actions = np.random.default_rng(0).integers(0, 9, (1000, 2))
+    pool = envpool.make_gymnasium("Asterix-v5", num_envs=2, seed=7, **small, **learnt | {"reward_clip": False})
+    pool.reset()
+    points, playing = np.zeros(2), np.ones(2, bool)
+    for action in actions:
+        _, reward, _, _, info = pool.step(action)
+        points += reward * playing
+        playing &= info["terminated"] == 0
+        if not playing.any():
+            break
+    pool.close()
+    assert not playing.any()
+    assert (points >= 100).all()
+
+    grid = EnvGrid(EnvConfig(id="Asterix-v5", num_envs=2, vectorization="envpool", kwargs=small | learnt), 1)
+    for _ in range(2):  # the second evaluation begins with games under way
+        grid.reset([0], [7])
+        scores: dict[int, float] = {}
+        for action in actions:
+            grid.act(torch.from_numpy(action).view(1, 2, 1))
+            over, returns = grid.whole_episodes()
+            if len(scores) < 2:
+                standing = dict(enumerate(grid.standing()[0].tolist()))
+            for env in over[0].nonzero().flatten().tolist():
+                scores.setdefault(env, float(returns[0, env]))
+            if len(scores) == 2:
+                break
+        assert scores == dict(enumerate(points.tolist()))
+        assert standing[env] == points[env]  # of the one that ended last
+    grid.close()
+
+
+def test_an_environment_of_envpool_without_lives_is_scored_by_its_steps() -> None:
+    pytest.importorskip("envpool")
+    grid = EnvGrid(EnvConfig(id="CartPole-v1", num_envs=2, vectorization="envpool"), 1)
+    assert not grid.monitored
+    grid.close()

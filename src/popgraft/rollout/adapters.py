@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from popgraft.errors import ConfigError
 from popgraft.rollout import workers
 from popgraft.rollout.answers import flag, flags, own, rewards, share_memory
-from popgraft.rollout.monitor import EpisodeMonitor
+from popgraft.rollout.monitor import EpisodeMonitor, GameMonitor
 from popgraft.rollout.normalizers import running_statistics
 
 Finals = Any
@@ -214,9 +214,9 @@ def refuse_statistics(adapter: MemberEnv, env: Any) -> None:
 
 def own_environments(base: Any) -> None:
     """Makes copies of what the single environments in a vector environment of this process answer."""
-    for env in getattr(base, "envs", ()):
+    for number, env in enumerate(getattr(base, "envs", ())):
         if isinstance(env, gym.Env):
-            own(env)
+            own(env, number)
 
 
 def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, Finals]:
@@ -243,12 +243,18 @@ class EnvPoolEnv(MemberEnv):
         self._make = make
         self._env = make(0)
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self._begin()
 
     def reset(self, seed: int) -> Any:
         """Starts fresh episodes everywhere and returns their first observations."""
         self._env.close()
         self._env = self._make(seed)
-        return self._env.reset()[0]
+        return self._begin()
+
+    def _begin(self) -> Any:
+        obs, info = self._env.reset()
+        self.monitor = self._games = GameMonitor(len(info["lives"])) if GameMonitor.can_hear(info) else None
+        return obs
 
     def send(self, actions: np.ndarray) -> None:
         """Begins a step."""
@@ -256,8 +262,11 @@ class EnvPoolEnv(MemberEnv):
 
     def receive(self) -> Outcome:
         """Completes the step."""
-        obs, reward, terminated, truncated, _ = self._env.recv()
-        return obs, *outcome(reward, terminated, truncated, len(reward)), None
+        obs, reward, terminated, truncated, info = self._env.recv()
+        reward, terminated, truncated = outcome(reward, terminated, truncated, len(reward))
+        if self._games is not None:
+            self._games.hear_step(terminated, truncated, info)
+        return obs, reward, terminated, truncated, None
 
     def close(self) -> None:
         """Releases processes and memory, also of environments that have failed."""

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from popgraft.errors import ConfigError
-from popgraft.rollout.spaces_of import Field
+from popgraft.rollout.spaces_of import Field, write_values
+from popgraft.rollout.usable import fault_in, named
 
 NUMBERS = "biuf"
 """NumPy's kinds of booleans and real numbers."""
@@ -61,25 +62,63 @@ def flag(value: Any, name: str) -> bool:
     return bool(found)
 
 
-def deliver(fields: Mapping[str, Field], raw: Any, out: Mapping[str, np.ndarray]) -> None:
+def deliver(fields: Mapping[str, Field], raw: Any, out: Mapping[str, np.ndarray], first: int = 0) -> None:
     """Copies observations into the agents' arrays.
 
     Args:
         fields: every key of the observation space.
         raw: a batch of observations [env, *raw shape], of a Dict space a mapping to such arrays.
         out: [env, *shape] of every key.
+        first: number of the first of these environments, for messages.
 
     Raises:
         ConfigError: other keys, shapes or types than the space says.
+        UnusableNumber: what a space of whole numbers cannot hold because it is not finite, or far too large.
     """
     for name, field in fields.items():
         given = raw if field.key is None else _entry(raw, field.key)
         shape = (len(out[name]), *(field.raw_space.shape or ()))
-        fits = type(given) is np.ndarray and given.shape == shape and given.dtype.kind in NUMBERS
-        array = given if fits else _numbers(given, shape, _called(field.key))
-        if field.spec.image and array.dtype != np.uint8:
-            array = _exactly(array, np.dtype(np.uint8), field.key)
-        field.write(array, out[name])
+        field.write(_numbers_of(field, given, shape, first), out[name])
+
+
+def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.ndarray]:
+    """Observations that an agent is asked about, as it sees them, [env, *shape] in new arrays.
+
+    Args:
+        fields: every key of the observation space.
+        observation: [env, *raw shape], of a Dict space a mapping to such arrays; or what agents see of them.
+
+    Raises:
+        ConfigError: other keys, shapes or types.
+        UnusableNumber: a number that is not finite, or far too large.
+    """
+    given = observation if isinstance(observation, Mapping) else {"obs": observation}
+    if set(given) != set(fields):
+        raise ConfigError(f"the observation has the keys {sorted(given)}; the agent knows {sorted(fields)}")
+    arrays = {}
+    for name, field in fields.items():
+        array, shape, seen = _array(given[name]), field.raw_space.shape or (), field.spec.shape
+        found = (1, *shape) if array is None else array.shape
+        if not found or found[1:] not in (shape, seen):
+            also = "" if shape == seen else f", or {('env', *seen)} as the network sees it"
+            raise ConfigError(f"observation {name!r} has shape {found}; the agent expects {('env', *shape)}{also}")
+        arrays[name] = np.zeros((found[0], *seen), np.uint8 if field.spec.image else np.float32)
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
+            write = field.write if found[1:] == shape else write_values
+            write(_numbers_of(field, given[name], found), arrays[name])
+    if fault := fault_in(named(arrays)):
+        raise fault
+    return arrays
+
+
+def _numbers_of(field: Field, given: Any, shape: tuple[int, ...], first: int = 0) -> np.ndarray:
+    """One key of observations, of the shape that it must have and of numbers that its space can hold."""
+    fits = type(given) is np.ndarray and given.shape == shape and given.dtype.kind in NUMBERS
+    array = given if fits else _numbers(given, shape, _called(field.key))
+    dtype = np.dtype(field.raw_space.dtype)
+    if (field.spec.image and array.dtype != dtype) or (array.dtype.kind == "f" and dtype.kind in "iu"):
+        return _exactly(array, dtype, field.key, first)
+    return array
 
 
 def one(obs: Any) -> Any:
@@ -96,13 +135,23 @@ def share_memory(a: Any, b: Any) -> bool:
     return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b)
 
 
-def own(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def own(env: gym.Env[Any, Any], number: int | None = None) -> gym.Env[Any, Any]:
     """Lets an environment's `step` and `reset` answer with copies, so that it may write into its arrays again.
 
     A vector environment keeps the terminal observation by reference while the reset of the same step overwrites it.
+
+    Args:
+        env: a single environment.
+        number: which one it is of several, for messages.
     """
     if not isinstance(vars(env).get("step"), _Step):
         vars(env).update(step=_Step(env), reset=_Reset(env))
+    layer: Any = env
+    while number is not None and isinstance(layer, gym.Env):  # some lie beneath wrappers
+        for method in (vars(layer).get(name) for name in ("step", "reset")):
+            if isinstance(method, (_Step, _Reset)):
+                method.number = number
+        layer = vars(layer).get("env")
     return env
 
 
@@ -111,7 +160,10 @@ class _Step:
 
     Raises:
         ConfigError: an answer of another shape or type than it should have.
+        UnusableNumber: what a space of whole numbers cannot hold because it is not finite, or far too large.
     """
+
+    number: int | None = None
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self._step, self._space = env.step, env.observation_space
@@ -125,28 +177,26 @@ class _Step:
             terminated = flag(terminated, "terminated")
         if type(truncated) is not bool:
             truncated = flag(truncated, "truncated")
-        return _copied(obs, self._space), reward, terminated, truncated, {**info}
+        return _copied(obs, self._space, self.number), reward, terminated, truncated, {**info}
 
 
 class _Reset:
-    """`reset` of an environment whose answers are the caller's own.
+    """`reset` of an environment whose answers are the caller's own; raises what `_Step` does."""
 
-    Raises:
-        ConfigError: an observation of another shape or type than it should have.
-    """
+    number: int | None = None
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self._reset, self._space = env.reset, env.observation_space
 
     def __call__(self, *arguments: Any, **named: Any) -> tuple[Any, Any]:
         obs, info = self._reset(*arguments, **named)
-        return _copied(obs, self._space), {**info}
+        return _copied(obs, self._space, self.number), {**info}
 
 
-def _copied(obs: Any, space: gym.Space[Any], key: str | None = None) -> Any:
+def _copied(obs: Any, space: gym.Space[Any], number: int | None, key: str | None = None) -> Any:
     """A copy of one observation, checked."""
     if isinstance(space, spaces.Dict):
-        return {name: _copied(_entry(obs, name), child, name) for name, child in space.spaces.items()}
+        return {name: _copied(_entry(obs, name), child, number, name) for name, child in space.spaces.items()}
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return copy.deepcopy(obs)
     if type(obs) is np.ndarray and obs.shape == space.shape and obs.dtype == space.dtype:
@@ -155,7 +205,7 @@ def _copied(obs: Any, space: gym.Space[Any], key: str | None = None) -> Any:
     single = np.prod(shape) == 1 and np.size(obs) == 1  # () and (1,) say the same
     array = np.reshape(_single(obs, _called(key)), shape) if single else _numbers(obs, shape, _called(key))
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
-        array = _exactly(array, np.dtype(space.dtype), key)
+        array = _exactly(array[None], np.dtype(space.dtype), key, number)[0]
     return array[()].copy()
 
 
@@ -172,8 +222,10 @@ def _single(value: Any, name: str) -> Any:
     return _numbers(value, () if array is None or array.size != 1 else array.shape, name).item()
 
 
-def _exactly(array: np.ndarray, dtype: np.dtype[Any], key: str | None) -> np.ndarray:
-    """The same numbers in another type."""
+def _exactly(array: np.ndarray, dtype: np.dtype[Any], key: str | None, first: int | None = 0) -> np.ndarray:
+    """The same numbers [env, *shape] in another type; the first environment has the number `first`."""
+    if fault := fault_in({f"observation {key or 'obs'!r}": array}, first):
+        raise fault
     with np.errstate(invalid="ignore"):
         cast = array.astype(dtype)
     if not np.array_equal(cast, array):

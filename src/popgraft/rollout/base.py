@@ -82,10 +82,12 @@ class SeededGrid(Grid):
     Attributes:
         in_process: whether the environments run in this process.
         playing: the member whose environments are at work in this process, and since when (`time.monotonic`).
+        monitored: whether `whole_episodes` and `standing` say what a score is; else an episode is what steps say it is.
     """
 
     in_process: bool
     playing: tuple[int, float] | None = None
+    monitored: bool = False
 
     @property
     @abc.abstractmethod
@@ -104,15 +106,14 @@ class SeededGrid(Grid):
     def rest(self, rows: Sequence[int]) -> None:
         """Allows some members' environments to stand still until their next reset; what steps say of them is void."""
 
-    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]] | None:
-        """Where whole episodes have ended with the latest step, and what they return.
-
-        None: an episode is what steps say it is. Else their ends may be those of single lives, and rewards clipped.
+    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]]:
+        """Where whole episodes have ended with the latest step, and what they return, of a grid that is `monitored`:
+        what steps call ends may be those of single lives, and their rewards may be clipped.
         """
-        return None
+        raise NotImplementedError
 
     def standing(self) -> Float64[Tensor, "pop env"]:
-        """Returns so far of whole episodes that have not ended, where `whole_episodes` speaks of them."""
+        """Returns so far of whole episodes that have not ended, of a grid that is `monitored`."""
         raise NotImplementedError
 
     @abc.abstractmethod

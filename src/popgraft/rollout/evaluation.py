@@ -97,8 +97,8 @@ def _play(
         seat.episode_start = step.started
         total += step.reward.masked_fill(playing.logical_not(), 0)
         over = step.terminated | step.truncated
-        if (whole := grid.whole_episodes()) is not None:
-            over, returns = whole
+        if grid.monitored:
+            over, returns = grid.whole_episodes()
             total = torch.where(playing & over, returns, total)
         playing &= over.logical_not()
         for place, text in grid.failures.items():
@@ -110,7 +110,7 @@ def _play(
             break
         grid.rest([place for place in range(pop) if not busy[place]])
     else:
-        if grid.whole_episodes() is not None:
+        if grid.monitored:
             total = torch.where(playing, grid.standing(), total)
     total = total.cpu()
     total[list(faults)] = torch.nan

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from popgraft.config import EnvConfig
-from popgraft.errors import ConfigError
+from popgraft.errors import ConfigError, UnusableNumber
 from popgraft.rollout.adapters import MemberEnv, final_observation
 from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
@@ -61,6 +61,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space
         self._next_step, self.in_process = first.next_step, first.in_process
+        self.monitored = first.monitor is not None
         fields = fields_of(first.observation_space)
         self._encode_actions = action_encoder(first.action_space)
         shown = spaces_of(first.observation_space, first.action_space)
@@ -175,10 +176,8 @@ class EnvGrid(ArrayGrid, SeededGrid):
             for values in (result.reward, result.terminated, result.truncated, self._ended):
                 values[row] = 0
 
-    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]] | None:
+    def whole_episodes(self) -> tuple[Bool[Tensor, "pop env"], Float64[Tensor, "pop env"]]:
         """Where whole episodes have ended with the latest step, and what they return."""
-        if all(env is None or env.monitor is None for env in self._envs):
-            return None
         over, returns = np.zeros((self.pop, self.num_envs), np.bool_), np.zeros((self.pop, self.num_envs))
         for row, env in enumerate(self._envs):
             if env is not None and env.monitor is not None and row not in self._resting:
@@ -224,7 +223,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._set_back(shared)
         with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
             for row, (raw, rewards, terminations, truncations, replaced) in received.items():
-                deliver(self._fields, raw, self._slots[row])
+                self._deliver(row, raw, self._slots[row])
                 reward[row], terminated[row], truncated[row] = rewards, terminations, truncations
                 finals[row] = replaced
         return finals
@@ -237,9 +236,16 @@ class EnvGrid(ArrayGrid, SeededGrid):
                 raw = final_observation(finals[row], env)
                 slot = {name: out[row, env : env + 1] for name, out in self._shown_final.items()}
                 with np.errstate(over="ignore"):
-                    deliver(self._fields, one(raw), slot)
+                    self._deliver(row, one(raw), slot, env)
         self._wrap(self._shown_final, result.final_observations, rows)
         self._examine(named_terminal(result.final_observations, result.final))
+
+    def _deliver(self, row: int, raw: Any, out: Mapping[str, np.ndarray], first: int = 0) -> None:
+        """Copies what a member's environments show; the member fails where their space cannot hold it."""
+        try:
+            deliver(self._fields, raw, out, first)
+        except UnusableNumber as error:
+            self._fail(row, error)
 
     def _wrap(self, shown: Mapping[str, np.ndarray], seen: dict[str, np.ndarray], rows: Sequence[int]) -> None:
         """Passes what the environments of some members show through the wrappers."""
@@ -293,13 +299,13 @@ class EnvGrid(ArrayGrid, SeededGrid):
     def _remade(self) -> MemberEnv:
         """Makes a member's environments anew, which must be like the first member's."""
         env = self._make()
-        found = (env.observation_space, env.action_space, env.next_step)
-        expected = (self._observation_space, self._action_space, self._next_step)
+        found = (env.observation_space, env.action_space, env.next_step, env.monitor is not None)
+        expected = (self._observation_space, self._action_space, self._next_step, self.monitored)
         if found != expected:
             close_in_time([env.close])
             raise ConfigError(
                 f"the members' environments differ: {found} is not {expected} (observation space, action space, "
-                "next-step autoreset); a source must make the same kind every time"
+                "next-step autoreset, a monitor of episodes); a source must make the same kind every time"
             )
         return env
 

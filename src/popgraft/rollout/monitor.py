@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -56,3 +56,26 @@ class EpisodeMonitor:
     def standing(self) -> np.ndarray:
         """Returns so far of the episodes that are not over [env]."""
         return np.array([np.sum(value) for value in self._running()], np.float64)
+
+
+class GameMonitor(EpisodeMonitor):
+    """Whole games of an EnvPool: what a step brought beneath `reward_clip`, and how many lives are left, stand in its
+    info.
+
+    Args:
+        num_envs: environments, which have just begun; they reset themselves in the step after an end.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs, lambda: self.returns)
+
+    @staticmethod
+    def can_hear(info: Mapping[str, Any]) -> bool:
+        """Whether an EnvPool says what is needed."""
+        return {"lives", "reward"} <= info.keys()
+
+    def hear_step(self, terminated: np.ndarray, truncated: np.ndarray, info: Mapping[str, Any]) -> None:
+        """Takes what a step says."""
+        self.returns[:] = np.where(self.over, 0, self.returns + info["reward"])
+        finished = (info["lives"] == 0) | (info.get("terminated", 0) != 0)  # some games end with lives left
+        self.over[:] = truncated | (terminated & finished)

@@ -1,7 +1,7 @@
 """Translates Gymnasium spaces: observations become float32 arrays and uint8 images, stored actions become real ones."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +9,6 @@ import numpy as np
 from gymnasium import spaces
 
 from popgraft.errors import ConfigError
-from popgraft.rollout.usable import fault_in, named
 from popgraft.spaces import ActionSpec, ObsSpec, Spaces
 
 Write = Callable[[np.ndarray, np.ndarray], None]
@@ -74,37 +73,6 @@ def spaces_of(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -
         seen = fields["obs"].space
     specs = {name: field.spec for name, field in fields.items()}
     return Spaces(specs, action_spec_of(action_space), seen, observation_space)
-
-
-def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.ndarray]:
-    """What the environments show, as agents see it, [env, *shape] in new arrays; what is so already is copied.
-
-    Args:
-        fields: every key of the observation space.
-        observation: [env, *raw shape], of a Dict space a mapping to such arrays.
-
-    Raises:
-        ConfigError: other keys or shapes.
-        UnusableNumber: a number that is not finite, or far too large.
-    """
-    given = observation if isinstance(observation, Mapping) else {"obs": observation}
-    if set(given) != set(fields):
-        raise ConfigError(f"the observation has the keys {sorted(given)}; the agent knows {sorted(fields)}")
-    arrays = {name: _delivered(name, field, np.asarray(given[name])) for name, field in fields.items()}
-    if fault := fault_in(named(arrays)):
-        raise fault
-    return arrays
-
-
-def _delivered(name: str, field: Field, raw: np.ndarray) -> np.ndarray:
-    shape, seen = field.raw_space.shape or (), field.spec.shape
-    if not raw.ndim or raw.shape[1:] not in (shape, seen):
-        also = "" if shape == seen else f", or {('env', *seen)} as the network sees it"
-        raise ConfigError(f"observation {name!r} has shape {raw.shape}; the agent expects {('env', *shape)}{also}")
-    out = np.zeros((len(raw), *seen), np.uint8 if field.spec.image else np.float32)
-    with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
-        (field.write if raw.shape[1:] == shape else _write_values)(raw, out)
-    return out
 
 
 def action_spec_of(space: gym.Space[Any]) -> ActionSpec:
@@ -192,7 +160,7 @@ def _field(key: str | None, space: gym.Space[Any], what: str) -> Field:
     if isinstance(space, spaces.Box):
         return _box_field(key, space)
     if isinstance(space, spaces.MultiBinary):
-        return Field(key, ObsSpec(space.shape), space, space, _write_values)
+        return Field(key, ObsSpec(space.shape), space, space, write_values)
     if isinstance(space, spaces.Discrete):
         return _one_hot_field(key, space, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
@@ -210,9 +178,9 @@ def _box_field(key: str | None, space: spaces.Box) -> Field:
         if space.shape == ():
             vector = spaces.Box(space.low[None], space.high[None], dtype=space.dtype.type)
             return Field(key, ObsSpec((1,)), vector, space, _write_scalars)
-        return Field(key, ObsSpec(space.shape), space, space, _write_values)
+        return Field(key, ObsSpec(space.shape), space, space, write_values)
     if space.shape[0] < space.shape[2]:
-        return Field(key, ObsSpec(space.shape, image=True), space, space, _write_values)
+        return Field(key, ObsSpec(space.shape, image=True), space, space, write_values)
     height, width, channels = space.shape
     first = spaces.Box(0, 255, (channels, height, width), np.uint8)
     return Field(key, ObsSpec(first.shape, image=True), first, space, _write_channels_first)
@@ -230,7 +198,8 @@ def _one_hot_field(key: str | None, space: gym.Space[Any], sizes: np.ndarray, st
     return Field(key, ObsSpec((len(choices),)), space, space, write)
 
 
-def _write_values(raw: np.ndarray, out: np.ndarray) -> None:
+def write_values(raw: np.ndarray, out: np.ndarray) -> None:
+    """Delivers what agents see as it is."""
     out[...] = raw
 
 

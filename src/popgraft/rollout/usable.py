@@ -21,18 +21,20 @@ def usable(numbers: np.ndarray) -> bool:
     return bool(np.abs(numbers).max(initial=0) <= LIMIT)  # NaN is not
 
 
-def fault_in(given: Mapping[str, np.ndarray]) -> UnusableNumber | None:
+def fault_in(given: Mapping[str, np.ndarray], first: int | None = 0) -> UnusableNumber | None:
     """The first number that is not usable, in words; None where there is none.
 
     Args:
         given: what environments have given [env, *shape], by its name in a sentence.
+        first: number of the first of these environments; None: it is not known.
     """
     for name, numbers in given.items():
         if not usable(numbers):
             env, *place = np.argwhere(~(np.abs(numbers) <= LIMIT))[0].tolist()
             where = f" at {place}" if place else ""
+            who = "an environment" if first is None else f"environment {first + env}"
             return UnusableNumber(
-                f"environment {env} gave {numbers[env, *place]:g} as {name}{where}; numbers must be finite and no "
+                f"{who} gave {numbers[env, *place]:g} as {name}{where}; numbers must be finite and no "
                 f"larger than {LIMIT:g}. Correct the environment, or wrap it (gymnasium.wrappers: ClipReward, "
                 "TransformObservation)"
             )

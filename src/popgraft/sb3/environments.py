@@ -112,7 +112,7 @@ class VecEnvGrid(ArrayGrid):
         for env in np.flatnonzero(result.final[0]).tolist():
             slot = {name: out[0, env : env + 1] for name, out in result.final_observations.items()}
             with np.errstate(over="ignore"):
-                deliver(self._fields, one(final_observation(finals, env)), slot)
+                deliver(self._fields, one(final_observation(finals, env)), slot, env)
         self._show(new_obs)
         self._examine(self._given)
         if result.final.any():

@@ -22,7 +22,8 @@ from popgraft.errors import ConfigError
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import return_scale
 from popgraft.rollout.acting import Actor, action_noise
-from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, spaces_of
+from popgraft.rollout.answers import delivered
+from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
 from popgraft.sb3.optimizer import EngineOptimizer

@@ -18,10 +18,11 @@ from popgraft.nn import Policy
 from popgraft.ppo import initial_member
 from popgraft.rng import derive
 from popgraft.rollout.acting import Actor, action_noise
+from popgraft.rollout.answers import delivered
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.film import FilmedGrid
 from popgraft.rollout.make import evaluation_source, make_evaluation_grid
-from popgraft.rollout.spaces_of import action_encoder, delivered, fields_of, gym_action_space
+from popgraft.rollout.spaces_of import action_encoder, fields_of, gym_action_space
 from popgraft.spaces import Spaces
 from popgraft.state import Member, Scores
 
