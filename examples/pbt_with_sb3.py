@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from popgraft.pbt import PBTAdversarialConfig, PBTTrainingCoordinator, PopulationMember, load_pbt_adversarial_config
+from popgraft import PBTAdversarialConfig, PBTTrainingCoordinator, PopulationMember, load_pbt_adversarial_config
 
 
 def pack(value: Any) -> bytes:

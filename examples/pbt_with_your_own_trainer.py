@@ -13,8 +13,7 @@ import tempfile
 import torch
 from torch import Tensor, nn
 
-from popgraft import HyperparamConfig
-from popgraft.pbt import PBTConfig, PBTScheduler
+from popgraft import HyperparamConfig, PBTConfig, PBTScheduler
 
 STEPS_PER_REPORT = 20
 

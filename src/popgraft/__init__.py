@@ -2,16 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from popgraft.adversary import (
-    PerturbationConfig,
-    SAPPOConfig,
-    StateAdversarialPPO,
-    StatePerturbation,
-    create_policy_loss_fn,
-    create_sappo_wrapper,
-    create_value_loss_fn,
-)
 from popgraft.config import AttackConfig, Config, load_config
+from popgraft.config.adversary import PerturbationConfig
 from popgraft.dashboard.report import report
 from popgraft.errors import (
     ConfigError,
@@ -25,16 +17,25 @@ from popgraft.errors import (
     StoreError,
     UnusableNumber,
 )
-from popgraft.hyperparams import HyperparamConfig
-from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, VarianceGradientScaler
-from popgraft.pbt import (
+from popgraft.foreign import (
+    UPGD,
+    UPGDW,
+    AdaptiveUPGD,
     PBTAdversarialConfig,
     PBTConfig,
     PBTScheduler,
     PBTTrainingCoordinator,
     PopulationMember,
+    SAPPOConfig,
+    StateAdversarialPPO,
+    StatePerturbation,
+    VarianceGradientScaler,
+    create_policy_loss_fn,
+    create_sappo_wrapper,
+    create_value_loss_fn,
     load_pbt_adversarial_config,
 )
+from popgraft.hyperparams import HyperparamConfig
 from popgraft.train import Agent, Generation, Observer, Plan, Replay, Run, replay, resume, train
 
 if TYPE_CHECKING:

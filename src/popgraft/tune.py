@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 
 from popgraft.disk import write_atomic
 from popgraft.errors import MissingExtra
+from popgraft.foreign import PopulationMember
+from popgraft.foreign.checkpoint import V2, encode, read, write
+from popgraft.foreign.config import OptimizerStrategy
+from popgraft.foreign.live import NAMES, make_live
+from popgraft.foreign.step import carry_out
+from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
-from popgraft.pbt import PopulationMember
-from popgraft.pbt.checkpoint import V2, encode, read, write
-from popgraft.pbt.config import OptimizerStrategy
-from popgraft.pbt.live import NAMES, make_live
-from popgraft.pbt.step import carry_out
-from popgraft.pbt.transplant import Rules, collect, plan
 
 try:
     from ray import tune

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from popgraft.adversary import PerturbationConfig, SAPPOConfig
+from popgraft import PerturbationConfig, SAPPOConfig
 from popgraft.errors import ConfigError
 
 

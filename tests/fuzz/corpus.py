@@ -17,7 +17,7 @@ import torch
 from stable_baselines3 import PPO
 
 from popgraft.config import load_config
-from popgraft.pbt import checkpoint, normalization
+from popgraft.foreign import checkpoint, normalization
 from popgraft.sb3 import DistributionalPPO
 from popgraft.state import Decision, Scores
 from popgraft.store import RunDatabase, RunFolder, snapshot

@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import configure
 
 from popgraft import HyperparamConfig, tree
 from popgraft.errors import ConfigError, PopgraftError
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, checkpoint
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, checkpoint
 
 FULL = {"vgs": True, "kl_penalty": True, "target_kl": 0.01, "normalize_obs": True, "optimizer": "upgdw"}
 VGS_KEYS = {

@@ -13,7 +13,7 @@ from popgraft.dashboard.data import DISTANCES, LEARNING, RunData, quartiles
 from popgraft.dashboard.importance import Z, importance
 from popgraft.dashboard.replayed import HEAD, rows, verdict
 from popgraft.dashboard.summary import summary
-from popgraft.pbt.success import HORIZONS
+from popgraft.inheritance.success import HORIZONS
 from popgraft.train.aftermath import summary as averages
 
 Array = np.ndarray

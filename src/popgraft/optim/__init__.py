@@ -1,11 +1,9 @@
-"""Optimizer steps as functions over the flat parameters of all members, and as classes of torch.optim."""
+"""Optimizer steps as functions over the flat parameters of all members."""
 
 from popgraft.optim.adam import adam_, initial_adam_state
 from popgraft.optim.clip import clip_gradient_
 from popgraft.optim.noise import draw_noise_
 from popgraft.optim.rule import GradientScaler, UpdateRule, make_rule, make_scaler
-from popgraft.optim.torch_upgd import UPGD, UPGDW, AdaptiveUPGD
-from popgraft.optim.torch_vgs import VarianceGradientScaler
 from popgraft.optim.upgd import UPGDRule, initial_upgd_state, upgd_
 from popgraft.optim.vgs import (
     VGSRule,
@@ -16,14 +14,10 @@ from popgraft.optim.vgs import (
 )
 
 __all__ = [
-    "UPGD",
-    "UPGDW",
-    "AdaptiveUPGD",
     "GradientScaler",
     "UPGDRule",
     "UpdateRule",
     "VGSRule",
-    "VarianceGradientScaler",
     "adam_",
     "clip_gradient_",
     "draw_noise_",

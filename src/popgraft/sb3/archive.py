@@ -26,13 +26,13 @@ import torch
 from stable_baselines3.common.save_util import open_path, save_to_zip_file
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 
+from popgraft import untrusted
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, PopgraftError, StoreError
-from popgraft.pbt import unpack
-from popgraft.pbt.unpack import Budget, load_plain, unzip
 from popgraft.sb3.arguments import Settings, batches, fitting
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
+from popgraft.untrusted import Budget, load_plain, unzip
 
 M = TypeVar("M", bound=Any)
 Source = str | Path | io.BufferedIOBase
@@ -152,7 +152,7 @@ def content(path: Source, suffix: str) -> bytes:
     """What a file holds; the suffix may be left out of its name. A file of the user's stays open."""
     if isinstance(path, (str, Path)):
         place = Path(path)
-        return unpack.read(place if place.exists() or place.suffix == suffix else Path(f"{place}{suffix}"))
+        return untrusted.read(place if place.exists() or place.suffix == suffix else Path(f"{place}{suffix}"))
     file = open_path(path, "r")
     if file.seekable():
         file.seek(0)  # as zipfile does it: a file that was just written stands at its end

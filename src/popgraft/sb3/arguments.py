@@ -13,7 +13,7 @@ from torch import nn
 from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
 from popgraft.config.optimizer import LEARNING_RATE, made_for_adam
 from popgraft.errors import ConfigError
-from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD
+from popgraft.foreign import UPGD, UPGDW, AdaptiveUPGD
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Tanh: "tanh",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import ConfigError
+from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
 from popgraft.ops import kl_control, return_scale
-from popgraft.optim.torch_vgs import read_vgs_state, vgs_state_dict
 from popgraft.state import Member
 
 OPTIMIZER_STATE = "optimizer_state"

@@ -12,13 +12,13 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt.unpack import load_plain
 from popgraft.sb3.archive import Source, content, reading
 from popgraft.sb3.arguments import run_config
 from popgraft.sb3.birth import settle
 from popgraft.sb3.parts import StatePart
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
+from popgraft.untrusted import load_plain
 
 P = TypeVar("P", bound=Any)
 SPACES = ("observation_space", "action_space")

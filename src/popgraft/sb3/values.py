@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt.live import Constant
+from popgraft.foreign.live import Constant
 from popgraft.sb3.arguments import ACTIVATIONS, ENCODERS, OPTIMIZERS
 from popgraft.sb3.plausible import LARGEST_SPACE
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popgraft.pbt.success import HORIZONS, no_worse
+from popgraft.inheritance.success import HORIZONS, no_worse
 from popgraft.state import Decision
 from popgraft.store import Aftermath
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError
-from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD, UPGDRule, draw_noise_, initial_upgd_state, upgd_
+from popgraft.foreign import UPGD, UPGDW, AdaptiveUPGD
+from popgraft.optim import UPGDRule, draw_noise_, initial_upgd_state, upgd_
 
 KINDS = [UPGD, AdaptiveUPGD, UPGDW]
 SHAPES = [(3, 4), (4,), (), (2, 1, 3)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError
-from popgraft.optim.torch_vgs import VarianceGradientScaler
+from popgraft.foreign.vgs import VarianceGradientScaler
 from popgraft.optim.vgs import VGSRule, initial_vgs_state, measure_, normalized_variance, scaling_factor
 
 SHAPES = [(2, 3), (4,), ()]

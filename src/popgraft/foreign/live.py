@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from popgraft.pbt.optimizer_strategy import optimizer_of, set_rate
-from popgraft.pbt.step import Step, attributes
+from popgraft.foreign.optimizer import optimizer_of, set_rate
+from popgraft.foreign.step import Step, attributes
 
 logger = logging.getLogger(__name__)
 

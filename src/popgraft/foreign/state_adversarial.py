@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from popgraft.adversary.attack import perturb
-from popgraft.adversary.config import SAPPOConfig
 from popgraft.adversary.schedule import scheduled_radius
 from popgraft.config.adversary import PerturbationConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign.config import SAPPOConfig
 
 LossFn = Callable[[Tensor], Tensor]
 """From observations [batch, *shape] to what an attack increases: one number, or one per row."""

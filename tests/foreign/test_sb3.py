@@ -17,9 +17,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from popgraft.errors import ConfigError, StoreError
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator
+from popgraft.foreign.normalization import find, read_statistics, statistics, write_statistics
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator
-from popgraft.pbt.normalization import find, read_statistics, statistics, write_statistics
 
 STEPS, ENVS = 8, 2
 RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-2, is_log_scale=True)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from popgraft.errors import ConfigError
-from popgraft.pbt import normalization, optimizer_strategy
-from popgraft.pbt.checkpoint import not_finite, weights_of
-from popgraft.pbt.config import OptimizerStrategy
-from popgraft.pbt.live import make_live
-from popgraft.pbt.member import PopulationMember
-from popgraft.pbt.step import Step, attributes
+from popgraft.foreign import normalization
+from popgraft.foreign import optimizer as optimizers
+from popgraft.foreign.checkpoint import not_finite, weights_of
+from popgraft.foreign.config import OptimizerStrategy
+from popgraft.foreign.live import make_live
+from popgraft.foreign.member import PopulationMember
+from popgraft.foreign.step import Step, attributes
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def collect(model: Any, env: Any = None) -> dict[str, Any]:
     for name in PARTS:
         part = _part(model, name)
         data[name] = {} if part is None else part.state_dict()
-    optimizer = optimizer_strategy.optimizer_of(model)
+    optimizer = optimizers.optimizer_of(model)
     if optimizer is not None:
         data["optimizer_state"] = optimizer.state_dict()
     normalizer = normalization.find(model, env)
@@ -194,18 +195,18 @@ def _state(model: Any, parameters: Mapping[Any, Any], name: str) -> Step | None:
 
 
 def _optimizer(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> Step | None:
-    optimizer = optimizer_strategy.optimizer_of(model)
+    optimizer = optimizers.optimizer_of(model)
     state = next((parameters[name] for name in OPTIMIZER if parameters.get(name) is not None), None)
     if optimizer is None:
         if state is not None and strategy != "reset":
             logger.warning("Optimizer state is not used (strategy=%s), the model has no optimizer", strategy)
         return None
     if strategy == "reset" or (strategy == "adaptive" and state is None):
-        return optimizer_strategy.reset(optimizer)
+        return optimizers.reset(optimizer)
     if state is None:
         logger.warning("Optimizer state is absent (strategy=%s): the recipient keeps its own", strategy)
         return None
-    return optimizer_strategy.inherit(optimizer, state)
+    return optimizers.inherit(optimizer, state)
 
 
 def _normalizer(

@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
-from popgraft.adversary import StateAdversarialPPO, create_sappo_wrapper
 from popgraft.errors import ConfigError
+from popgraft.foreign import checkpoint, normalization
+from popgraft.foreign.live import is_number, keywords, make_live
+from popgraft.foreign.member import PopulationMember
+from popgraft.foreign.population_config import PBTAdversarialConfig, check_name
+from popgraft.foreign.scheduler import Outcome, PBTScheduler
+from popgraft.foreign.state_adversarial import StateAdversarialPPO, create_sappo_wrapper
+from popgraft.foreign.step import carry_out
+from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
-from popgraft.pbt import checkpoint, normalization
-from popgraft.pbt.adversarial_config import PBTAdversarialConfig, check_name
-from popgraft.pbt.live import is_number, keywords, make_live
-from popgraft.pbt.member import PopulationMember
-from popgraft.pbt.scheduler import Outcome, PBTScheduler
-from popgraft.pbt.step import carry_out
-from popgraft.pbt.transplant import Rules, collect, plan
 from popgraft.rng import derive
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,17 @@ import pytest
 import torch
 import yaml
 
-from popgraft.adversary import SAPPOConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign import (
+    AdaptiveUPGD,
+    PBTAdversarialConfig,
+    PBTConfig,
+    PBTTrainingCoordinator,
+    SAPPOConfig,
+    load_pbt_adversarial_config,
+)
+from popgraft.foreign.population_config import HAS_NO, OPTIMIZERS
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.optim import AdaptiveUPGD
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, load_pbt_adversarial_config
-from popgraft.pbt.adversarial_config import HAS_NO, OPTIMIZERS
 
 FILE = Path(__file__).parents[2] / "configs" / "config_pbt_adversarial.yaml"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from popgraft.foreign import PBTConfig, PBTScheduler
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTConfig, PBTScheduler
 
 RATE = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-2, is_log_scale=True)
 GAMMA = HyperparamConfig("gamma", values=(0.9, 0.95, 0.99))

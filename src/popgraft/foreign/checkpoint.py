@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from popgraft import untrusted
 from popgraft.disk import reason, write_atomic
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt import unpack
-from popgraft.pbt.unpack import Budget, load_plain, unzip
+from popgraft.untrusted import Budget, load_plain, unzip
 
 Format = Literal["v2_full_parameters", "v1_policy_only"]
 
@@ -163,7 +163,7 @@ def read(path: Path) -> Checkpoint:
         StoreError: the file is missing, damaged, foreign, of an unknown version, or holds code, which is not run.
     """
     try:
-        blob = unpack.read(path)
+        blob = untrusted.read(path)
     except OSError as error:
         raise StoreError(f"cannot read checkpoint {path}: {reason(error)}") from None
     budget = Budget(len(blob))

@@ -21,16 +21,16 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 
 from popgraft.errors import ConfigError
+from popgraft.foreign import checkpoint
+from popgraft.foreign.checkpoint import V1, V2, Format
+from popgraft.foreign.config import PBTConfig
+from popgraft.foreign.member import PopulationMember, number, scores_of
+from popgraft.foreign.optimizer import by_strategy
 from popgraft.hyperparams import Value
-from popgraft.pbt import checkpoint
-from popgraft.pbt.checkpoint import V1, V2, Format
-from popgraft.pbt.config import PBTConfig
+from popgraft.inheritance.success import Success
 from popgraft.pbt.exploit import choose_parents, rank
 from popgraft.pbt.explore import explore, from_lists
-from popgraft.pbt.member import PopulationMember, number, scores_of
-from popgraft.pbt.optimizer_strategy import by_strategy
 from popgraft.pbt.readiness import Readiness
-from popgraft.pbt.success import Success
 from popgraft.rng import numpy_generator
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from popgraft.config import PopulationConfig
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTScheduler, PBTTrainingCoordinator, Schedule
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTScheduler, PBTTrainingCoordinator
+from popgraft.pbt import Schedule
 from popgraft.state import Scores
 
 from .conftest import parameters

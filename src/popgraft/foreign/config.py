@@ -1,10 +1,11 @@
-"""Settings of the scheduler for models that are trained elsewhere."""
+"""Settings of the scheduler for models that are trained elsewhere, and of their state-adversarial training."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, StrictBool, field_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
+from popgraft.config.adversary import AdversaryConfig, Schedule
 from popgraft.config.fields import Number, Positive
 from popgraft.config.population import EvolutionConfig
 
@@ -45,3 +46,28 @@ class PBTConfig(EvolutionConfig):
         if not str(value):
             raise ValueError("must not be empty")
         return value
+
+
+class SAPPOConfig(AdversaryConfig):
+    """State-adversarial PPO of a model that is trained elsewhere."""
+
+    attack_policy: StrictBool = True
+    """Whether the loss has the robust term of the policy."""
+    attack_value: StrictBool = True
+    """Whether the value loss is taken at attacked observations."""
+    adaptive_epsilon: StrictBool = False
+    """Whether `epsilon` follows `epsilon_schedule`."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "SAPPOConfig":
+        if self.schedule != "constant" and self.max_updates is None:
+            raise ValueError(
+                f"epsilon_schedule={self.epsilon_schedule!r} needs an end; set max_updates to the updates of the "
+                "whole training"
+            )
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """Course of the radius."""
+        return self.epsilon_schedule if self.adaptive_epsilon else "constant"

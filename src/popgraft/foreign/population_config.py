@@ -14,14 +14,13 @@ from typing import Annotated, Any, get_args
 import torch
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from popgraft.adversary import SAPPOConfig
 from popgraft.config.fields import Kwargs, Number, Positive, Section
 from popgraft.config.load import load_as
 from popgraft.config.optimizer import UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName
-from popgraft.optim import UPGD, UPGDW, AdaptiveUPGD
-from popgraft.pbt.config import PBTConfig
-from popgraft.pbt.live import ADVERSARIAL, NAMES
-from popgraft.pbt.transplant import GraftFault
+from popgraft.foreign.config import PBTConfig, SAPPOConfig
+from popgraft.foreign.live import ADVERSARIAL, NAMES
+from popgraft.foreign.transplant import GraftFault
+from popgraft.foreign.upgd import UPGD, UPGDW, AdaptiveUPGD
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

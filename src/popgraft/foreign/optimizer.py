@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from popgraft.errors import ConfigError
+from popgraft.foreign.checkpoint import V1, Checkpoint, optimizer_parts
+from popgraft.foreign.config import PBTConfig
+from popgraft.foreign.step import Step
 from popgraft.hyperparams import HyperparamConfig, Value
-from popgraft.pbt.checkpoint import V1, Checkpoint, optimizer_parts
-from popgraft.pbt.config import PBTConfig
-from popgraft.pbt.step import Step
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from popgraft.adversary import SAPPOConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign import (
+    UPGD,
+    AdaptiveUPGD,
+    PBTAdversarialConfig,
+    PBTConfig,
+    PBTTrainingCoordinator,
+    PopulationMember,
+    SAPPOConfig,
+    VarianceGradientScaler,
+)
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.optim import UPGD, AdaptiveUPGD, VarianceGradientScaler
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, PopulationMember
 
 RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-1, is_log_scale=True)
 

@@ -10,16 +10,15 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import distributions, nn
 
-from popgraft.adversary import (
-    PerturbationConfig,
-    SAPPOConfig,
+from popgraft import PerturbationConfig, SAPPOConfig
+from popgraft.errors import ConfigError
+from popgraft.foreign import (
     StateAdversarialPPO,
     StatePerturbation,
     create_policy_loss_fn,
     create_sappo_wrapper,
     create_value_loss_fn,
 )
-from popgraft.errors import ConfigError
 
 ROWS, N = 12, 4
 KINDS = ["categorical", "normal"]

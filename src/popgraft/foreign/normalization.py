@@ -18,9 +18,9 @@ from torch import Tensor
 
 from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt import checkpoint
-from popgraft.pbt.step import Step
-from popgraft.pbt.unpack import load_plain
+from popgraft.foreign import checkpoint
+from popgraft.foreign.step import Step
+from popgraft.untrusted import load_plain
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError
+from popgraft.foreign import AdaptiveUPGD, PBTConfig, PBTScheduler
+from popgraft.foreign.optimizer import near, partial, rescale
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.optim import AdaptiveUPGD
-from popgraft.pbt import PBTConfig, PBTScheduler
-from popgraft.pbt.optimizer_strategy import near, partial, rescale
 
 RATE = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-1, is_log_scale=True)
 OFFSET = HyperparamConfig("offset", min_value=-1.0, max_value=1.0)

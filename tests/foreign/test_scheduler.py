@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError, StoreError
+from popgraft.foreign import PBTConfig, PBTScheduler, PopulationMember
+from popgraft.foreign.checkpoint import V1, V2
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTConfig, PBTScheduler, PopulationMember
-from popgraft.pbt.checkpoint import V1, V2
 from popgraft.rng import numpy_generator
 
 from .conftest import GAMMA, RATE, parameters
@@ -709,7 +709,7 @@ def test_no_global_generator_is_touched():
     code = """
 import random, numpy, tempfile, torch
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTConfig, PBTScheduler
+from popgraft.foreign import (PBTConfig, PBTScheduler)
 def state():
     return random.getstate(), str(numpy.random.get_state()), torch.random.get_rng_state().tolist()
 before = state()

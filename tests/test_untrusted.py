@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from popgraft.errors import StoreError
-from popgraft.pbt.unpack import Budget, load_plain, read, unzip
+from popgraft.untrusted import Budget, load_plain, read, unzip
 
 
 def saved(value, **options):

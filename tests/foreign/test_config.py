@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from popgraft.config import PopulationConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig
+from popgraft.foreign.population_config import load_pbt_adversarial_config
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import PBTAdversarialConfig, PBTConfig
-from popgraft.pbt.adversarial_config import load_pbt_adversarial_config
 
 
 def test_defaults_are_the_published_contract():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from popgraft.errors import ConfigError, StoreError
-from popgraft.pbt import checkpoint
-from popgraft.pbt.checkpoint import V1, V2, encode, plain, read, write
+from popgraft.foreign import checkpoint
+from popgraft.foreign.checkpoint import V1, V2, encode, plain, read, write
 
 ABOUT = {"member_id": 3, "step": 40, "performance": 1.5, "hyperparams": {"learning_rate": 1e-3, "layers": (64, 64)}}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from popgraft.pbt.success import Success
+from popgraft.inheritance.success import Success
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

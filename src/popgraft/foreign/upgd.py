@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from popgraft.foreign.upgd_checks import NOISE_STATE, SKIPPED, check_settings, check_state, check_state_dict
 from popgraft.optim.noise import draw_noise_
-from popgraft.optim.torch_checks import NOISE_STATE, SKIPPED, check_settings, check_state, check_state_dict
 from popgraft.optim.upgd import UPGDRule, begin, descend_, initial_upgd_state, normaliser, track_
 
 Group = dict[str, Any]
