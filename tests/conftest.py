@@ -1,6 +1,10 @@
+import functools
 import signal
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,50 @@ torch.set_num_threads(1)
 # As in a terminal: what is started in the background, or with nohup, begins with signals that are ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+ARRAYS = (torch.Tensor, np.ndarray)
+jaxtyped = jaxtyping.jaxtyped
+
+
+def kind(value: Any) -> Any:
+    """What annotations can tell of an argument; the same for those that pass or fail alike."""
+    if isinstance(value, ARRAYS):
+        return type(value), value.shape, value.dtype
+    if isinstance(value, dict):
+        return type(value), *((key, kind(each)) for key, each in value.items())
+    if isinstance(value, tuple):
+        return type(value), *map(kind, value)
+    return value if isinstance(value, str) else type(value)
+
+
+def once(typechecker: Any) -> Callable[[Any], Any]:
+    """`jaxtyping.jaxtyped`, but of calls whose arguments are alike the first that passes is checked, for all the others.
+
+    The checks of a call take longer than most calls do.
+    """
+
+    def decorate(function: Any) -> Any:
+        if not isinstance(function, types.FunctionType):
+            return jaxtyped(function, typechecker=typechecker)
+        checked = functools.cache(lambda: jaxtyped(function, typechecker=typechecker))  # many are never called
+        passed = set()
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            __tracebackhide__ = True
+            kinds = kind(arguments), kind(named)
+            if kinds in passed:
+                return function(*arguments, **named)
+            result = checked()(*arguments, **named)
+            passed.add(kinds)
+            return result
+
+        return call
+
+    return decorate
+
+
+jaxtyping.jaxtyped = once  # what `--jaxtyping-packages` decorates every function with
 
 
 @pytest.fixture(autouse=True)
