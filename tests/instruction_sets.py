@@ -13,7 +13,12 @@ import sys
 
 import torch
 
-TESTS = [f"tests/{room}" for room in ("native", "nn", "ops", "optim", "ppo")]
+TESTS = [
+    *(f"tests/{room}" for room in ("nn", "ops", "optim")),
+    "tests/native/test_twins.py",
+    *(f"tests/ppo/test_{name}.py" for name in ("update", "loss", "against_sb3")),
+]
+"""What computes; where files lie and what processes do does not depend on instructions."""
 CHOICES = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "POPGRAFT_NATIVE")
 """Variables that hold back oneDNN, MKL, PyTorch's loops, and the loops in C."""
 LEVELS = {

@@ -223,8 +223,14 @@ def test_without_a_radius_an_attacked_evaluation_is_the_clean_one(play, method):
     assert not torch.equal(clean.mean, play(range(POP), "separate", method=method, epsilon=1.0, steps=2).mean)
 
 
-@memories
-@pytest.mark.parametrize("method", ["pgd", "critic"])
+@pytest.mark.parametrize(
+    ("memory", "method"),
+    [
+        *((memory, "pgd") for memory in MEMORIES),
+        ("separate", "critic"),
+        *(pytest.param(memory, "critic", marks=pytest.mark.slow) for memory in MEMORIES if memory != "separate"),
+    ],
+)
 def test_attacked_evaluation_obeys_the_population_laws(play, memory, method):
     """Nothing depends on who else plays, though an attack magnifies rounding; actions here are not on the edge."""
     attack = {"method": method, "epsilon": 0.4, "steps": 2}

@@ -75,7 +75,7 @@ def test_the_ratio_by_hand(rule, configured, initial, monkeypatch):
     assert (abs(ratios[0] - 1) < 1e-4) == (rule in LOSSLESS)
 
 
-@pytest.mark.parametrize("kind", [InlineExecutor, ProcessExecutor])
+@pytest.mark.parametrize("kind", [InlineExecutor, pytest.param(ProcessExecutor, marks=pytest.mark.slow)])
 def test_a_graft_across_shards_loses_nothing_and_is_compared_once(kind, configured, initial):
     config = configured("Pendulum")
     executor = kind(config, initial(config), shards=3)

@@ -60,7 +60,14 @@ def keep(executor, pop=3, **changed):
 
 
 @pytest.mark.parametrize(
-    ("env", "shards"), [("CartPole", 2), ("CartPole", 4), ("Pendulum", 2), ("Pendulum", 4), ("tensors", 2)]
+    ("env", "shards"),
+    [
+        ("CartPole", 2),
+        pytest.param("CartPole", 4, marks=pytest.mark.slow),
+        pytest.param("Pendulum", 2, marks=pytest.mark.slow),
+        ("Pendulum", 4),
+        ("tensors", 2),
+    ],
 )
 def test_shards_make_no_difference(env, shards, execute):
     """Two generations with a graft across the shards' border, in both directions."""
@@ -168,7 +175,12 @@ SAID = {
 @pytest.mark.parametrize("kind", SAID)
 @pytest.mark.parametrize(
     ("normalize", "shards", "mode"),
-    [("true", 1, "fresh"), ("false", 3, "fresh"), ("true", 1, "zero"), ("true", 1, "keep")],
+    [
+        ("true", 1, "fresh"),
+        ("false", 3, "fresh"),
+        pytest.param("true", 1, "zero", marks=pytest.mark.slow),
+        pytest.param("true", 1, "keep", marks=pytest.mark.slow),
+    ],
 )
 def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, mode, execute, monkeypatch):
     """The second environment of member 1 goes wrong in the second update of the first generation."""

@@ -56,6 +56,23 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "popgraft"
 
 
+@pytest.fixture(scope="module")
+def _library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("POPGRAFT_NATIVE", "CC"):
+            patch.delenv(name, raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        assert native.__wrapped__().library is not None
+    return folder / "popgraft"
+
+
+@pytest.fixture
+def built(cache, _library):
+    """The folder of libraries with one in it, which the test may change."""
+    return Path(shutil.copytree(_library, cache))
+
+
 @compiled
 def test_it_is_compiled_once_for_the_user_alone(cache):
     assert native.__wrapped__().library is not None
@@ -81,29 +98,28 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     ("kept", "padded"),
     [pytest.param(0, False, marks=pytest.mark.slow), (9000, False), pytest.param(9000, True, marks=pytest.mark.slow)],
 )
-def test_a_damaged_library_is_built_again(kept, padded, cache):
+def test_a_damaged_library_is_built_again(kept, padded, built):
     """In another process, which a library that ends too early would kill."""
     width = native.__wrapped__().width
-    (file,) = cache.iterdir()
+    (file,) = built.iterdir()
     good = file.read_bytes()
     file.unlink()  # this process has mapped it
     file.write_bytes(good[:kept] + bytes(len(good) - kept) * padded)
     program = "from popgraft.native import native; print(native().width)"
     found = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, f"{width}\n"), found.stderr
-    assert [path.read_bytes() for path in cache.iterdir()] == [good]
+    assert [path.read_bytes() for path in built.iterdir()] == [good]
 
 
 @compiled
-def test_a_whole_file_that_is_no_library_is_built_again(cache):
-    assert native.__wrapped__().library is not None
-    (file,) = cache.iterdir()
+def test_a_whole_file_that_is_no_library_is_built_again(built):
+    (file,) = built.iterdir()
     good, other = file.read_bytes(), b"for another machine"
     file.unlink()
     key, _, _ = file.stem.rpartition("-")
     file.with_name(f"{key}-{hashlib.sha256(other).hexdigest()[:16]}.so").write_bytes(other)
     assert native.__wrapped__().library is not None
-    assert [path.read_bytes() for path in cache.iterdir()] == [good]
+    assert [path.read_bytes() for path in built.iterdir()] == [good]
 
 
 @compiled
@@ -155,15 +171,15 @@ def test_another_processor_is_asked_for_by_name(cache, monkeypatch):
 
 
 @compiled
-def test_other_flags_make_another_library(cache, monkeypatch):
+def test_other_flags_make_another_library(built, monkeypatch):
     """No macro tells of these."""
-    assert native.__wrapped__().library is not None
     monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-fno-plt"))
     assert native.__wrapped__().library is not None
-    assert len([*cache.iterdir()]) == 2
+    assert len([*built.iterdir()]) == 2
 
 
 @compiled
+@pytest.mark.slow
 def test_the_compiler_may_bring_flags_or_have_a_space_in_its_name(cache, tmp_path, monkeypatch):
     named = tmp_path / "my compiler"
     named.symlink_to(shutil.which("cc"))

@@ -17,12 +17,12 @@ CARTPOLE = {
 PENDULUM = {"id": "Pendulum-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 23}}
 
 
-@pytest.fixture(params=[CARTPOLE, PENDULUM], ids=["CartPole", "Pendulum"])
+@pytest.fixture(scope="module", params=[CARTPOLE, PENDULUM], ids=["CartPole", "Pendulum"])
 def env(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make():
     """Makes (config, shard) of three members with hyperparameters of their own."""
     shards = []

@@ -46,9 +46,9 @@ def update(shard, member, seat, rollout, members=range(POP)):
     return {**dict(tree.items(member)), "discounted": seat.discounted_return, **metrics}
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(scope="module", params=FORMS)
 def single(request, make):
-    """Members of different ages, radii, shares and weights."""
+    """Members of different ages, radii, shares and weights; tests work on copies."""
     env, overrides = FORMS[request.param]
     _, shard = make(env, ON, *COURSE, *overrides)
     shard.learner.learn_(shard.member, shard.seat, collected(shard), shard.generators)

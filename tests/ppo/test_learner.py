@@ -88,14 +88,14 @@ def double(leaf):
     return leaf.double() if leaf.is_floating_point() else leaf
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(scope="module", params=FORMS)
 def form(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def single(form, make):
-    """Members of three ages, with hyperparameters and statistics of their own."""
+    """Members of three ages, with hyperparameters and statistics of their own; tests work on copies."""
     env, overrides = FORMS[form]
     _, shard = make(env, *overrides, "model.ent_coef=0.03")
     for name in set(shard.member.hyperparams) - {"learning_rate", "gamma", "clip_range", "ent_coef"}:

@@ -1,5 +1,6 @@
 """The whole update: its first minibatch, its early stop, and the population laws, on rollouts of real environments."""
 
+import itertools
 import math
 
 import pytest
@@ -26,12 +27,15 @@ def rolled(shard, updates=1):
     return tree.map(torch.clone, shard.collector.collect(shard.member, shard.seat, shard.generators))
 
 
-@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+MEMORIES = [*itertools.product(["lstm", "gru"], ["separate", "shared", "none"]), ("none", "none")]
+
+
 @pytest.mark.parametrize(
-    ("recurrent", "critic"),
+    ("recurrent", "critic", "autoreset"),
     [
-        *((recurrent, critic) for recurrent in ("lstm", "gru") for critic in ("separate", "shared", "none")),
-        ("none", "none"),
+        *((*memory, "same_step") for memory in MEMORIES),
+        ("lstm", "separate", "next_step"),
+        *(pytest.param(*memory, "next_step", marks=pytest.mark.slow) for memory in MEMORIES[1:]),
     ],
 )
 def test_before_the_first_step_nothing_has_changed(recurrent, critic, autoreset, env, make):
@@ -85,9 +89,9 @@ def update(shard, config, member, seat, rollout, members=range(POP)):
     return {**dict(tree.items(member)), "discounted": seat.discounted_return, **metrics}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def single(env, make):
-    """A population and its rollout in single precision, in which memories may be compiled."""
+    """A population and its rollout in single precision, in which memories may be compiled; tests work on copies."""
     config, shard = make(env, "model.network.critic_recurrent=separate", "model.n_epochs=3")
     rollout = rolled(shard)
     return shard, config, shard.member, shard.seat, rollout

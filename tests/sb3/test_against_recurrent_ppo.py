@@ -75,7 +75,7 @@ def fill(buffer, rollout, states):
     buffer.compute_returns_and_advantage(rollout.next_value[0, -1], rollout.end[0, -1].numpy())
 
 
-@pytest.mark.parametrize("envs", [1, 4])
+@pytest.mark.parametrize("envs", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("kind", [kind for kind in ACTIONS if kind != "multi_binary"])  # their buffer's integers fail
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_same_update(network, kind, envs, played, unseeded, monkeypatch):

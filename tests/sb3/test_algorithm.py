@@ -60,7 +60,7 @@ def test_every_kind_of_space(kind, make, played):
 
 @pytest.mark.parametrize("envs", [1, 64])
 def test_any_number_of_environments(envs, make, played):
-    model = make(played(envs), n_steps=8, batch_size=8)
+    model = make(played(envs), n_steps=8, batch_size=4 * envs)
     model.learn(8 * envs * 2)
     assert model.num_timesteps == 16 * envs
     assert len(model.ep_info_buffer) > 0

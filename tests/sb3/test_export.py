@@ -87,14 +87,19 @@ def delivered(agent, raw):
     return np.eye(agent.spaces.obs["obs"].shape[0], dtype=np.float32)[raw]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_loaded_agent_is_the_runs(name, tmp_path):
-    run = train(settings(tmp_path, **MODELS[name]))
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, tmp_path_factory):
+    """A name and the run of it, which tests only read."""
+    return request.param, train(settings(tmp_path_factory.mktemp(request.param), **MODELS[request.param]))
+
+
+def test_a_loaded_agent_is_the_runs(model, tmp_path):
+    _, run = model
     for member in ("best", 1):
         agent, path = run.agent(member), tmp_path / "agent.zip"
         export(run, path, member)
-        model = DistributionalPPO.load(path, env=cards(), device="cpu")
-        ours, theirs = dict(tree.items(agent.member)), dict(tree.items(model.member))
+        loaded = DistributionalPPO.load(path, env=cards(), device="cpu")
+        ours, theirs = dict(tree.items(agent.member)), dict(tree.items(loaded.member))
         assert ours.keys() == theirs.keys()
         for leaf in set(ours) - {"optimizer.skipped"}:
             assert torch.equal(theirs[leaf], ours[leaf]), leaf
@@ -102,12 +107,12 @@ def test_a_loaded_agent_is_the_runs(name, tmp_path):
         for step in range(12):
             raw, start = rng.integers(0, 4, 5), np.full(5, True) if step == 0 else rng.random(5) < 0.3
             expected, state = agent.predict(delivered(agent, raw), state, start)
-            action, memory = model.predict(raw, memory, start, deterministic=True)
+            action, memory = loaded.predict(raw, memory, start, deterministic=True)
             np.testing.assert_array_equal(action, expected)
-        assert values_of(model, raw[:3]) == pytest.approx(agent_values(agent, raw[:3]), abs=1e-6)
-        model.learn(32, reset_num_timesteps=False)
-        assert model.num_timesteps == int(agent.member.age) * 16 + 32
-        assert not torch.equal(model.member.params, agent.member.params)
+        assert values_of(loaded, raw[:3]) == pytest.approx(agent_values(agent, raw[:3]), abs=1e-6)
+        loaded.learn(32, reset_num_timesteps=False)
+        assert loaded.num_timesteps == int(agent.member.age) * 16 + 32
+        assert not torch.equal(loaded.member.params, agent.member.params)
 
 
 def test_an_agent_of_a_tensor_environment(tmp_path):
@@ -133,9 +138,9 @@ def agent_values(agent, raw):
     return agent._actor.values(agent._actor.predict(step.critic)).flatten().tolist()
 
 
-@pytest.mark.parametrize("name", ["plain", "rich"])
-def test_it_learns_on_as_the_run_is_configured(name, tmp_path):
-    run = train(settings(tmp_path, **MODELS[name]))
+@pytest.mark.parametrize("model", ["plain", "rich"], indirect=True)
+def test_it_learns_on_as_the_run_is_configured(model, tmp_path):
+    name, run = model
     member = run.agent(0).member
     export(run, tmp_path / "agent.zip", 0)
     learner = DistributionalPPO.load(tmp_path / "agent.zip", env=cards(), device="cpu").learner

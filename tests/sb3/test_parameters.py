@@ -147,7 +147,11 @@ def test_a_coordinator_transplants_it(strategy, make, played, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ramp", [{"adversary": {"enabled": True, "warmup_updates": 4}}, {"cvar_weight": 0.5, "cvar_start": 4}]
+    "ramp",
+    [
+        pytest.param({"adversary": {"enabled": True, "warmup_updates": 4}}, marks=pytest.mark.slow),
+        {"cvar_weight": 0.5, "cvar_start": 4},
+    ],
 )
 def test_warm_ups_go_on_where_the_donors_are(make, played, ramp):
     donor, recipient = (make(played(), seed=seed, **ramp) for seed in (1, 2))

@@ -113,12 +113,14 @@ def interrupted(settings: dict[str, Any], updates: int, times: int = 1) -> Run:
 
 
 # What a variant adds to "everything" is one decision of many; each takes four seconds.
-SLOW = {"truncation", "training scores", "explore always", "episodes that go on", "reset"}
+SLOW = {"truncation", "training scores", "explore always", "episodes that go on", "reset", "a fault"}
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
-)
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("variant", [slow(name) if name in SLOW else name for name in VARIANTS])
 def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -> None:
     straight = train(make("straight", **VARIANTS[variant]))
     assert straight.lineage or "always" in variant
@@ -175,7 +177,7 @@ def test_failed_members_and_readiness_checks_are_remembered(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("updates", "times", "first"), [(1, 1, 1), (6, 2, 1), (7, 1, 4), (13, 2, 7), (22, 1, 10)], ids=str
+    ("updates", "times", "first"), [slow(1, 1, 1), (6, 2, 1), slow(7, 1, 4), slow(13, 2, 7), (22, 1, 10)], ids=str
 )
 def test_the_moment_of_the_interrupt_does_not_matter(
     make: Make, straight: Run, updates: int, times: int, first: int
@@ -272,7 +274,7 @@ def damage(folder: RunFolder, name: str, how: str) -> None:
         (folder.snapshots / name / "manifest.json").write_text(how)
 
 
-@pytest.mark.parametrize("how", ["truncated", "altered", "without tensors", "[]"])
+@pytest.mark.parametrize("how", [slow("truncated"), "altered", slow("without tensors"), "[]"])
 def test_a_damaged_snapshot_costs_one_interval(
     broken: Run, straight: Run, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,7 +287,7 @@ def test_a_damaged_snapshot_costs_one_interval(
     assert told["damaged"] in caplog.messages
 
 
-@pytest.mark.parametrize("updates", [3, 15])
+@pytest.mark.parametrize("updates", [slow(3), 15])
 def test_a_snapshot_that_was_being_written_is_not_missed(make: Make, straight: Run, updates: int) -> None:
     run = interrupted(make("broken"), updates)
     half = run.folder.snapshots / "generation_000009"
@@ -331,7 +333,7 @@ def ruined(run: Run, how: str) -> None:
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "nonsense": b"\x07" * len(data)}[how])
 
 
-@pytest.mark.parametrize("how", ["missing", "empty", "half", "nonsense", "zeros in the middle"])
+@pytest.mark.parametrize("how", ["missing", slow("empty"), slow("half"), slow("nonsense"), "zeros in the middle"])
 def test_a_damaged_database_is_kept_and_the_run_goes_on_without_it(
     broken: Run, straight: Run, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,7 +373,7 @@ def test_an_interrupted_run_without_its_database_can_be_interrupted_again(broken
 
 
 @pytest.mark.parametrize(
-    "place", [(RunDatabase, "rewind"), (TensorBoard, "cut"), (snapshot, "save"), (snapshot, "remove")]
+    "place", [(RunDatabase, "rewind"), slow((TensorBoard, "cut")), (snapshot, "save"), slow((snapshot, "remove"))]
 )
 def test_going_back_can_be_cut_short(
     broken: Run, straight: Run, place: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
