@@ -45,7 +45,7 @@ def conclude(run: Run, err: bool = False) -> None:
             "best agent": f"{score}, after {found['steps']:,} steps",
             "run folder": folder,
             "evaluate": f"popgraft evaluate {folder}",
-            "curves": f"tensorboard --logdir {shlex.quote(str(run.folder.tensorboard))}",
+            "curves": f"tensorboard --logdir {shlex.quote(str(run.path / run.folder.tensorboard.name))}",
         }
     try:
         lines["report"] = shlex.quote(str(report(run.path)))

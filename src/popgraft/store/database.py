@@ -356,7 +356,12 @@ class RunDatabase:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all that is done in it is written, or nothing. Waits for others that hold the database."""
+        """A transaction: all that is done in it is written, or nothing. Waits for others that hold the database.
+
+        SQLite goes on writing to a file that has been deleted, so this looks whether it is still there.
+        """
+        if not self.path.exists():
+            raise StoreError(f"the database {self.path} is gone: it has been deleted or moved meanwhile")
         with in_words(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:

@@ -153,7 +153,7 @@ class AsyncTraining(Training):
     def _from_disk(self, members: list[int]) -> Member:
         """Members whose machine is gone, as the newest snapshot has them."""
         self.background.wait()
-        point = newest_point(self.run.folder, logger.warning)
+        point = newest_point(self.run.folder, lambda damage: logger.warning("%s", self.place.said(damage)))
         assert point is not None, "a run that recovers begins with a point"
         tensors = read_point(self, *point, self.executor.blank())
         rows: Member = tree.gather(tensors["member"], torch.tensor(members))

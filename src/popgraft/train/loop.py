@@ -25,6 +25,7 @@ from popgraft.train.aftermath import distances
 from popgraft.train.background import Background
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Generation, Observer, Plan, readable
+from popgraft.train.place import Place
 from popgraft.train.points import save_point, save_population
 from popgraft.train.recover import recover
 from popgraft.train.run import BEST, Run
@@ -42,6 +43,7 @@ class Training:
     schedule: Schedule | Prescribed
     executor: Executor
     run: Run
+    place: Place
     database: RunDatabase
     tensorboard: TensorBoard
     observer: Observer
@@ -105,6 +107,7 @@ class Training:
 
     def tell_event(self, kind: str, text: str, generation: int | None = None) -> None:
         """Records that something has happened, and says so."""
+        text = self.place.said(text)
         self.database.record_event(kind, text, generation)
         self._tell("on_event", kind, text)
 

@@ -57,8 +57,8 @@ def _go_back(training: "Training", error: ShardLost) -> None:
     training.tell_event("lost", text, generation)
     training.tensorboard.on_end()
     for text in rewind(training, point[1]):
-        logger.warning("%s", text)
-        training.observer.on_event("damaged", text)
+        logger.warning("%s", training.place.said(text))
+        training.observer.on_event("damaged", training.place.said(text))
     training.tensorboard.on_start(training.plan())
     executor.restart(state.generation)
 

@@ -20,6 +20,7 @@ from popgraft.train.asynchronous import training_class
 from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
+from popgraft.train.place import Place
 from popgraft.train.points import load_point, newest_point
 from popgraft.train.recover import rewind
 from popgraft.train.run import Run
@@ -63,12 +64,13 @@ def resume(
         OutOfMemory: memory does not suffice.
     """
     observer = observer or Observer()
-    folder = RunFolder.open(path)
-    with stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+    place = Place.of(path)
+    with place.held(), stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+        folder = RunFolder.open(place.folder.path)
         stack.enter_context(locked(folder))
         replaced = salvage(folder)
         database = stack.enter_context(RunDatabase(folder.database))
-        run, latest = Run(folder.path, factory), _latest_session(folder, database)
+        run, latest = Run.at(place, factory), _latest_session(folder, database)
         settings = _settings(folder, latest, from_python(overrides, factory))
         stack.enter_context(searched(settings.code_dir))
         schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
@@ -77,7 +79,9 @@ def resume(
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
         made = training_class(settings)
-        training = made(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers)
+        training = made(
+            settings, schedule, executor, run, place, database, board, observer, stop.is_set, state, trackers
+        )
         damages: list[str] = []
         point = newest_point(folder, damages.append)
         if point is not None:
@@ -93,10 +97,11 @@ def resume(
             training.tell_event(kind, text, state.generation)
         lost = rewind(training, point[1] if point else None)
         for text in [*([replaced] if replaced else []), *lost]:  # which the database says already
-            logger.warning("%s", text)
-            observer.on_event("damaged", text)
+            logger.warning("%s", place.said(text))
+            observer.on_event("damaged", place.said(text))
         executor.restart(state.generation)
-        training.train()
+        with place.used():
+            training.train()
     return run
 
 
@@ -145,7 +150,7 @@ def _check_in_step(training: "Training") -> None:
 def _news(training: "Training", latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
     """What is to be recorded of a run that goes on: kind and text of events."""
     for damage in damages:
-        logger.warning("%s", damage)
+        logger.warning("%s", training.place.said(damage))
         yield "damaged", damage
     pairs = [
         (flat_config(load_config(read_yaml(latest.config, "the configuration"))), flat_config(training.config)),

@@ -20,6 +20,7 @@ from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
 from popgraft.train.observer import counted
+from popgraft.train.place import Place
 from popgraft.train.plausible import Found, checked
 
 BEST = "best"
@@ -37,17 +38,24 @@ class Run:
         path: the run folder.
         factory: makes environments, for a run that was given one in Python.
 
+    Attributes:
+        path: the run folder, as it was given.
+        folder: where its files lie.
+
     Raises:
         StoreError: there is no run at `path`.
     """
 
     def __init__(self, path: str | Path, factory: Callable[..., Any] | None = None) -> None:
         self.folder, self.factory = RunFolder.open(path), factory
+        self.path = self.folder.path
 
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.folder.path
+    @classmethod
+    def at(cls, place: Place, factory: Callable[..., Any] | None) -> "Run":
+        """A run that is found wherever the working folder is."""
+        run = cls(place.folder.path, factory)
+        run.path = place.given
+        return run
 
     @cached_property
     def config(self) -> Config:

@@ -15,6 +15,7 @@ from popgraft.train.asynchronous import training_class
 from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
+from popgraft.train.place import Place
 from popgraft.train.run import Run
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
@@ -64,16 +65,21 @@ def train(
     observer = observer or Observer()
     schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
     state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-    with stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
+    place = Place.of(settings.run_dir)
+    with place.held(), stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
         with in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         if stop.is_set():
             raise KeyboardInterrupt
-        folder = RunFolder.create(settings.run_dir, dump_config(settings), versions())
+        folder = RunFolder.create(place.folder.path, dump_config(settings), versions())
         stack.enter_context(locked(folder))
         database = stack.enter_context(RunDatabase(folder.database))
-        run, board = Run(folder.path, factory), TensorBoard(folder.tensorboard)
+        run, board = Run.at(place, factory), TensorBoard(folder.tensorboard)
         made = training_class(settings)
-        made(settings, schedule, executor, run, database, board, observer, stop.is_set, state, trackers).train()
+        training = made(
+            settings, schedule, executor, run, place, database, board, observer, stop.is_set, state, trackers
+        )
+        with place.used():
+            training.train()
     return run

@@ -1,14 +1,19 @@
 """TensorBoard event files: one folder for every member, one for the population."""
 
 import contextlib
+import io
+import itertools
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import FileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from popgraft.disk import reason
 from popgraft.errors import StoreError
@@ -16,6 +21,39 @@ from popgraft.train.observer import Generation, Observer, Plan
 from popgraft.train.scalars import POPULATION, places, scalars
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds for which points may be held back, until the next generation."""
+
+_numbers = itertools.count()
+
+
+class EventFile:
+    """A new event file, which is open only while something is appended to it.
+
+    TensorBoard's own writer has a thread for each, in which a folder that is gone is a traceback.
+
+    Args:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        parts = f"{time.time():010.0f}", socket.gethostname(), str(os.getpid()), str(next(_numbers))
+        self.path = folder / f"events.out.tfevents.{'.'.join(parts)}"
+        self._held = io.BytesIO()
+        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+
+    def add(self, event: Event) -> None:
+        """Holds an event for the next `flush`."""
+        RecordWriter(self._held).write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Appends what is held; where that fails it is lost. Raises OSError."""
+        held, self._held = self._held.getvalue(), io.BytesIO()
+        with self.path.open("ab") as file:
+            file.write(held)
 
 
 class TensorBoard(Observer):
@@ -27,28 +65,32 @@ class TensorBoard(Observer):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writers: dict[str, FileWriter] = {}
+        self._open: dict[str, EventFile] = {}
+        self._flushed = 0.0
 
     def on_start(self, plan: Plan) -> None:
         """Opens the event files."""
         with self._writing():
+            self._folder.mkdir(exist_ok=True)
             for place in (*places(plan.config.pbt.population_size), POPULATION):
-                self._writers[place] = FileWriter(str(self._folder / place))
+                self._open[place] = EventFile(self._folder / place)
+        self._flushed = time.monotonic()
 
     def on_generation(self, generation: Generation) -> None:
         """Writes every update of every member, and the population's scores."""
         points: dict[tuple[str, int], list[Any]] = {}  # an event each: it costs more than the values in it
         for place, tag, value, step in scalars(generation):
             points.setdefault((place, step), []).append(Summary.Value(tag=tag, simple_value=value))
-        with self._writing():
-            for (place, step), values in points.items():
-                self._writers[place].add_summary(Summary(value=values), step)
+        now = time.time()
+        for (place, step), values in points.items():
+            self._open[place].add(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > PATIENCE:
+            self._flush()
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every event file, with everything in it that has been written so far."""
+        self._flush()
         with self._writing():
-            for writer in self._writers.values():
-                writer.flush()
             return {str(file.relative_to(self._folder)): file.stat().st_size for file in self._files()}
 
     def cut(self, sizes: dict[str, int]) -> None:
@@ -66,11 +108,20 @@ class TensorBoard(Observer):
 
     def on_end(self) -> None:
         """Closes the event files; whatever ends the run has been said already."""
-        for writer in self._writers.values():
+        files, self._open = self._open, {}
+        for file in files.values():
             try:
-                writer.close()
+                file.flush()
+            except FileNotFoundError:  # the folder is no more
+                continue
             except OSError as error:
-                logger.warning("the event file in %s may lack its end: %s", writer.get_logdir(), reason(error))
+                logger.warning("the event file in %s may lack its end: %s", file.path.parent, reason(error))
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        with self._writing():
+            for file in self._open.values():
+                file.flush()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
