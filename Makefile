@@ -9,7 +9,7 @@ train: .venv/runtime.stamp
 	$(BIN)/popgraft train configs/quickstart.yaml --set run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-isa: .venv/dev.stamp
 	$(BIN)/python tests/instruction_sets.py

@@ -16,6 +16,7 @@ import torch
 TESTS = [
     *(f"tests/{room}" for room in ("nn", "ops", "optim")),
     "tests/native/test_twins.py",
+    *(f"tests/foreign/test_{name}.py" for name in ("upgd", "vgs")),
     *(f"tests/ppo/test_{name}.py" for name in ("update", "loss", "against_sb3")),
 ]
 """What computes; where files lie and what processes do does not depend on instructions."""
@@ -46,7 +47,12 @@ def main(arguments: list[str]) -> int:
     levels, failed = offered(), []
     for name, variables in levels.items():
         print(f"{name}: {' '.join(f'{key}={value}' for key, value in variables.items())}", flush=True)
-        command = [sys.executable, "-m", "pytest", *(arguments or ["-n", "auto", "--maxprocesses", "4", *TESTS])]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *(arguments or ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal", *TESTS]),
+        ]
         if subprocess.run(command, check=False, env={**usual, **variables}).returncode:
             failed.append(name)
     missing = [name for name in LEVELS if name not in levels]

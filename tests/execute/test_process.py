@@ -70,7 +70,7 @@ def test_processes_make_no_difference(env, execute):
     assert torch.equal(exported.params, everyone(executors[0]).params[[2, 0, 2]])
 
 
-@pytest.mark.parametrize("after", [1, 2, 4])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_shards_stop_at_the_same_update(after, execute):
     executor, asked = execute(pop=3), []
 
@@ -98,6 +98,7 @@ def test_a_process_that_dies_is_named_and_the_others_members_are_whole(execute):
     assert tree.finite({"params": member.params}).all()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_is_said_as_in_this_process(execute):
     with pytest.raises(ConfigError, match="NoSuchEnv") as found:
         execute(ProcessExecutor, "env.id=NoSuchEnv-v0")
@@ -176,7 +177,7 @@ def test_no_process_outlives_a_killed_program():
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-@pytest.mark.parametrize("kind", [InlineExecutor, ProcessExecutor])
+@pytest.mark.parametrize("kind", [InlineExecutor, pytest.param(ProcessExecutor, marks=pytest.mark.slow)])
 def test_after_a_restart_all_depends_on_the_members_alone(kind, execute):
     """Members that are written into other executors go on there as they do where they come from."""
     first, second = execute(kind), execute(InlineExecutor)
