@@ -1,4 +1,5 @@
 import functools
+import random
 import signal
 import types
 from collections.abc import Callable, Iterator
@@ -77,3 +78,13 @@ def _global_generators_are_untouched() -> Iterator[None]:
         "the test drew from torch's global generator, or seeded it; give it a torch.Generator, "
         "and build references such as torch.nn.LSTM inside torch.random.fork_rng()"
     )
+
+
+@pytest.fixture
+def global_generators_come_back() -> Iterator[None]:
+    """For tests of libraries that seed every global generator."""
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.random.set_rng_state(before[2])

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,24 @@ def test_architecture_names_every_module() -> None:
     links = re.findall(r"\[\w+\]\(\.\./(src/popgraft/[\w/]+\.py)\)", (ROOT / "docs/architecture.md").read_text())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "src/popgraft").rglob("[!_]*.py")}
     assert set(links) == modules
+
+
+def test_floors_are_those_that_the_import_contract_enforces() -> None:
+    (contract,) = (
+        each
+        for each in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if each["type"] == "layers"
+    )
+    floors: list[set[str]] = []
+    for line in (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("\n"):
+        cells = [cell.strip() for cell in line.split("|")]
+        if not re.search(r"\]\(\.\./src/popgraft/", cells[3] if len(cells) > 4 else ""):
+            continue
+        if cells[1]:
+            floors.append(set())
+        rooms = {cells[2].strip("`")} if cells[2] else set(re.findall(r"\.\./src/popgraft/(\w+)\.py", cells[3]))
+        floors[-1] |= rooms
+    assert floors == [set(layer.split(" | ")) for layer in contract["layers"]]
 
 
 def test_table_of_settings_is_current() -> None:

@@ -38,7 +38,6 @@ def make_member(pop=3, n=4, seed=0):
         optimizer=OptimizerState(
             averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
             step=torch.ones(pop),
-            square_step=torch.ones(pop),
             skipped=nothing,
         ),
         vgs=VGSState(
@@ -133,10 +132,7 @@ def test_a_graft_is_a_deep_copy_of_the_donor():
 def test_every_leaf_of_a_member_is_named():
     assert [path for path, _ in tree.items(make_member())] == [
         "params",
-        *(
-            f"optimizer.{name}"
-            for name in ("averages.exp_avg", "averages.exp_avg_sq", "step", "square_step", "skipped")
-        ),
+        *(f"optimizer.{name}" for name in ("averages.exp_avg", "averages.exp_avg_sq", "step", "skipped")),
         "vgs.step_count",
         *(f"vgs.param_grad_{name}_ema" for name in ("mean", "sq")),
         *(f"vgs.grad_{name}_ema" for name in ("mean", "var", "norm", "max")),

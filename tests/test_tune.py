@@ -4,12 +4,17 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from popgraft.errors import ConfigError
+
 pytest.importorskip("ray.tune")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Tune's own warnings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Tune's own
+    pytest.mark.usefixtures("global_generators_come_back"),
+]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ray_tune.py"
 VALUES = [{"learning_rate": 1e-3, "ent_coef": 0.01}, {"learning_rate": 4e-4, "ent_coef": 0.02}]
@@ -21,14 +26,6 @@ def example():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def _libraries_draw_from_the_global_generators(_global_generators_are_untouched):
-    before = np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    np.random.set_state(before)
 
 
 @pytest.fixture
@@ -103,6 +100,25 @@ def test_a_trial_that_goes_on_from_its_own_checkpoint_is_nobodys_copy(trials, tm
     trial.restore(str(tmp_path))
     check_same(state_of(trial.model), before)
     assert "parent" not in trial.train()
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1.1e-3, 1.0), (4e-3, 0.0)])
+def test_strategies_are_those_of_the_coordinator(rate, steps, trials, tmp_path):
+    """Adaptive, with a momentum that is kept where the explored value is near: by `optimizer_settings`."""
+    donor, recipient = trials
+    space = {"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}
+    near = rate < 2e-3
+    recipient.optimizer_strategy = "partial" if near else "adaptive"
+    recipient.optimizer_settings = {"hyperparams": [space], "optimizer_partial": "momentum"}
+    donor.train()
+    donor.save(str(tmp_path))
+    recipient.config = {**VALUES[1], "learning_rate": rate}
+    recipient.restore(str(tmp_path))
+    states = recipient.model.policy.optimizer.state_dict()["state"]
+    assert {float(state["step"]) for state in states.values()} == ({steps} if near else set())
+    recipient.optimizer_strategy, recipient.optimizer_settings = "adaptive", {}
+    with pytest.raises(ConfigError, match="optimizer_settings"):
+        recipient.restore(str(tmp_path))
 
 
 def test_another_trial_in_the_same_actor_begins_as_new(trials):

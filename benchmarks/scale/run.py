@@ -27,8 +27,9 @@ import torch
 
 from popgraft import tree
 from popgraft.config import Config, load_config
-from popgraft.execute import Executor, make_executor, strategies
+from popgraft.execute import Executor, make_executor
 from popgraft.execute.ray_actor import pack, unpack
+from popgraft.inheritance import strategies
 from popgraft.nn import Policy
 from popgraft.pbt import Schedule
 from popgraft.ppo import initial_member

@@ -20,7 +20,7 @@ C = TypeVar("C", bound=type)
 Role = Literal["heritable", "seated"]
 ROLE = "__popgraft_role__"
 MOMENTUM = "exp_avg"
-"""Name of an optimizer's running average of gradients: `optimizer_partial: momentum` keeps it, and it is rescaled."""
+"""Name of an optimizer's running average of gradients."""
 
 
 def role_of(cls: Any) -> Role | None:
@@ -67,9 +67,7 @@ class OptimizerState:
     averages: dict[str, Float[Tensor, "pop ..."]]
     """Running averages by name: `exp_avg`, `exp_avg_sq`, `utility` [pop, n]; `grad_norm` [pop, tensors]."""
     step: Float[Tensor, "pop"]
-    """Steps that entered `exp_avg`, for the correction of its bias."""
-    square_step: Float[Tensor, "pop"]
-    """Steps that entered all other averages; less than `step` where a graft kept the momentum alone."""
+    """Steps that entered the averages, for the correction of their bias."""
     skipped: Float[Tensor, "pop"]
     """Steps not taken because the gradient was not finite."""
 

@@ -18,15 +18,17 @@ observations and returns, whatever else the model has; then the explored hyperpa
 
 import abc
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from popgraft.config.population import OptimizerStrategy
 from popgraft.disk import write_atomic
-from popgraft.errors import MissingExtra
-from popgraft.foreign import PopulationMember
+from popgraft.errors import ConfigError, MissingExtra
+from popgraft.foreign import PBTConfig, PopulationMember
 from popgraft.foreign.checkpoint import V2, encode, read, write
-from popgraft.foreign.config import OptimizerStrategy
 from popgraft.foreign.live import NAMES, make_live
+from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.step import carry_out
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
@@ -50,10 +52,13 @@ class MemberTrainable(tune.Trainable, abc.ABC):  # type: ignore[misc]  # Ray has
 
     Attributes:
         optimizer_strategy: what becomes of the optimizer in an exploit.
+        optimizer_settings: more of that by the names of `PBTConfig`, such as {"optimizer_partial": "scale"}; "adaptive"
+            needs `hyperparams`, the spaces in which it measures, which Ray Tune does not tell.
         model: what is trained.
     """
 
     optimizer_strategy: ClassVar[OptimizerStrategy] = "copy"
+    optimizer_settings: ClassVar[Mapping[str, Any]] = {}
     model: Any
 
     @abc.abstractmethod
@@ -67,8 +72,21 @@ class MemberTrainable(tune.Trainable, abc.ABC):  # type: ignore[misc]  # Ray has
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the model, with the hyperparameters of the trial."""
         self._parent: str | None = None
+        self._evolution()  # refuses what is wrong before anything is trained
         self.model = self.make(config)
         carry_out(make_live(self.model, self.hyperparams, member_id=0))
+
+    def _evolution(self) -> PBTConfig:
+        """What an exploit does to the optimizer."""
+        config = PBTConfig(optimizer_exploit_strategy=self.optimizer_strategy, **self.optimizer_settings)
+        unknown = [space.name for space in config.hyperparams if space.name not in self.hyperparams]
+        if unknown or (self.optimizer_strategy == "adaptive" and not config.hyperparams):
+            raise ConfigError(
+                f"optimizer_settings['hyperparams'] must list spaces of the trial's hyperparameters, which are "
+                f"{', '.join(self.hyperparams) or 'none'}, for adaptive to measure in, but it lists "
+                f"{', '.join(unknown) or 'none'}"
+            )
+        return config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins anew in the same actor, as another trial or with other hyperparameters."""
@@ -102,9 +120,12 @@ class MemberTrainable(tune.Trainable, abc.ABC):  # type: ignore[misc]  # Ray has
         """
         found = read(Path(checkpoint) / FILE)
         own = found.member_id == self.trial_id
-        rules = Rules("copy" if own else self.optimizer_strategy)
-        member = PopulationMember(0, self.hyperparams)
-        carry_out(plan(self.model, found.data, member, None, rules))
+        rules, data, member = Rules("copy"), found.data, PopulationMember(0, self.hyperparams)
+        if not own:
+            config = self._evolution()
+            rules = Rules(config.optimizer_exploit_strategy)
+            data = by_strategy(config, found, found.member_id, found.hyperparams, self.hyperparams)
+        carry_out(plan(self.model, data, member, None, rules))
         self._parent = None if own else str(found.member_id)
 
     def cleanup(self) -> None:

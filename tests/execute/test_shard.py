@@ -155,10 +155,7 @@ def test_updates_in_parts_are_the_same_updates(make):
 def graft(shard, parents, generation=1, **changed):
     hyperparams = {name: values[torch.tensor(parents)] for name, values in shard.member.hyperparams.items()} | changed
     decision = Decision(torch.tensor(parents), hyperparams, {})
-    needed = sorted({parent for member, parent in enumerate(parents) if parent != member})
-    shard.graft(
-        decision, {m: i for i, m in enumerate(needed)}, tree.gather(shard.member, torch.tensor(needed)), generation
-    )
+    shard.graft(decision, tree.gather(shard.member, decision.parents[decision.recipients]), generation)
 
 
 def test_a_graft_is_a_deep_copy_with_new_hyperparameters_and_a_fresh_seat(make):

@@ -117,7 +117,7 @@ def check(model, place, value):
                 parents, heirs = torch.tensor([0, 2, 2]), odd.member.hyperparams
                 decision = Decision(parents, {name: column[parents] for name, column in heirs.items()}, {1: "rescue"})
                 for shard in (calm, odd):
-                    shard.graft(decision, {0: 0, 2: 2}, tree.map(torch.clone, shard.member), generation + 1)
+                    shard.graft(decision, tree.gather(shard.member, parents[[1]]), generation + 1)
     finally:
         calm.close()
         odd.close()

@@ -5,8 +5,9 @@ import torch
 
 from popgraft.errors import ConfigError
 from popgraft.foreign import AdaptiveUPGD, PBTConfig, PBTScheduler
-from popgraft.foreign.optimizer import near, partial, rescale
+from popgraft.foreign.optimizer import inherited_state
 from popgraft.hyperparams import HyperparamConfig
+from popgraft.inheritance import fate_of
 
 RATE = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-1, is_log_scale=True)
 OFFSET = HyperparamConfig("offset", min_value=-1.0, max_value=1.0)
@@ -44,7 +45,7 @@ def test_a_kept_momentum_is_one_step_along_the_donors_mean_gradient():
     own = donor["state"][0]
     mean = own["exp_avg"] / (1 - 0.9**50)
     reference = trained(adam, [mean]).state_dict()["state"][0]
-    found = partial(donor, "momentum")["state"][0]
+    found = inherited_state(donor, "momentum")["state"][0]
     for name in ("step", "exp_avg", "exp_avg_sq"):
         torch.testing.assert_close(found[name], reference[name])
 
@@ -53,7 +54,7 @@ def test_a_next_step_with_a_kept_momentum_is_no_longer_than_any():
     donor = trained(adam, gradients(50)).state_dict()
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = adam([parameter])
-    optimizer.load_state_dict(partial(donor, "momentum"))
+    optimizer.load_state_dict(inherited_state(donor, "momentum"))
     parameter.grad = gradients(1, seed=1)[0]
     optimizer.step()
     assert parameter.abs().max() < 0.15  # learning rate 0.1; a second moment of 0 alone would give up to 3
@@ -63,7 +64,7 @@ def test_a_next_step_with_a_kept_momentum_is_no_longer_than_any():
 def test_a_dropped_momentum_leaves_all_else(optimizer):
     donor = trained(optimizer, gradients(9)).state_dict()
     before = copy.deepcopy(donor["state"][0])
-    found = partial(donor, "scale")["state"][0]
+    found = inherited_state(donor, "scale")["state"][0]
     assert not found.pop("exp_avg").any()
     assert before.pop("exp_avg").any()
     torch.testing.assert_close(found, before, rtol=0, atol=0)
@@ -72,7 +73,7 @@ def test_a_dropped_momentum_leaves_all_else(optimizer):
 
 def test_a_utility_is_fresh_where_momentum_is_kept():
     donor = trained(upgd, gradients(9)).state_dict()
-    found = partial(donor, "momentum")
+    found = inherited_state(donor, "momentum")
     assert donor["state"][0]["utility"].any()
     assert not found["state"][0]["utility"].any()
     trained(upgd, []).load_state_dict(found)
@@ -80,8 +81,8 @@ def test_a_utility_is_fresh_where_momentum_is_kept():
 
 def test_plain_momentum_is_kept_as_it_is():
     donor = trained(sgd, gradients(9)).state_dict()
-    torch.testing.assert_close(partial(donor, "momentum"), donor, rtol=0, atol=0)
-    assert not partial(donor, "scale")["state"][0]["momentum_buffer"].any()
+    torch.testing.assert_close(inherited_state(donor, "momentum"), donor, rtol=0, atol=0)
+    assert not inherited_state(donor, "scale")["state"][0]["momentum_buffer"].any()
 
 
 @pytest.mark.parametrize("optimizer", [adam, sgd])
@@ -91,7 +92,7 @@ def test_a_rescaled_momentum_carries_as_far_at_the_new_rate(optimizer):
     for rate in (0.1, 0.4):
         parameter = torch.nn.Parameter(torch.zeros(3))
         made = optimizer([parameter])
-        made.load_state_dict(rescale(donor, 0.1 / rate))
+        made.load_state_dict(inherited_state(donor, "copy", 0.1 / rate))
         made.param_groups[0]["lr"] = rate
         parameter.grad = torch.zeros(3)  # what is left is the momentum's share of the step
         made.step()
@@ -112,8 +113,10 @@ def test_a_rescaled_momentum_carries_as_far_at_the_new_rate(optimizer):
 def test_near_is_a_share_of_the_range(new, old, distance):
     spaces = [RATE, OFFSET, GAMMA]
     explored, donor = ({space.name: x for space, x in zip(spaces, values, strict=True)} for values in (new, old))
-    assert near(spaces, explored, donor, distance + 1e-9)
-    assert distance == 0 or not near(spaces, explored, donor, distance - 1e-3)
+    for allowed, fate in ((distance + 1e-9, "copy"), (distance - 1e-3, "reset")):
+        settings = {"optimizer_exploit_strategy": "adaptive", "optimizer_adaptive_distance": max(allowed, 0)}
+        if allowed >= 0:
+            assert fate_of(PBTConfig(hyperparams=spaces, **settings), donor, explored) == fate
 
 
 def decide(tmp_path, optimizer=None, **settings):
@@ -147,7 +150,7 @@ def test_the_scheduler_returns_the_part_and_rescales_it(tmp_path, keeps):
     state, new, rate = decide(
         tmp_path, optimizer_exploit_strategy="partial", optimizer_partial=keeps, optimizer_rescale=True
     )
-    torch.testing.assert_close(new["optimizer_state"], rescale(partial(state, keeps), 1e-3 / rate), rtol=0, atol=0)
+    torch.testing.assert_close(new["optimizer_state"], inherited_state(state, keeps, 1e-3 / rate), rtol=0, atol=0)
 
 
 def test_a_state_that_is_not_torchs_fails_before_the_recipient_changes(tmp_path):

@@ -3,7 +3,6 @@
 import copy
 import logging
 import pickle
-import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,21 +20,13 @@ from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordin
 from popgraft.foreign.normalization import find, read_statistics, statistics, write_statistics
 from popgraft.hyperparams import HyperparamConfig
 
+pytestmark = pytest.mark.usefixtures("global_generators_come_back")
+
 STEPS, ENVS = 8, 2
 RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-2, is_log_scale=True)
 CLIP = HyperparamConfig("clip_range", min_value=0.05, max_value=0.5)
 ENTROPY = HyperparamConfig("entropy_coef", min_value=1e-4, max_value=1e-1, is_log_scale=True)
 KINDS = {"ppo": (PPO, "MlpPolicy"), "recurrent": (RecurrentPPO, "MlpLstmPolicy")}
-
-
-@pytest.fixture(autouse=True)
-def _global_generators_come_back():
-    """Stable-Baselines3 seeds every global generator."""
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])
-    torch.random.set_rng_state(before[2])
 
 
 class Drift(gymnasium.Env):

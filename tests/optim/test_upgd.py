@@ -284,20 +284,3 @@ def test_population_laws(rule, block, normal, monkeypatch):
     after = dict(tree.items(run(params, disturbed, noises, rule)))
     for path, leaf in tree.items(whole):
         assert torch.equal(leaf[[0, 2]], after[path][[0, 2]])
-
-
-def test_moments_of_different_age_are_each_corrected_by_their_own_steps(normal):
-    """A graft that keeps the momentum alone starts the second moment anew."""
-    params, grads, noise = normal(1, N), normal(4, 1, N), torch.zeros(1, N).double()
-    none, rate = torch.zeros(1).double(), torch.tensor([0.1], dtype=torch.float64)
-    state, beta1 = initial_upgd_state(params, SIZES, ADAPTIVE), ADAPTIVE.betas[0]
-    for grad in grads[:3]:
-        upgd_(params, grad, state, noise.clone(), rate, none, none, EVERYONE[:1], sizes=SIZES, rule=ADAPTIVE)
-    state.averages["exp_avg_sq"].zero_()
-    state.averages["utility"].zero_()
-    state.square_step.zero_()
-    before, utility, g = params.clone(), -grads[3] * params, grads[3]
-    m_hat = (beta1 * state.averages["exp_avg"] + (1 - beta1) * g) / (1 - beta1**4)
-    upgd_(params, g, state, noise.clone(), rate, none, none, EVERYONE[:1], sizes=SIZES, rule=ADAPTIVE)
-    gate = 1 - torch.sigmoid(utility / utility.max())
-    torch.testing.assert_close(params, before - 0.1 * m_hat / (g.abs() + ADAPTIVE.eps) * gate, atol=1e-12, rtol=0)

@@ -71,15 +71,6 @@ def test_states_are_loaded(make, played):
         recipient.policy.optimizer.load_state_dict(state)
 
 
-def test_a_momentum_that_is_older_than_the_averages_stays_so(make, played):
-    donor, recipient = (make(played(), seed=seed).learn(64) for seed in (1, 2))
-    donor.member.optimizer.square_step.fill_(3)  # as after a graft of the momentum alone
-    donor.policy.optimizer.push()
-    recipient.policy.optimizer.load_state_dict(copy.deepcopy(donor.policy.optimizer.state_dict()))
-    own = recipient.member.optimizer
-    assert (float(own.step), float(own.square_step)) == (float(donor.member.optimizer.step), 3)
-
-
 def test_groups_are_live(make):
     model = make(optimizer="upgdw", optimizer_kwargs={"sigma": 0.1})
     group = model.policy.optimizer.param_groups[0]

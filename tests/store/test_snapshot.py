@@ -50,7 +50,6 @@ def make_member(pop=3, n=5, seed=0):
         optimizer=OptimizerState(
             averages={"exp_avg": torch.randn(pop, n, generator=draw), "exp_avg_sq": torch.rand(pop, n, generator=draw)},
             step=torch.ones(pop),
-            square_step=torch.ones(pop),
             skipped=nothing,
         ),
         vgs=VGSState(

@@ -10,10 +10,16 @@ from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
 
 ExploitMethod = Literal["truncation", "binary_tournament", "ttest", "backtracking", "none"]
-
+OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
 
 GraftFault = Literal[
-    "forget_vgs", "clear_vgs", "forget_normalizer", "forget_return_scale", "keep_optimizer", "overwrite_learning_rate"
+    "forget_vgs",
+    "clear_vgs",
+    "forget_normalizer",
+    "forget_return_scale",
+    "forget_kl_penalty",
+    "keep_optimizer",
+    "overwrite_learning_rate",
 ]
 """What can be done wrong in a graft: a recipient keeps its own statistics or optimizer (`forget_…`, `keep_…`), loses
 the scaler's (`clear_vgs`), or goes on with the donor's learning rate instead of the explored one."""
@@ -45,6 +51,15 @@ class EvolutionConfig(Section):
     """Members with a finite score that suffice once `ready_check_max_wait` decisions in a row have failed."""
     ready_check_max_wait: Positive = 10
     """Failed readiness checks in a row after which `min_ready_members` suffice."""
+    optimizer_exploit_strategy: OptimizerStrategy = "copy"
+    """Optimizer state of a recipient: its donor's, none, part of its donor's, or its donor's only where the explored
+    values are near the donor's."""
+    optimizer_partial: Literal["momentum", "scale"] = "momentum"
+    """What `partial` keeps: the average gradient, or the second moment and the utility."""
+    optimizer_adaptive_distance: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    """Largest change of an explored value at which `adaptive` copies, as a share of its range."""
+    optimizer_rescale: StrictBool = False
+    """Whether inherited momentum is multiplied by old/new learning rate, so that the velocity stays the donor's."""
 
     @field_validator("hyperparams", mode="after")
     @classmethod
@@ -87,15 +102,6 @@ class PopulationConfig(EvolutionConfig):
     """Numbers under `model` that vary over the population, each with its space."""
     fitness: Literal["evaluation", "training"] = "evaluation"
     """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
-    optimizer_exploit_strategy: Literal["copy", "reset", "partial", "adaptive"] = "copy"
-    """Optimizer state of a recipient: its donor's, none, part of its donor's, or its donor's only where the explored
-    values are near the donor's."""
-    optimizer_partial: Literal["momentum", "scale"] = "momentum"
-    """What `partial` keeps: the average gradient, or the second moment and the utility."""
-    optimizer_adaptive_distance: Annotated[Number, Field(ge=0, le=1)] = 0.1
-    """Largest change of an explored value at which `adaptive` copies, as a share of its range."""
-    optimizer_rescale: StrictBool = False
-    """Whether inherited momentum is multiplied by old/new learning rate, so that the velocity stays the donor's."""
     reset_envs_on_exploit: StrictBool = True
     """Whether a recipient's environments start new episodes."""
     lstm_reset_mode: Literal["zero", "burn_in", "keep"] = "zero"

@@ -1,7 +1,6 @@
 """Where a population runs: shards, and the executors that hold them."""
 
 from popgraft.execute.base import Advance, Executor, Part
-from popgraft.execute.inherit import inherited_values, strategies
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.make import make_executor
 from popgraft.execute.process import ProcessExecutor
@@ -14,7 +13,5 @@ __all__ = [
     "Part",
     "ProcessExecutor",
     "Shard",
-    "inherited_values",
     "make_executor",
-    "strategies",
 ]

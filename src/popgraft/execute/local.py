@@ -19,8 +19,8 @@ class ShardLike(Protocol):
     members: list[int]
     member: Member
 
-    def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
-        """Overwrites the shard's recipients with their donors, and gives them fresh seats."""
+    def graft(self, decision: Decision, donors: Member, generation: int) -> None:
+        """Overwrites the shard's recipients with their donors, in the same order, and gives them fresh seats."""
         ...
 
     def close(self) -> None:
@@ -38,14 +38,16 @@ class LocalExecutor(Executor):
     shards: Sequence[ShardLike]
 
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
-        """Copies every donor, then lets the shards overwrite their recipients."""
-        needed = decision.parents[decision.recipients].unique()
-        incoming = self.export(needed[needed < len(decision.parents)])
+        """Copies the donor of every recipient, then lets the shards overwrite theirs."""
+        parents = decision.parents[decision.recipients]
+        living = parents < len(decision.parents)  # the others return to the record
+        donors = self.export(parents[living])
         if record is not None:
-            incoming = tree.concatenate([incoming, record.state])  # the highest index, and so the last row
-        donors = {member: row for row, member in enumerate(needed.tolist())}
+            rows = torch.where(living, living.cumsum(0) - 1, len(donors.age))
+            donors = tree.gather(tree.concatenate([donors, record.state]), rows)
         for shard in self.shards:
-            shard.graft(decision, donors, incoming, generation)
+            own = torch.isin(decision.recipients, torch.tensor(shard.members)).nonzero().flatten()
+            shard.graft(decision, tree.gather(donors, own), generation)
 
     def restore(self, member: Member) -> None:
         """Writes over the members of every shard."""

@@ -23,11 +23,11 @@ from torch import Tensor
 from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.base import divided, named
-from popgraft.execute.inherit import overwrite_
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import SIGNALS, Message, Pipe
+from popgraft.inheritance import overwrite_
 from popgraft.native import native
 from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
@@ -58,7 +58,7 @@ class ShardProcess:
         hyperparams: dict[str, Float[Tensor, "population"]],
         definitions: Definitions,
     ) -> None:
-        self.members, self._config = members, config.pbt
+        self.members, self._config = members, config
         self._memory = _anonymous_file()
         ours, theirs = multiprocessing.Pipe()
         self.pipe = Pipe(ours)
@@ -103,9 +103,9 @@ class ShardProcess:
         """Gives this process the memory in which the members lie."""
         self.member = shared(like, self._memory.fileno())
 
-    def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
+    def graft(self, decision: Decision, donors: Member, generation: int) -> None:
         """Overwrites the shard's recipients in the shared memory, and begins to have their seats made fresh."""
-        heirs, units = overwrite_(self.member, self.members, decision, donors, incoming, self._config)
+        heirs, units = overwrite_(self.member, self.members, decision, donors, self._config)
         self.begin("reseat", heirs, units, generation)
 
     def close(self) -> None:

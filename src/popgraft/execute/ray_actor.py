@@ -43,21 +43,25 @@ def unpack(rows: Rows, like: Member) -> Member:
 
 
 def donated(
-    own: Sequence[int], rows: Member, given: Sequence[tuple[list[int], Reference]]
-) -> tuple[dict[int, int], Member]:
-    """All donors of a shard's recipients, as `Shard.graft` takes them.
+    decision: Decision,
+    members: Sequence[int],
+    own: Sequence[int],
+    rows: Member,
+    given: Sequence[tuple[list[int], Reference]],
+) -> Member:
+    """The donor of every recipient of a shard, as `Shard.graft` takes them.
 
     Args:
+        decision: who inherits from whom, over the whole population.
+        members: those of the shard.
         own: donors of this shard.
         rows: their states, on the CPU.
         given: donors of others, and where they are laid ready.
-
-    Returns:
-        The row of every donor, and the rows.
     """
     others = [unpack(ray.get(reference), rows) for _, reference in given]
-    donors = [*own, *(member for members, _ in given for member in members)]
-    return {member: row for row, member in enumerate(donors)}, tree.concatenate([rows, *others])
+    row = {donor: row for row, donor in enumerate([*own, *(donor for donors, _ in given for donor in donors)])}
+    wanted = [row[int(decision.parents[heir])] for heir in decision.recipients.tolist() if heir in members]
+    return tree.gather(tree.concatenate([rows, *others]), torch.tensor(wanted, dtype=torch.long))
 
 
 class Mailbox(Channel):
@@ -147,10 +151,10 @@ class HostedShard(Shard):
         """
         try:
             decision: Decision = ray.get(told[0])
-            donors, incoming = donated(own, self._rows(own, torch.device("cpu")), given)
+            donors = donated(decision, self.members, own, self._rows(own, torch.device("cpu")), given)
         except ray.exceptions.RayError as error:
             raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
-        self.graft(decision, donors, incoming, generation)
+        self.graft(decision, donors, generation)
 
     def _rows(self, members: Sequence[int], device: torch.device | None = None) -> Member:
         places = torch.tensor([self.members.index(member) for member in members]).long()

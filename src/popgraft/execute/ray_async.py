@@ -18,10 +18,10 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.errors import ShardLost
 from popgraft.execute.base import Part, assembled
-from popgraft.execute.inherit import overwrite_
 from popgraft.execute.ray import ATTENTION, RayExecutor
 from popgraft.execute.ray_actor import Reference, Rows, donated, pack, unpack
 from popgraft.execute.worker import Message
+from popgraft.inheritance import overwrite_
 from popgraft.state import Decision, Member, Record
 
 ARRIVAL = 60.0
@@ -232,7 +232,8 @@ class AsyncRayExecutor(RayExecutor):
         members = self.parts[place]
         found = self.lying_ready(members)
         rows = tree.gather(found, torch.tensor([members.index(member) for member in own]).long())
-        overwrite_(found, members, ray.get(told), *donated(own, rows, given), self._arguments[0].pbt)
+        decision: Decision = ray.get(told)
+        overwrite_(found, members, decision, donated(decision, members, own, rows, given), self._arguments[0])
         return found
 
     def _send(self, place: int) -> None:

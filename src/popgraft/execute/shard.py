@@ -16,8 +16,8 @@ from popgraft.config import Config
 from popgraft.errors import ConfigError
 from popgraft.execute.base import Advance
 from popgraft.execute.heirs import Heirs
-from popgraft.execute.inherit import Units, overwrite_
 from popgraft.execute.memory import keep_freed_memory
+from popgraft.inheritance import Units, overwrite_
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
 from popgraft.ppo import Learner, initial_member
@@ -188,16 +188,15 @@ class Shard:
             )
         return dataclasses.replace(scores, faults=self._by_member(scores.faults))
 
-    def graft(self, decision: Decision, donors: dict[int, int], incoming: Member, generation: int) -> None:
+    def graft(self, decision: Decision, donors: Member, generation: int) -> None:
         """Overwrites this shard's recipients with their donors, whole, and gives them fresh seats.
 
         Args:
             decision: who inherits from whom, over the whole population.
-            donors: row in `incoming` of every donor.
-            incoming: the donors, of whichever shard.
+            donors: the donor of every recipient of this shard, in their order.
             generation: names the fresh seats of the recipients.
         """
-        heirs, units = overwrite_(self.member, self.members, decision, donors, incoming, self.config.pbt)
+        heirs, units = overwrite_(self.member, self.members, decision, donors, self.config)
         self.reseat(heirs, units, generation)
 
     @torch.no_grad()

@@ -45,12 +45,14 @@ class Checkpoint:
         data: parts of a model by name, or its bare state dict in the older format.
         blob: the file as it is.
         member_id: whose it is; None where the file does not say.
+        hyperparams: what it was trained with, as far as the file says.
     """
 
     format: Format
     data: dict[Any, Any]
     blob: bytes
     member_id: Any = None
+    hyperparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def encode(format: Format, data: Any, **about: Any) -> bytes:
@@ -188,7 +190,10 @@ def read(path: Path) -> Checkpoint:
         )
     if not isinstance(data, dict) or not data:
         raise StoreError(f"{path} is damaged: its data are {_in_short(data)}, not a dict of parameters")
-    return Checkpoint(version, data, blob, found.get("member_id"))
+    hyperparams = found.get("hyperparams")
+    if not isinstance(hyperparams, dict):
+        hyperparams = {}
+    return Checkpoint(version, data, blob, found.get("member_id"), hyperparams)
 
 
 def _stable_baselines3(path: Path, files: dict[str, bytes], budget: Budget) -> dict[str, Any]:

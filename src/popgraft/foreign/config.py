@@ -1,15 +1,13 @@
 """Settings of the scheduler for models that are trained elsewhere, and of their state-adversarial training."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import StrictBool, field_validator, model_validator
 
 from popgraft.config.adversary import AdversaryConfig, Schedule
-from popgraft.config.fields import Number, Positive
-from popgraft.config.population import EvolutionConfig
-
-OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
+from popgraft.config.fields import Positive
+from popgraft.config.population import EvolutionConfig, OptimizerStrategy
 
 
 class PBTConfig(EvolutionConfig):
@@ -22,14 +20,7 @@ class PBTConfig(EvolutionConfig):
     metric_name: str = "mean_reward"
     """What a performance is, for the log."""
     optimizer_exploit_strategy: OptimizerStrategy = "reset"
-    """Whether a recipient's optimizer starts afresh (`reset`), goes on as its donor's (`copy`) or with a part of it
-    (`partial`), or does what fits the explored values (`adaptive`)."""
-    optimizer_partial: Literal["momentum", "scale"] = "momentum"
-    """What `partial` keeps: the average gradient, or the second moment and the utility."""
-    optimizer_adaptive_distance: Annotated[Number, Field(ge=0, le=1)] = 0.1
-    """Largest change of an explored value at which `adaptive` copies, as a share of its range."""
-    optimizer_rescale: StrictBool = False
-    """Whether an inherited momentum is divided by the change of the learning rate."""
+    """As in the engine, where it is `copy`: here a donor's file may hold weights alone, and `reset` suits them all."""
 
     @field_validator("optimizer_exploit_strategy", mode="before")
     @classmethod

@@ -1,34 +1,25 @@
-"""What becomes of an optimizer's state when its model turns into another one's copy.
+"""The optimizers of models that are trained elsewhere: the donor's state as its heir gets it, and how it is put there.
 
-    reset      empty, as at birth
-    copy       the donor's
-    partial    the donor's momentum alone, or its second moment and utility alone
-    adaptive   the donor's where the explored hyperparameters are near the donor's, else empty
-
-Jaderberg et al. 2017 (arXiv:1711.09846) prescribe none of them.
+What becomes of averages and counts is said in `inheritance`; here is where PyTorch keeps them.
 """
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from popgraft.config.population import EvolutionConfig
 from popgraft.errors import ConfigError
-from popgraft.foreign.checkpoint import V1, Checkpoint, optimizer_parts
-from popgraft.foreign.config import PBTConfig
+from popgraft.foreign.checkpoint import V1, Checkpoint, optimizer_parts, weights_of
 from popgraft.foreign.step import Step
-from popgraft.hyperparams import HyperparamConfig, Value
+from popgraft.hyperparams import Value
+from popgraft.inheritance import Fate, fate_of, inherit_, velocity_ratio
 
 logger = logging.getLogger(__name__)
 
-Keeps = Literal["momentum", "scale"]
-
-MOMENTUM = ("exp_avg", "momentum_buffer")
-SECOND_MOMENT = ("exp_avg_sq", "max_exp_avg_sq")
 OUTSIDE = {"params", "initial_lr"}
 """Entries of a group that do not tell optimizers apart."""
 
@@ -42,22 +33,12 @@ def optimizer_of(model: Any) -> Any:
     return None
 
 
-def near(
-    spaces: list[HyperparamConfig], explored: Mapping[str, Value], donor: Mapping[str, Value], distance: float
-) -> bool:
-    """Whether every explored value is near the donor's.
-
-    Args:
-        spaces: the hyperparameters that are explored.
-        explored: the recipient's values.
-        donor: the donor's values.
-        distance: largest change that counts as near, as a share of the range.
-    """
-    return all(space.distance(donor[space.name], explored[space.name]) <= distance for space in spaces)
-
-
 def by_strategy(
-    config: PBTConfig, found: Checkpoint, donor: int, inherited: Mapping[str, Value], explored: Mapping[str, Value]
+    config: EvolutionConfig,
+    found: Checkpoint,
+    donor: Any,
+    inherited: Mapping[str, Value],
+    explored: Mapping[str, Value],
 ) -> dict[Any, Any]:
     """What a recipient gets of its donor's checkpoint, by `optimizer_exploit_strategy`.
 
@@ -71,75 +52,47 @@ def by_strategy(
     data, strategy = found.data, config.optimizer_exploit_strategy
     if found.format == V1:
         logger.warning("Checkpoint of member %s is %s: VGS and optimizer state are not transferred", donor, V1)
-        return data
-    optimizer, distance = optimizer_parts(data), config.optimizer_adaptive_distance
-    far = strategy == "adaptive" and not near(config.hyperparams, explored, inherited, distance)
-    if strategy == "reset" or far:
-        if optimizer:
+        weights = weights_of(data)
+        return data if weights is data else {"policy": weights}
+    optimizers, fate = optimizer_parts(data), fate_of(config, inherited, explored)
+    if fate == "reset":
+        if optimizers:
             logger.info("Optimizer state REMOVED (strategy=%s)", strategy)
-        return {name: part for name, part in data.items() if name not in optimizer}
-    if optimizer:
+        return {name: part for name, part in data.items() if name not in optimizers}
+    if optimizers:
         logger.info("Optimizer state INCLUDED (strategy=%s)", strategy)
     else:
         logger.warning(
             "Optimizer state NOT FOUND (strategy=%s): the checkpoint of member %s has none; report it as "
             "optimizer_state in model_parameters", strategy, donor,
         )  # fmt: skip
-    if strategy == "partial":
-        data = {**data, **{name: partial(data[name], config.optimizer_partial) for name in optimizer}}
-    old, new = inherited.get("learning_rate"), explored.get("learning_rate")
-    if config.optimizer_rescale and old and new:
-        data = {**data, **{name: rescale(data[name], old / new) for name in optimizer}}
-    return data
+    ratio = velocity_ratio(config, inherited, explored)
+    if fate == "copy" and ratio == 1:
+        return data
+    return {**data, **{name: inherited_state(data[name], fate, ratio) for name in optimizers}}
 
 
-def partial(state: Any, keeps: Keeps) -> dict[str, Any]:
-    """A donor's state of which only a part is kept.
-
-    `momentum`: as after one step whose gradient g was the donor's mean gradient m/(1 − β₁ᵗ): step 1, m = (1 − β₁)g,
-    v = (1 − β₂)g². A second moment of 0 would make the next step √(1/(1 − β₂)) times too long. Without a second moment
-    (SGD) the momentum stays as it is. `scale`: the momentum alone becomes 0, so that the next steps are short.
+def inherited_state(state: Any, fate: Fate, ratio: float = 1.0) -> dict[str, Any]:
+    """A donor's state as its heir gets it.
 
     Args:
-        state: an optimizer's `state_dict()`.
-        keeps: the part.
-
-    Returns:
-        Another state of the same structure; `state` is left as it is.
+        state: an optimizer's `state_dict()`, which is left as it is.
+        fate: what happens to it, other than "reset".
+        ratio: factor of the momentum.
 
     Raises:
-        ConfigError: `state` is not a torch optimizer's.
+        ConfigError: `state` is not a torch optimizer's, or has no such part.
     """
     new = _copy_of(state)
     for group in new["param_groups"]:
-        betas = group.get("betas") or (group.get("beta1"), group.get("beta2"))
+        betas = (group["beta1"], group["beta2"]) if "beta1" in group else group.get("betas")
         for index in group["params"]:
             own = new["state"].get(index, {})
-            if keeps == "momentum":
-                _keep_momentum(own, betas)
-            else:
-                _drop_momentum(own)
-    return new
-
-
-def rescale(state: Any, ratio: float) -> dict[str, Any]:
-    """Multiplies the momentum, so that at another learning rate it carries the parameters as far as before.
-
-    Args:
-        state: an optimizer's `state_dict()`.
-        ratio: donor's learning rate ÷ the recipient's.
-
-    Returns:
-        Another state of the same structure; `state` is left as it is.
-
-    Raises:
-        ConfigError: `state` is not a torch optimizer's.
-    """
-    new = _copy_of(state)
-    for own in new["state"].values():
-        for name in MOMENTUM:
-            if isinstance(own.get(name), Tensor):
-                own[name].mul_(ratio)
+            averages = {name: value for name, value in own.items() if isinstance(value, Tensor) and name != "step"}
+            step = None if "step" not in own else torch.as_tensor(own["step"])
+            inherit_(averages, step, fate, betas, ratio)
+            if step is not None and not isinstance(own["step"], Tensor):
+                own["step"] = step.item()
     return new
 
 
@@ -260,24 +213,3 @@ def _clone(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return {name: _clone(part) for name, part in value.items()} if isinstance(value, Mapping) else copy.deepcopy(value)
-
-
-def _keep_momentum(own: MutableMapping[str, Any], betas: tuple[Any, Any]) -> None:
-    steps, m = own.get("step"), own.get("exp_avg")
-    if steps is None or m is None or None in betas:
-        return
-    if float(steps) > 0:
-        m.div_(1 - math.pow(betas[0], float(steps)))
-    for name, value in own.items():
-        if name in SECOND_MOMENT:
-            value.copy_(m.square().mul_(1 - betas[1]))
-        elif isinstance(value, Tensor) and name not in ("step", "exp_avg"):
-            value.zero_()
-    m.mul_(1 - betas[0])
-    own["step"] = steps.new_ones(steps.shape) if isinstance(steps, Tensor) else 1
-
-
-def _drop_momentum(own: MutableMapping[str, Any]) -> None:
-    for name in MOMENTUM:
-        if isinstance(own.get(name), Tensor):
-            own[name].zero_()

@@ -13,14 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from popgraft.config.population import OptimizerStrategy
 from popgraft.errors import ConfigError
 from popgraft.foreign import normalization
 from popgraft.foreign import optimizer as optimizers
 from popgraft.foreign.checkpoint import not_finite, weights_of
-from popgraft.foreign.config import OptimizerStrategy
 from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.step import Step, attributes
+from popgraft.inheritance import PARTS, STATEFUL, Part, kept
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +36,8 @@ GraftFault = Literal[
 ]
 """Mistakes that a graft can be told to make, for experiments on what each of them costs."""
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "return_stats_state": ("return_stats", "_return_stats"),
-    "kl_penalty_state": ("kl_penalty", "_kl_penalty"),
-    "vgs_state": ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler"),
-    "schedule_state": ("schedule", "_schedule"),
-    "age": ("age", "_age"),
-}
-"""Parts of a model beside its policy: entry of a checkpoint, and attributes that may hold the part."""
-
-FORGETS: dict[str, GraftFault] = {
-    "return_stats_state": "forget_return_scale",
-    "kl_penalty_state": "forget_kl_penalty",
-    "vgs_state": "forget_vgs",
-}
 OPTIMIZER = ("optimizer_state", "policy.optimizer")
-KNOWN = {"policy", "policy_state", *PARTS, *OPTIMIZER, normalization.STATE}
+KNOWN = {"policy_state", *OPTIMIZER, *(part.entry for part in PARTS)}
 """Entries of a checkpoint that a graft reads."""
 
 RECURRENT = "_last_lstm_states"
@@ -77,9 +64,9 @@ def collect(model: Any, env: Any = None) -> dict[str, Any]:
         env: where its VecNormalize is searched; by default `model.env`.
     """
     data: dict[str, Any] = {"policy": _network(model).state_dict()}
-    for name in PARTS:
-        part = _part(model, name)
-        data[name] = {} if part is None else part.state_dict()
+    for part in STATEFUL:
+        own = _held(model, part)
+        data[part.entry] = {} if own is None else own.state_dict()
     optimizer = optimizers.optimizer_of(model)
     if optimizer is not None:
         data["optimizer_state"] = optimizer.state_dict()
@@ -120,12 +107,13 @@ def plan(
         for name, value in member.hyperparams.items()
         if not (name == "learning_rate" and "overwrite_learning_rate" in rules.faults)
     }
+    own = kept(rules.faults)
     candidates = [
         _weights(model, parameters),
-        *(_state(model, parameters, name) for name in PARTS if FORGETS.get(name) not in rules.faults),
-        None if "keep_optimizer" in rules.faults else _optimizer(model, parameters, rules.strategy),
+        *(_state(model, parameters, part) for part in STATEFUL if part.name not in own),
+        None if "optimizer" in own else _optimizer(model, parameters, rules.strategy),
         *make_live(model, live, member.member_id, adversary),
-        None if "forget_normalizer" in rules.faults else _normalizer(model, parameters, member, source),
+        None if "normalizer" in own else _normalizer(model, parameters, member, source),
         None if "keep_recurrent_state" in rules.faults else _recurrent(model),
     ]
     return [step for step in candidates if step is not None]
@@ -173,25 +161,26 @@ def _check_weights(own: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             )
 
 
-def _part(model: Any, name: str) -> Any:
-    for attribute in PARTS[name]:
-        part = getattr(model, attribute, None)
-        if callable(getattr(part, "load_state_dict", None)):
-            return part
+def _held(model: Any, part: Part) -> Any:
+    """The object that holds a part of a model; None where it has none."""
+    for attribute in part.attributes:
+        own = getattr(model, attribute, None)
+        if callable(getattr(own, "load_state_dict", None)):
+            return own
     return None
 
 
-def _state(model: Any, parameters: Mapping[Any, Any], name: str) -> Step | None:
-    state, part = parameters.get(name), _part(model, name)
+def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Step | None:
+    state, own = parameters.get(part.entry), _held(model, part)
     if state is None:
-        if name == "vgs_state":
+        if part.name == "vgs":
             logger.warning("vgs_state is absent: the recipient keeps its own gradient statistics")
         return None
-    if part is None:
+    if own is None:
         if state:
-            logger.warning("%s is not used, the model has no %s with load_state_dict", name, PARTS[name][0])
+            logger.warning("%s is not used, the model has no %s with load_state_dict", part.entry, part.attributes[0])
         return None
-    return Step(lambda: _remember(part), lambda: part.load_state_dict(copy.deepcopy(state)))
+    return Step(lambda: _remember(own), lambda: own.load_state_dict(copy.deepcopy(state)))
 
 
 def _optimizer(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> Step | None:

@@ -134,7 +134,7 @@ class _Part:
         self.averages = {name: value.view(1, -1) for name, value in state.items() if name != "step"}
         lr, sigma, decay = (self._scalar(group[name]) for name in ("lr", "sigma", "weight_decay"))
         step = self._scalar(state["step"])
-        self.columns = begin(step, step, lr, sigma, decay, self._scalar(1), rule)
+        self.columns = begin(step, lr, sigma, decay, self._scalar(1), rule)
 
     def _scalar(self, value: int | float | Tensor) -> Tensor:
         return torch.tensor([float(value)], dtype=self.flat.dtype, device=self.flat.device)

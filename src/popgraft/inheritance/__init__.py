@@ -2,3 +2,27 @@
 
 Arithmetic on named state; it knows neither networks nor models.
 """
+
+from popgraft.inheritance.member import Units, inherit, inherited_values, overwrite_, strategies
+from popgraft.inheritance.optimizer import Fate, fate_of, inherit_, velocity_ratio
+from popgraft.inheritance.parts import PARTS, STATEFUL, Part, kept
+from popgraft.inheritance.success import HORIZONS, Success, no_worse
+
+__all__ = [
+    "HORIZONS",
+    "PARTS",
+    "STATEFUL",
+    "Fate",
+    "Part",
+    "Success",
+    "Units",
+    "fate_of",
+    "inherit",
+    "inherit_",
+    "inherited_values",
+    "kept",
+    "no_worse",
+    "overwrite_",
+    "strategies",
+    "velocity_ratio",
+]

@@ -14,7 +14,7 @@ def initial_adam_state(params: Float[Tensor, "pop n"]) -> OptimizerState:
     """Zero moments, no steps taken."""
     zero = params.new_zeros(params.shape[0])
     averages = {name: torch.zeros_like(params) for name in ("exp_avg", "exp_avg_sq")}
-    return OptimizerState(averages=averages, step=zero, square_step=zero.clone(), skipped=zero.clone())
+    return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
 
 
 def bias_correction(beta: float, step: Float[Tensor, "pop"]) -> Float[Tensor, "pop"]:
@@ -56,9 +56,8 @@ def adam_(
     exp_avg, exp_avg_sq = state.averages["exp_avg"], state.averages["exp_avg_sq"]
     moving = active.to(params.dtype)
     state.step.add_(moving)
-    state.square_step.add_(moving)
-    step, square_step = state.step.clamp(min=1), state.square_step.clamp(min=1)
-    correction1, correction2 = bias_correction(beta1, step), bias_correction(beta2, square_step).sqrt()
+    step = state.step.clamp(min=1)
+    correction1, correction2 = bias_correction(beta1, step), bias_correction(beta2, step).sqrt()
     if native.serves(params) and all(x.is_contiguous() for x in (params, exp_avg, exp_avg_sq)):
         none = torch.zeros_like(moving)
         decay = none if weight_decay is None or decoupled else weight_decay

@@ -62,7 +62,7 @@ def initial_upgd_state(params: Float[Tensor, "pop n"], sizes: Sequence[int], rul
     averages = {name: torch.zeros_like(params) for name in names}
     if rule.averages_norm:
         averages["grad_norm"] = params.new_zeros(params.shape[0], len(sizes))
-    return OptimizerState(averages=averages, step=zero, square_step=zero.clone(), skipped=zero.clone())
+    return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
 
 
 def upgd_(
@@ -104,8 +104,7 @@ def upgd_(
     """
     moving, bits = active.to(params.dtype), BITS[params.element_size()]
     keep = active.to(bits).neg_().unsqueeze(1)
-    steps = state.step.add_(moving), state.square_step.add_(moving)
-    columns = begin(*steps, learning_rate, sigma, weight_decay, moving, rule)
+    columns = begin(state.step.add_(moving), learning_rate, sigma, weight_decay, moving, rule)
     found = []
     for theta, g, xi, mask, averages, own in _blocks(params, grad, noise, keep, state.averages, columns):
         # zeros for resting members, by bits: NaN · 0 is NaN, and torch.where is five times slower
@@ -165,7 +164,6 @@ def _constants(rule: UPGDRule, dtype: torch.dtype, device: torch.device) -> tupl
 
 def begin(
     step: Float[Tensor, "pop"],
-    square_step: Float[Tensor, "pop"],
     learning_rate: Float[Tensor, "pop"],
     sigma: Float[Tensor, "pop"],
     weight_decay: Float[Tensor, "pop"],
@@ -177,8 +175,7 @@ def begin(
     row = moving.unsqueeze(1)
     rate = learning_rate.unsqueeze(1) * row
     keep_utility, keep_square, take_grad, take_norm = torch.addcmul(resting, difference, row).unbind()
-    counts = torch.stack((step, square_step, square_step)).maximum(one).unsqueeze(2)
-    corrections = (counts * logs).expm1_().neg_()  # 1 − βᵗ to full precision
+    corrections = (step.unsqueeze(1).maximum(one) * logs).expm1_().neg_()  # 1 − βᵗ to full precision
     correction1, correction2, norm_correction = corrections.unbind()
     root = correction2.sqrt_()
     gain = root / correction1 if rule.adaptive else torch.ones_like(root)

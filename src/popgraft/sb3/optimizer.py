@@ -53,15 +53,13 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def pull(self) -> None:
         """Takes over into the member what `state` and the group hold."""
-        own, step, square_step = self._member.optimizer, 0.0, 0.0
+        own, step = self._member.optimizer, 0.0
         for parameter, views in zip(self._parameters, self._views, strict=True):
             held = self.state.get(parameter, {})
             for name, view in views.items():
                 view.copy_(held[name]) if name in held else view.zero_()
             step = max(step, float(held.get("step", 0.0)))
-            square_step = max(square_step, float(held.get("square_step", step)))
         own.step.fill_(step)
-        own.square_step.fill_(square_step)
         group = self.param_groups[0]
         for key, name in TUNED.items():
             if key in group:
@@ -72,11 +70,8 @@ class EngineOptimizer(torch.optim.Optimizer):
         self.state.clear()
         own = self._member.optimizer
         if own.step > 0:
-            steps = {"step": own.step[0]}
-            if own.square_step != own.step:  # a graft kept the momentum alone
-                steps["square_step"] = own.square_step[0]
             for parameter, views in zip(self._parameters, self._views, strict=True):
-                self.state[parameter] = {**steps, **views}
+                self.state[parameter] = {"step": own.step[0], **views}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

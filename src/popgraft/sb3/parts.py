@@ -10,17 +10,12 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.errors import ConfigError
 from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
+from popgraft.inheritance import STATEFUL
 from popgraft.ops import kl_control, return_scale
 from popgraft.state import Member
 
 OPTIMIZER_STATE = "optimizer_state"
-PARTS = {
-    "kl_penalty_state": "_kl_penalty",
-    "vgs_state": "_variance_gradient_scaler",
-    "return_stats_state": "_return_stats",
-    "schedule_state": "_schedule",
-    "age": "_age",
-}
+PARTS = {part.entry: part.attributes[-1] for part in STATEFUL}
 """Entries of a model's parameters beside `policy`, and the attribute that holds the part."""
 
 REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from popgraft.config import Config
 from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost, StoreError
-from popgraft.execute import Executor, Part, inherited_values, strategies
+from popgraft.execute import Executor, Part
+from popgraft.inheritance import inherited_values, strategies
 from popgraft.pbt import Prescribed, Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores

@@ -1,0 +1,123 @@
+"""What becomes of an optimizer's state when its agent turns into another one's copy.
+
+    reset      nothing remembered, as at birth
+    copy       the donor's
+    partial    the donor's momentum alone, or its second moment and utility alone
+    adaptive   the donor's where every explored value is near the donor's, else nothing
+
+Jaderberg et al. 2017 (arXiv:1711.09846) prescribe none of them. The arithmetic is on named averages and one count of
+steps, which is what PyTorch's optimizers and the engine's rules have in common.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from popgraft.config.population import EvolutionConfig
+from popgraft.errors import ConfigError
+from popgraft.hyperparams import Value
+
+Fate = Literal["reset", "copy", "momentum", "scale"]
+"""What happens to one agent's state; the last two are `partial`, by what is kept."""
+
+MOMENTA = ("exp_avg", "momentum_buffer")
+"""Averages of gradients, by the names of the engine and of PyTorch."""
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
+"""Averages of squared gradients."""
+OTHERS = ("utility", "grad_norm")
+"""Averages that say how elements compare, and how large gradients are."""
+
+
+def fate_of(config: EvolutionConfig, donor: Mapping[str, Value], heir: Mapping[str, Value]) -> Fate:
+    """What happens to the optimizer state of one recipient.
+
+    Args:
+        config: the strategy, and the spaces in which distance is measured.
+        donor: hyperparameters that the donor trained with.
+        heir: those that the recipient is to train with.
+    """
+    match config.optimizer_exploit_strategy:
+        case "partial":
+            return config.optimizer_partial
+        case "adaptive":
+            farthest = max(
+                (space.distance(donor[space.name], heir[space.name]) for space in config.hyperparams), default=0
+            )
+            return "copy" if farthest <= config.optimizer_adaptive_distance else "reset"
+        case strategy:
+            return strategy
+
+
+def velocity_ratio(config: EvolutionConfig, donor: Mapping[str, Value], heir: Mapping[str, Value]) -> float:
+    """Factor of an inherited momentum, after which it carries the parameters as far at the recipient's learning rate.
+
+    α/α′ with `optimizer_rescale`, where both are known and positive; else 1.
+    """
+    old, new = donor.get("learning_rate"), heir.get("learning_rate")
+    known = config.optimizer_rescale and isinstance(old, (int, float)) and isinstance(new, (int, float))
+    return old / new if known and old > 0 and new > 0 else 1.0  # type: ignore[operator]
+
+
+def inherit_(
+    averages: Mapping[str, Tensor],
+    step: Tensor | None,
+    fate: Fate,
+    betas: tuple[float, float] | None,
+    ratio: float = 1.0,
+) -> None:
+    """Turns a donor's state into its heir's, in place.
+
+    `momentum`: as after one step whose gradient g was the donor's mean gradient m/(1 − β₁ᵗ): one step counted,
+    m = (1 − β₁)g, v = (1 − β₂)g², all else 0. A second moment of 0 at the donor's count would make the next step up to
+    √(1/(1 − β₂)) times too long. A momentum that is not counted (SGD's) stays as it is, and where there is none nothing
+    is left. `scale`: the momentum alone becomes 0 while the count goes on, so that the next steps are short.
+
+    Args:
+        averages: one agent's or one parameter's, by name.
+        step: how many steps entered them, of any shape with one element; None where steps are not counted.
+        fate: what happens to them.
+        betas: decay rates β₁ of the momentum and β₂ of its square; None where there are none.
+        ratio: factor of the momentum that is left (`velocity_ratio`).
+
+    Raises:
+        ConfigError: `fate` is a part of the state, and there are averages of which it is not known what they are.
+    """
+    momenta = [averages[name] for name in MOMENTA if name in averages]
+    if fate in ("momentum", "scale"):
+        unknown = sorted(set(averages) - {*MOMENTA, *SQUARES, *OTHERS})
+        if unknown:
+            raise ConfigError(
+                f"optimizer_exploit_strategy 'partial' is not defined for an optimizer that remembers "
+                f"{', '.join(unknown)}; choose copy or reset"
+            )
+    if fate == "reset" or (fate == "momentum" and not momenta):
+        _forget(averages, step)
+    elif fate == "scale":
+        for momentum in momenta:
+            momentum.zero_()
+    elif fate == "momentum" and step is not None and betas is not None:
+        _begin_with_the_mean_gradient(averages, step, betas)
+    for momentum in momenta:
+        momentum.mul_(ratio)
+
+
+def _forget(averages: Mapping[str, Tensor], step: Tensor | None) -> None:
+    for average in averages.values():
+        average.zero_()
+    if step is not None:
+        step.zero_()
+
+
+def _begin_with_the_mean_gradient(averages: Mapping[str, Tensor], step: Tensor, betas: tuple[float, float]) -> None:
+    beta1, beta2 = betas
+    momentum = next(averages[name] for name in MOMENTA if name in averages)
+    if step > 0:
+        momentum.div_(1 - beta1 ** float(step))
+    for name, average in averages.items():
+        if name in SQUARES:
+            average.copy_(momentum.square().mul_(1 - beta2))
+        elif name not in MOMENTA:
+            average.zero_()
+    momentum.mul_(1 - beta1)
+    step.clamp_(max=1)

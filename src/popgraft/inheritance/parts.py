@@ -1,0 +1,50 @@
+"""Of what parts an agent is, and so what a graft moves: one list, for the engine and for models of other libraries."""
+
+import dataclasses
+from collections.abc import Iterable
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of an agent that is inherited.
+
+    Attributes:
+        name: its field of the engine's `Member`.
+        entry: its entry in the checkpoint of a model that is trained elsewhere.
+        attributes: where such a model may hold it, as an object with `state_dict` and `load_state_dict`.
+    """
+
+    name: str
+    entry: str
+    attributes: tuple[str, ...] = ()
+
+
+PARTS = (
+    Part("params", "policy"),
+    Part("returns", "return_stats_state", ("return_stats", "_return_stats")),
+    Part("kl", "kl_penalty_state", ("kl_penalty", "_kl_penalty")),
+    Part("vgs", "vgs_state", ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler")),
+    Part("entropy", "schedule_state", ("schedule", "_schedule")),
+    Part("age", "age", ("age", "_age")),
+    Part("optimizer", "optimizer_state"),
+    Part("hyperparams", "hyperparams"),
+    Part("normalizer", "vecnormalize_state"),
+)
+"""All parts, in the order in which a graft between models of other libraries applies them."""
+
+STATEFUL = tuple(part for part in PARTS if part.attributes)
+"""Parts that such a model holds as objects of their own."""
+
+KEEPS = {
+    "forget_return_scale": "returns",
+    "forget_kl_penalty": "kl",
+    "forget_vgs": "vgs",
+    "forget_normalizer": "normalizer",
+    "keep_optimizer": "optimizer",
+}
+"""Faults that can be committed on purpose, and the part that the recipient then keeps of its own."""
+
+
+def kept(faults: Iterable[str]) -> set[str]:
+    """Names of the parts that are not inherited because of faults."""
+    return {KEEPS[fault] for fault in faults if fault in KEEPS}
