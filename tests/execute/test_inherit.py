@@ -10,6 +10,7 @@ from popgraft.config import PopulationConfig
 from popgraft.errors import ConfigError
 from popgraft.execute import InlineExecutor, Shard
 from popgraft.inheritance import inherit, strategies
+from popgraft.rollout.definitions import check_names
 from popgraft.state import Decision, Record, Scores
 
 PARENTS = torch.tensor([2, 1, 2])
@@ -156,6 +157,28 @@ def test_further_faults(trained):
     after = executor.export(torch.arange(3))
     assert not any(leaf[0].any() for _, leaf in tree.items(after.vgs))
     assert after.hyperparams["learning_rate"].tolist() == [before.hyperparams["learning_rate"][2], 0.5, 0.5]
+
+
+def test_a_rule_of_ones_own(trained, tmp_path, monkeypatch):
+    """Half of the donor's network: what a study wants to know that nobody has thought of here."""
+    (tmp_path / "a_study.py").write_text(
+        "import dataclasses\n"
+        "def halfway(own, donor, heir):\n"
+        "    return dataclasses.replace(heir, params=(own.params + donor.params) / 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    executor, before = trained("pbt.graft_faults=[a_study:halfway, forget_vgs]")
+    executor.graft(decided(before), 1)
+    after = executor.export(torch.arange(3))
+    assert torch.equal(after.params[0], (before.params[0] + before.params[2]) / 2)
+    assert torch.equal(after.params[1:], before.params[1:])
+    for (_, leaf), (_, old) in zip(tree.items(after.vgs), tree.items(before.vgs), strict=True):
+        assert torch.equal(leaf, old)
+    config = executor.shards[0].config
+    check_names(config)
+    lost = config.pbt.model_copy(update={"graft_faults": ["a_study:halfways"]})
+    with pytest.raises(ConfigError, match=r"pbt.graft_faults='a_study:halfways'.*halfway"):
+        check_names(config.model_copy(update={"pbt": lost}))
 
 
 def test_faults_are_said_aloud(configured):

@@ -7,7 +7,8 @@ import pytest
 
 from popgraft.config.population import GraftFault
 from popgraft.foreign.transplant import GraftFault as ForeignFault
-from popgraft.inheritance.parts import KEEPS, PARTS, kept
+from popgraft.inheritance.faults import KEEPS, RULES, kept
+from popgraft.inheritance.parts import PARTS
 from popgraft.sb3.parts import PARTS as SB3_PARTS
 from popgraft.state import Member
 
@@ -25,3 +26,7 @@ def test_faults_name_what_there_is(faults):
     assert set(KEEPS.values()) <= {part.name for part in PARTS}
     assert set(KEEPS) <= set(get_args(faults))
     assert kept(get_args(faults)) == set(KEEPS.values())
+
+
+def test_every_fault_of_the_configuration_has_a_rule():
+    assert set(RULES) == set(get_args(GraftFault))

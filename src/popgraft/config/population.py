@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from popgraft.config.fields import Integer, Number, Positive, Section
+from popgraft.config.fields import Integer, Number, Positive, Reference, Section
 from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
 
@@ -107,8 +107,8 @@ class PopulationConfig(EvolutionConfig):
     lstm_reset_mode: Literal["zero", "burn_in", "keep"] = "zero"
     """Recurrent state of a recipient whose episodes go on: zero, recomputed from the latest rollout by the new weights,
     or (a fault, for ablations) its predecessor's."""
-    graft_faults: list[GraftFault] = []
-    """Faults to commit in every graft, for ablations only."""
+    graft_faults: list[GraftFault | Reference] = []
+    """Faults to commit in every graft, for ablations only: named ones, or `module:function` of your own."""
     schedule: list[ScheduledConfig] = []
     """Hyperparameters over time that everybody follows, in place of exploit and explore: entries with `steps`,
     `hyperparams` and `graft`, as `popgraft replay RUN --export` writes them."""

@@ -3,9 +3,10 @@
 Arithmetic on named state; it knows neither networks nor models.
 """
 
+from popgraft.inheritance.faults import GraftRule, kept
 from popgraft.inheritance.member import Units, inherit, inherited_values, overwrite_, strategies
 from popgraft.inheritance.optimizer import Fate, fate_of, inherit_, velocity_ratio
-from popgraft.inheritance.parts import PARTS, STATEFUL, Part, kept
+from popgraft.inheritance.parts import PARTS, STATEFUL, Part
 from popgraft.inheritance.success import HORIZONS, Success, no_worse
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "PARTS",
     "STATEFUL",
     "Fate",
+    "GraftRule",
     "Part",
     "Success",
     "Units",

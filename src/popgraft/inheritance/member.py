@@ -9,8 +9,8 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config, PopulationConfig
+from popgraft.inheritance.faults import rule_of
 from popgraft.inheritance.optimizer import Fate, fate_of, inherit_, velocity_ratio
-from popgraft.inheritance.parts import kept
 from popgraft.state import Decision, Member, Normalizer, OptimizerState, Record, ReturnScale
 
 Values = dict[str, Float[Tensor, "rows"]]
@@ -52,13 +52,8 @@ def inherit(own: Member, donor: Member, config: Config) -> Member:
         config: what is inherited; the donor's everything unless it says otherwise.
     """
     heir = dataclasses.replace(donor, optimizer=_optimizer(own, donor, config), hyperparams=own.hyperparams)
-    faults = config.pbt.graft_faults
-    for part in kept(faults):
-        setattr(heir, part, getattr(own, part))
-    if "clear_vgs" in faults:
-        heir.vgs = tree.map(torch.zeros_like, donor.vgs)
-    if "overwrite_learning_rate" in faults:
-        heir.hyperparams = {**own.hyperparams, "learning_rate": donor.hyperparams["learning_rate"]}
+    for fault in config.pbt.graft_faults:
+        heir = rule_of(fault)(own, donor, heir)
     return heir
 
 

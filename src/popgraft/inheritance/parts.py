@@ -1,7 +1,6 @@
 """Of what parts an agent is, and so what a graft moves: one list, for the engine and for models of other libraries."""
 
 import dataclasses
-from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +33,3 @@ PARTS = (
 
 STATEFUL = tuple(part for part in PARTS if part.attributes)
 """Parts that such a model holds as objects of their own."""
-
-KEEPS = {
-    "forget_return_scale": "returns",
-    "forget_kl_penalty": "kl",
-    "forget_vgs": "vgs",
-    "forget_normalizer": "normalizer",
-    "keep_optimizer": "optimizer",
-}
-"""Faults that can be committed on purpose, and the part that the recipient then keeps of its own."""
-
-
-def kept(faults: Iterable[str]) -> set[str]:
-    """Names of the parts that are not inherited because of faults."""
-    return {KEEPS[fault] for fault in faults if fault in KEEPS}

@@ -47,6 +47,9 @@ def named(config: Config, factory: Factory | None = None) -> Iterator[tuple[str,
                 yield f"{place}.wrappers", wrapper.name
     if ":" in config.model.network.encoder:
         yield "model.network.encoder", config.model.network.encoder
+    for fault in config.pbt.graft_faults:
+        if ":" in fault:
+            yield "pbt.graft_faults", fault
 
 
 def check_names(config: Config, factory: Factory | None = None) -> None:
