@@ -39,6 +39,8 @@ WIDEST = 16
 """Bytes of a number at most."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RETIRED = {"square_step": "step"}
+"""Leaves of earlier versions that are no longer there, and the leaf beside each whose copy it is nearly always."""
 
 
 def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
@@ -103,14 +105,15 @@ def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
     manifest, blob = _read(folder, name)
     found = {leaf["name"]: leaf for leaf in manifest["leaves"]}
     expected = {path: _describe(path, leaf) for path, leaf in tree.items(like)}
+    retired = {path: kept for path in found.keys() - expected.keys() if (kept := _kept_in_place_of(path)) in found}
     for path in {**expected, **found}:
-        if found.get(path) not in (expected.get(path), _in_single(expected.get(path))):
-            here, there = _in_words(found.get(path)), _in_words(expected.get(path))
-            raise StoreError(
-                f"snapshot {name!r} in {folder.path} does not fit this configuration: {path} is {here} in the snapshot "
-                f"but {there} here; use the configuration that the run was started with"
-            )
+        fits = path in retired or found.get(path) in (expected.get(path), _in_single(expected.get(path)))
+        if not fits:
+            raise _other_shape(folder, name, path, found.get(path), expected.get(path))
     flat = _build(folder, name, manifest, blob)
+    for path, kept in retired.items():
+        if not torch.equal(flat[path], flat[kept]):
+            raise _other_shape(folder, name, path, found[path], None)
     state = tree.restore(like, {path: flat[path].to(leaf.device, leaf.dtype) for path, leaf in tree.items(like)})
     return state, manifest["metadata"]
 
@@ -290,6 +293,21 @@ def _tensors_name(manifest: dict[str, Any]) -> str:
 
 def _describe(path: str, leaf: Tensor) -> dict[str, Any]:
     return {"name": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+
+
+def _other_shape(
+    folder: RunFolder, name: str, path: str, found: dict[str, Any] | None, expected: dict[str, Any] | None
+) -> StoreError:
+    return StoreError(
+        f"snapshot {name!r} in {folder.path} does not fit this configuration: {path} is {_in_words(found)} in the "
+        f"snapshot but {_in_words(expected)} here; use the configuration that the run was started with"
+    )
+
+
+def _kept_in_place_of(path: str) -> str:
+    """The leaf beside one of `RETIRED`; nothing for any other."""
+    parent, _, leaf = path.rpartition(".")
+    return f"{parent}.{RETIRED[leaf]}" if leaf in RETIRED else ""
 
 
 def _in_single(leaf: dict[str, Any] | None) -> dict[str, Any] | None:
