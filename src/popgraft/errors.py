@@ -2,7 +2,7 @@
 
 PopgraftError
 ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
-│   └── ArgumentError (also AssertionError)  an argument of DistributionalPPO that cannot work
+│   └── ArgumentError (also AssertionError and TypeError)  an argument of DistributionalPPO that cannot work
 ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
 │   └── UnusableNumber (also ValueError)  it gave NaN, an infinite number, or one that is far too large
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
@@ -25,8 +25,8 @@ class ConfigError(PopgraftError, ValueError):
     """A setting that cannot work: names the value, the reason and a fix."""
 
 
-class ArgumentError(ConfigError, AssertionError):
-    """An argument of `DistributionalPPO` that cannot work: Stable-Baselines3 asserts some of what it is given."""
+class ArgumentError(ConfigError, AssertionError, TypeError):
+    """An argument of `DistributionalPPO` that cannot work: Stable-Baselines3 raises one or the other of these."""
 
 
 class EnvironmentFault(PopgraftError):

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Unpack, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -23,6 +23,7 @@ from popgraft.sb3.birth import settle
 from popgraft.sb3.buffer import RolloutBuffer
 from popgraft.sb3.environments import VecEnvGrid, scales_rewards
 from popgraft.sb3.files import Files
+from popgraft.sb3.given import argument, environment, kind_of
 from popgraft.sb3.parts import AgePart, KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.sb3.standing import Standing, kept
@@ -110,7 +111,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         sde_sample_freq: int = -1,
         target_kl: float | None = None,
         stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
+        tensorboard_log: str | Path | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
@@ -118,28 +119,36 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **settings: Unpack[Settings],
     ) -> None:
-        env = None if env is None else maybe_make_env(env, verbose)
-        super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,
-            default_rate(settings, policy_kwargs) if learning_rate is None else learning_rate,
-            n_steps,
-            gamma,
-            gae_lambda,
-            ent_coef,
-            vf_coef,
-            max_grad_norm,
-            use_sde,
-            sde_sample_freq,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=ACTION_SPACES,
-        )
+        env = environment(env, argument("verbose", verbose))
+        rate = argument("learning_rate", learning_rate)
+        if env is None and _init_setup_model:
+            raise kind_of(AttributeError)("env=None: give a new model an environment, whose spaces its network fits")
+        try:
+            super().__init__(
+                policy,  # type: ignore[arg-type]
+                env,
+                default_rate(settings, policy_kwargs) if rate is None else rate,
+                n_steps,
+                gamma,
+                gae_lambda,
+                ent_coef,
+                vf_coef,
+                max_grad_norm,
+                use_sde,
+                sde_sample_freq,
+                stats_window_size=argument("stats_window_size", stats_window_size),
+                tensorboard_log=argument("tensorboard_log", tensorboard_log),
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=argument("seed", seed),
+                device=argument("device", device),
+                _init_setup_model=False,
+                supported_action_spaces=ACTION_SPACES,
+            )
+        except ArgumentError:
+            raise
+        except (ValueError, AssertionError) as error:
+            raise ArgumentError(str(error)) from error
         if not isinstance(self.policy_kwargs, Mapping):
             raise ArgumentError(f"policy_kwargs={policy_kwargs!r} must be a dict of arguments of the policy")
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MlpLstmPolicy)):
@@ -148,7 +157,8 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
                 f"{', '.join(self.policy_aliases)}, or pass a subclass of popgraft.sb3.MlpLstmPolicy"
             )
         self.batch_size, self.n_epochs = batch_size, n_epochs
-        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
+        self.clip_range = argument("clip_range", clip_range)
+        self.clip_range_vf = argument("clip_range_vf", clip_range_vf)
         self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
         self.settings: dict[str, Any] = dict(settings)
         self.raw_space = None if env is None else env.observation_space
@@ -202,7 +212,12 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         return float(value(progress)) if callable(value) else value
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seeds environments and action space, and no global generator."""
+        """Seeds environments and action space, and no global generator.
+
+        Raises:
+            ArgumentError: a seed that is no whole number from 0.
+        """
+        seed = argument("seed", seed)
         if seed is not None:
             self.action_space.seed(seed)
             if self.env is not None:

@@ -24,12 +24,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from stable_baselines3.common.save_util import open_path, save_to_zip_file
-from stable_baselines3.common.utils import check_for_correct_spaces, get_device
+from stable_baselines3.common.utils import check_for_correct_spaces
 
 from popgraft import untrusted
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, PopgraftError, StoreError
 from popgraft.sb3.arguments import Settings, batches, fitting
+from popgraft.sb3.given import argument
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
 from popgraft.untrusted import Budget, load_plain, unzip
@@ -129,9 +130,9 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         raise StoreError(f"{path} is damaged or not a model ({type(error).__name__}: {error})") from None
     if print_system_info:
         print(files.get("system_info.txt", b"").decode(errors="replace"))
-    device = get_device(device)
+    place = argument("device", device)
     parts = {
-        name.removesuffix(".pth"): _on(device, load_plain(path, content, budget=budget))
+        name.removesuffix(".pth"): _on(place, load_plain(path, content, budget=budget))
         for name, content in files.items()
         if name.endswith(".pth")
     }

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
 from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
@@ -34,14 +34,18 @@ OPTIMIZERS: dict[type[torch.optim.Optimizer], str] = {
 }
 """Names of update rules in the engine."""
 
-ENCODERS: dict[type[BaseFeaturesExtractor], str] = {
+ENCODERS: dict[type[nn.Module], str] = {
     FlattenExtractor: "mlp",
     NatureCNN: "cnn",
     CombinedExtractor: "auto",
 }
 """Names of the engine's encoders that compute the same."""
 
-FEATURES = {FlattenExtractor: ("", 1), NatureCNN: ("features_dim", 512), CombinedExtractor: ("cnn_output_dim", 256)}
+FEATURES: dict[type[nn.Module], tuple[str, int]] = {
+    FlattenExtractor: ("", 1),
+    NatureCNN: ("features_dim", 512),
+    CombinedExtractor: ("cnn_output_dim", 256),
+}
 """Keyword of those extractors that sets the features of an image, and its default."""
 
 
@@ -199,7 +203,7 @@ def batches(n_steps: int, n_envs: int, batch_size: int | None, sequence_length: 
         ConfigError: a batch size or sequence length that does not divide.
     """
     for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("sequence_length", sequence_length)):
-        if not (_is_width(value) or (value is None and name != "n_steps")):
+        if not (is_width(value) or (value is None and name != "n_steps")):
             raise ConfigError(f"{name}={value!r} must be a whole number above 0")
     samples = n_steps * n_envs
     size = samples if batch_size is None else min(batch_size, samples)
@@ -240,7 +244,7 @@ def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, An
     Raises:
         ConfigError: a class that the engine does not know.
     """
-    if cls not in OPTIMIZERS:
+    if cls not in list(OPTIMIZERS):  # it may be anything, hashable or not
         known = ", ".join(known.__name__ for known in OPTIMIZERS)
         raise ConfigError(f"optimizer_class={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
     constants: dict[str, Any] = {} if cls is UPGD else {"eps": 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5}
@@ -287,7 +291,7 @@ def activation(cls: type[nn.Module]) -> str:
     Raises:
         ConfigError: the engine does not have it.
     """
-    if cls not in ACTIVATIONS:
+    if cls not in list(ACTIVATIONS):
         known = ", ".join(f"nn.{known.__name__}" for known in ACTIVATIONS)
         raise ConfigError(f"activation_fn={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
     return ACTIVATIONS[cls]
@@ -310,12 +314,13 @@ def layers(net_arch: Any, image: bool) -> tuple[list[int], list[int]]:
         net_arch = net_arch[0]  # which RL Zoo's settings still have
     both = [net_arch.get("pi", []), net_arch.get("vf", [])] if isinstance(net_arch, dict) else [net_arch, net_arch]
     known = not isinstance(net_arch, dict) or set(net_arch) <= {"pi", "vf"}
-    if not known or not all(isinstance(part, (list, tuple)) and all(map(_is_width, part)) for part in both):
+    if not known or not all(isinstance(part, (list, tuple)) and all(map(is_width, part)) for part in both):
         raise ConfigError(f"net_arch={net_arch!r} must be a list of widths above 0, or dict(pi=[...], vf=[...])")
     return list(both[0]), list(both[1])
 
 
-def _is_width(value: Any) -> bool:
+def is_width(value: Any) -> bool:
+    """Whether it is a whole number above 0."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value > 0)
 
 

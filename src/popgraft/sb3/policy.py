@@ -25,7 +25,7 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.answers import delivered
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
-from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, layers
+from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, is_width, layers
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, unpack
 from popgraft.sb3.views import module_of, places
@@ -98,8 +98,15 @@ class MlpLstmPolicy(BasePolicy):
         for name in ("features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"):
             if not isinstance(given[name], (Mapping, type(None))):
                 raise ConfigError(f"{name}={given[name]!r} must be a dict of arguments")
-        if not isinstance(features_extractor_class, (type, type(None))):
-            raise ConfigError(f"features_extractor_class={features_extractor_class!r} must be a class of modules")
+        for name in ("ortho_init", "shared_lstm", "enable_critic_lstm"):
+            if not isinstance(given[name], (bool, np.bool_)):
+                raise ConfigError(f"{name}={given[name]!r} must be True or False")
+        for name in ("lstm_hidden_size", "n_lstm_layers"):
+            if not is_width(given[name]):
+                raise ConfigError(f"{name}={given[name]!r} must be a whole number above 0")
+        extractor: Any = self.extractor if features_extractor_class is None else features_extractor_class
+        if not isinstance(extractor, type) or not issubclass(extractor, nn.Module):
+            raise ConfigError(f"features_extractor_class={extractor!r} must be a class of modules")
         fixed = {
             "full_std": (full_std, True),
             "use_expln": (use_expln, False),
@@ -114,7 +121,6 @@ class MlpLstmPolicy(BasePolicy):
             raise ConfigError(
                 "shared_lstm=True and enable_critic_lstm=True exclude each other; set enable_critic_lstm=False"
             )
-        extractor: Any = features_extractor_class or self.extractor
         super().__init__(
             observation_space,
             action_space,

@@ -8,13 +8,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.utils import ConstantSchedule, get_device
+from stable_baselines3.common.utils import ConstantSchedule
 
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, StoreError
 from popgraft.sb3.archive import Source, content, reading
 from popgraft.sb3.arguments import run_config
 from popgraft.sb3.birth import settle
+from popgraft.sb3.given import argument
 from popgraft.sb3.parts import StatePart
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
@@ -73,7 +74,7 @@ def load(cls: type[P], path: Source, device: torch.device | str) -> P:
         policy = cls(**spaces, lr_schedule=ConstantSchedule(arguments["lr_schedule"]), **kwargs)
         settings = {"normalize_obs": "obs" in statistics, "normalize_reward": "returns" in statistics}
         config = run_config({"n_steps": 2}, policy, 1, None, settings, False)
-        settle(policy, config, int(np.random.SeedSequence().generate_state(1)[0]), get_device(device))
+        settle(policy, config, int(np.random.SeedSequence().generate_state(1)[0]), argument("device", device))
         policy.load_state_dict(held["policy"])
         StatePart(policy.member.returns, "returns").load_state_dict(held["returns"])
     policy.set_training_mode(False)
