@@ -1,5 +1,8 @@
 """A population of plain dictionaries of tensors, and what a trainer does with it."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -32,3 +35,13 @@ def make(tmp_path):
         return scheduler
 
     return build
+
+
+@pytest.fixture
+def global_generators_come_back():
+    """Stable-Baselines3 seeds every global generator."""
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.random.set_rng_state(before[2])

@@ -16,8 +16,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from popgraft.errors import ConfigError, StoreError
-from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator
-from popgraft.foreign.normalization import find, read_statistics, statistics, write_statistics
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, normalization
+from popgraft.foreign.normalization import layers, read_statistics, write_statistics
 from popgraft.hyperparams import HyperparamConfig
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
@@ -27,6 +27,15 @@ RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-2, is_log_
 CLIP = HyperparamConfig("clip_range", min_value=0.05, max_value=0.5)
 ENTROPY = HyperparamConfig("entropy_coef", min_value=1e-4, max_value=1e-1, is_log_scale=True)
 KINDS = {"ppo": (PPO, "MlpPolicy"), "recurrent": (RecurrentPPO, "MlpLstmPolicy")}
+
+
+def find(model):
+    (normalizer,) = layers(model)
+    return normalizer
+
+
+def statistics(normalizer):
+    return normalization.statistics([normalizer])
 
 
 class Drift(gymnasium.Env):
@@ -289,7 +298,7 @@ def test_a_bad_file_of_statistics_leaves_the_recipient_as_it_was(make, tmp_path,
     coordinator, trained = make("recurrent")
     (loser, recipient), (winner, donor) = trained
     victim, path = tmp_path / "executed", tmp_path / "stats.pkl"
-    write_statistics(path, find(donor))
+    write_statistics(path, [find(donor)])
     blob = {
         "truncated": path.read_bytes()[:-50],
         "foreign": pickle.dumps({"obs_rms": 1}),
@@ -443,7 +452,7 @@ def test_a_saved_model_can_be_a_donor(make, tmp_path, caplog):
     coordinator, ((loser, recipient), (winner, donor)) = make()
     donor.save(tmp_path / "donor.zip")
     winner.checkpoint_path, winner.vecnormalize_stats_path = tmp_path / "donor.zip", tmp_path / "stats.pt"
-    write_statistics(winner.vecnormalize_stats_path, find(donor))
+    write_statistics(winner.vecnormalize_stats_path, [find(donor)])
     coordinator.on_member_update_end(winner, 1.0, 1)
     new, *_ = coordinator.on_member_update_end(loser, 0.0, 1)
     coordinator.apply_exploited_parameters(recipient, new, loser)

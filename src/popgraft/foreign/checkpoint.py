@@ -1,7 +1,7 @@
 """Checkpoints of models that are trained elsewhere: one file each, that is read without executing any of it.
 
     v2_full_parameters    {format_version, schema: 2, data: {policy, kl_penalty_state, vgs_state, return_stats_state,
-                          vecnormalize_state?, optimizer_state?}, member_id, step, performance, hyperparams,
+                          vecnormalize_state?, optimizer_state?, …}, member_id, step, performance, hyperparams,
                           has_optimizer_state}
     v1_policy_only        {format_version, data, …}, or a bare state dict: weights alone
     *.zip                 a model that Stable-Baselines3 saved: each of its `NAME.pth` is data[NAME]
@@ -111,7 +111,9 @@ def not_finite(data: Mapping[Any, Any]) -> str | None:
         data: parts of a model by name, with the weights under `policy` or `policy_state`, or a bare state dict.
     """
     weights = data.get("policy", data.get("policy_state", data))
-    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+    free = data.get("free_parameters")
+    held = [part for part in (weights, free) if isinstance(part, Mapping)]
+    for name, weight in (item for part in held for item in part.items()):
         if isinstance(weight, Tensor) and not weight.isfinite().all():
             return str(name)
     return None

@@ -222,12 +222,12 @@ class PBTTrainingCoordinator:
         about = {name: getattr(member, name) for name in ("member_id", "step", "performance", "hyperparams")}
         folder = Path(self.config.pbt.checkpoint_dir)
         path, statistics = (folder / f"member_{member.member_id}{end}.pt" for end in ("", "_vecnormalize"))
-        normalizer = normalization.find(model, env)
-        if normalizer is not None:
-            normalization.write_statistics(statistics, normalizer)
+        normalizers = normalization.layers(model, env)
+        if normalizers:
+            normalization.write_statistics(statistics, normalizers)
         checkpoint.write(path, checkpoint.encode(checkpoint.V2, parameters, **about))
         member.checkpoint_path = str(path)
-        member.vecnormalize_stats_path = None if normalizer is None else str(statistics)
+        member.vecnormalize_stats_path = str(statistics) if normalizers else None
 
     def get_stats(self) -> dict[str, float]:
         """The scheduler's statistics, and those of state-adversarial training averaged over members as `avg_…`."""

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from popgraft.foreign.optimizer import optimizer_of, set_rate
+import torch
+from torch import Tensor
+
+from popgraft.foreign.normalization import layers
+from popgraft.foreign.optimizer import set_rate
 from popgraft.foreign.step import Step, attributes
+from popgraft.foreign.trained import rate_groups
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +61,8 @@ def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, advers
     no place for is left out, with a warning.
 
     Args:
-        model: has the hyperparameters as attributes; `gamma` and `gae_lambda` are also read by its `rollout_buffer`.
+        model: has the hyperparameters as attributes; `gamma` and `gae_lambda` are also read by its buffer, and `gamma`
+            by every `VecNormalize` of its environments.
         hyperparams: by the names of `NAMES`; what is not a real number is not used.
         member_id: for the warning.
         adversary: state-adversarial training of the model, which has `ADVERSARIAL` as attributes; None: there is none.
@@ -76,18 +82,25 @@ def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, advers
 
 def _places(model: Any, name: str, value: Any) -> list[Step]:
     attribute = NAMES[name]
-    places = [(owner, attribute) for owner in (model, getattr(model, "rollout_buffer", None))]
+    if attribute == "ent_coef" and getattr(model, "log_ent_coef", None) is not None:  # learned by gradients
+        return []
+    owners = [model, *(getattr(model, buffer, None) for buffer in ("rollout_buffer", "replay_buffer"))]
+    if name == "gamma":
+        owners += layers(model)
+    places = [(owner, attribute) for owner in owners]
     if name == "learning_rate":
         places.append((model, "lr_schedule"))
-    steps = [
-        attributes([(owner, place, Constant(float(value)) if _is_schedule(owner, place) else value)])
+    assignments = [
+        (owner, place, Constant(float(value)) if _is_schedule(owner, place) else value)
         for owner, place in places
         if hasattr(owner, place)
     ]
-    optimizer = optimizer_of(model)
-    if name == "learning_rate" and optimizer is not None:
-        steps.append(set_rate(optimizer, float(value)))
-    return steps
+    constant = getattr(model, "ent_coef_tensor", None)
+    if attribute == "ent_coef" and isinstance(constant, Tensor):  # what Stable-Baselines3's SAC reads
+        assignments.append((model, "ent_coef_tensor", torch.full_like(constant, float(value))))
+    steps = [attributes([assignment]) for assignment in assignments]
+    groups = rate_groups(model) if name == "learning_rate" else []
+    return [*steps, set_rate(groups, float(value))] if groups else steps
 
 
 def is_number(value: Any) -> bool:

@@ -5,7 +5,7 @@ What becomes of averages and counts is said in `inheritance`; here is where PyTo
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -120,9 +120,8 @@ def reset(optimizer: Any) -> Step:
     return Step(lambda: _remember(optimizer), optimizer.state.clear)
 
 
-def set_rate(optimizer: Any, rate: float) -> Step:
-    """Sets the learning rate of every group."""
-    groups = optimizer.param_groups
+def set_rate(groups: Sequence[dict[str, Any]], rate: float) -> Step:
+    """Sets the learning rate of parameter groups."""
 
     def remember() -> Callable[[], None]:
         before = [group.get("lr") for group in groups]

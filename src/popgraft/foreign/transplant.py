@@ -15,12 +15,14 @@ from torch import Tensor
 
 from popgraft.config.population import OptimizerStrategy
 from popgraft.errors import ConfigError
-from popgraft.foreign import normalization
+from popgraft.foreign import function, normalization
 from popgraft.foreign import optimizer as optimizers
-from popgraft.foreign.checkpoint import not_finite, weights_of
+from popgraft.foreign.checkpoint import not_finite, optimizer_parts, weights_of
 from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.step import Step, attributes
+from popgraft.foreign.trained import FREE, OPTIMIZER, free_parameters
+from popgraft.foreign.trained import optimizers as optimizers_of
 from popgraft.inheritance import PARTS, STATEFUL, Part, kept
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,12 @@ GraftFault = Literal[
 ]
 """Mistakes that a graft can be told to make, for experiments on what each of them costs."""
 
-OPTIMIZER = ("optimizer_state", "policy.optimizer")
-KNOWN = {"policy_state", *OPTIMIZER, *(part.entry for part in PARTS)}
-"""Entries of a checkpoint that a graft reads."""
+STABLE_BASELINES3 = {"policy.optimizer": OPTIMIZER, "pytorch_variables": FREE}
+"""Its names for entries of a checkpoint."""
+UPDATES, COUNT = "n_updates", "_n_updates"
+"""Entry and attribute for Stable-Baselines3's count of updates, from which TD3 delays those of its actor."""
+KNOWN = {"policy_state", *(part.entry for part in PARTS), FREE, UPDATES, *STABLE_BASELINES3, function.ENTRY}
+"""Entries of a checkpoint that a graft reads, beside further optimizers."""
 
 RECURRENT = "_last_lstm_states"
 
@@ -62,18 +67,27 @@ def collect(model: Any, env: Any = None) -> dict[str, Any]:
     Args:
         model: the donor.
         env: where its VecNormalize is searched; by default `model.env`.
+
+    Raises:
+        ConfigError: what cannot be inherited.
     """
-    data: dict[str, Any] = {"policy": _network(model).state_dict()}
+    network = _network(model)
+    weights = network.state_dict()
+    data: dict[str, Any] = {"policy": weights}
     for part in STATEFUL:
         own = _held(model, part)
         data[part.entry] = {} if own is None else own.state_dict()
-    optimizer = optimizers.optimizer_of(model)
-    if optimizer is not None:
-        data["optimizer_state"] = optimizer.state_dict()
-    normalizer = normalization.find(model, env)
-    if normalizer is not None:
-        data[normalization.STATE] = normalization.statistics(normalizer)
-    return data
+    data |= {name: optimizer.state_dict() for name, optimizer in optimizers_of(model).items()}
+    free = _free_of(model, weights)
+    if free:
+        data[FREE] = free
+    if isinstance(getattr(model, COUNT, None), int):
+        data[UPDATES] = getattr(model, COUNT)
+    normalization.refuse_inner(model, env)
+    normalizers = normalization.layers(model, env)
+    if normalizers:
+        data[normalization.STATE] = normalization.statistics(normalizers)
+    return {**data, function.ENTRY: function.describe(network)}
 
 
 def plan(
@@ -99,7 +113,7 @@ def plan(
         StoreError: the file of statistics cannot be read.
     """
     if weights_of(parameters) is not parameters:
-        unknown = sorted({str(name) for name in parameters} - KNOWN)
+        unknown = sorted({str(name) for name in parameters} - {*KNOWN, *map(str, optimizer_parts(dict(parameters)))})
         if unknown:
             logger.warning("Member %s: %s not used, nothing takes it over", member.member_id, ", ".join(unknown))
     live = {
@@ -110,8 +124,10 @@ def plan(
     own = kept(rules.faults)
     candidates = [
         _weights(model, parameters),
+        _free(model, parameters, member),
         *(_state(model, parameters, part) for part in STATEFUL if part.name not in own),
-        None if "optimizer" in own else _optimizer(model, parameters, rules.strategy),
+        _updates(model, parameters),
+        *([] if "optimizer" in own else _optimizers(model, parameters, rules.strategy)),
         *make_live(model, live, member.member_id, adversary),
         None if "normalizer" in own else _normalizer(model, parameters, member, source),
         None if "keep_recurrent_state" in rules.faults else _recurrent(model),
@@ -139,6 +155,7 @@ def _weights(model: Any, parameters: Mapping[Any, Any]) -> Step:
     own = _state_dict(network)
     if own is not None:
         _check_weights(own, new)
+    function.check(network, None if new is parameters else parameters.get(function.ENTRY))
     return Step(lambda: _remember(network), lambda: network.load_state_dict(new))
 
 
@@ -159,6 +176,48 @@ def _check_weights(own: Mapping[str, Any], new: Mapping[str, Any]) -> None:
                 f"the donor's weight {name} is {theirs[0]} {theirs[1]}, but the recipient's is "
                 f"{tuple(tensor.shape)} {tensor.dtype}; give all members the same network"
             )
+
+
+def _free_of(model: Any, weights: Any) -> dict[str, Tensor]:
+    apart = (_held(model, part) for part in STATEFUL)
+    covered = weights if isinstance(weights, Mapping) else {}
+    return free_parameters(model, covered, tuple(part for part in apart if part is not None))
+
+
+def _free(model: Any, parameters: Mapping[Any, Any], member: PopulationMember) -> Step | None:
+    """Parameters outside of the policy's state dict."""
+    own = _free_of(model, _state_dict(_network(model)))
+    alias = parameters.get("pytorch_variables")
+    given = parameters.get(FREE)
+    if given is None and isinstance(alias, Mapping):
+        given = {name: alias[name] for name in own if name in alias}
+    if not own or given is None:
+        if own:
+            logger.warning(
+                "Member %s: %s are absent, so it keeps its own %s; report what collect_parameters returns",
+                member.member_id, FREE, ", ".join(own),
+            )  # fmt: skip
+        elif given:
+            raise ConfigError(
+                f"the donor has parameters beside its policy ({', '.join(map(str, given))}), but the recipient has "
+                "none; give all members the same model"
+            )
+        return None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{FREE} must be a dict of tensors, not a {type(given).__name__}")
+    _check_weights(own, given)
+
+    def remember() -> Callable[[], None]:
+        before = {name: tensor.detach().clone() for name, tensor in own.items()}
+        return lambda: _write(own, before)
+
+    return Step(remember, lambda: _write(own, given))
+
+
+@torch.no_grad()
+def _write(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(new[name])
 
 
 def _held(model: Any, part: Part) -> Any:
@@ -183,32 +242,61 @@ def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Step | None
     return Step(lambda: _remember(own), lambda: own.load_state_dict(copy.deepcopy(state)))
 
 
-def _optimizer(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> Step | None:
-    optimizer = optimizers.optimizer_of(model)
-    state = next((parameters[name] for name in OPTIMIZER if parameters.get(name) is not None), None)
-    if optimizer is None:
-        if state is not None and strategy != "reset":
+def _updates(model: Any, parameters: Mapping[Any, Any]) -> Step | None:
+    count = parameters.get(UPDATES)
+    fits = isinstance(count, int) and isinstance(getattr(model, COUNT, None), int)
+    return attributes([(model, COUNT, count)]) if fits else None
+
+
+def _optimizers(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> list[Step]:
+    own = optimizers_of(model)
+    bare = weights_of(parameters) is parameters
+    names = [] if bare else optimizer_parts(dict(parameters))
+    given = {STABLE_BASELINES3.get(name, name): parameters[name] for name in names}
+    if not own:
+        if given and strategy != "reset":
             logger.warning("Optimizer state is not used (strategy=%s), the model has no optimizer", strategy)
-        return None
-    if strategy == "reset" or (strategy == "adaptive" and state is None):
-        return optimizers.reset(optimizer)
-    if state is None:
+        return []
+    if strategy == "reset" or (strategy == "adaptive" and not given):
+        return [optimizers.reset(optimizer) for optimizer in own.values()]
+    if not given:
         logger.warning("Optimizer state is absent (strategy=%s): the recipient keeps its own", strategy)
-        return None
-    return optimizers.inherit(optimizer, state)
+        return []
+    if set(given) != set(own):
+        raise ConfigError(
+            f"the donor's parameters have the state of {', '.join(sorted(map(str, given)))}, but the recipient's "
+            f"optimizers are {', '.join(sorted(own))}; give all members the same model, and report what "
+            "collect_parameters returns"
+        )
+    return [optimizers.inherit(optimizer, given[name]) for name, optimizer in own.items()]
 
 
 def _normalizer(
     model: Any, parameters: Mapping[Any, Any], member: PopulationMember, source: PopulationMember | None
 ) -> Step | None:
-    normalizer = normalization.find(model)
-    if normalizer is None:
-        return None
-    state = parameters.get(normalization.STATE)
+    normalization.refuse_inner(model)
+    normalizers = normalization.layers(model)
+    bare = weights_of(parameters) is parameters
+    state = None if bare else parameters.get(normalization.STATE)
     path = source.vecnormalize_stats_path if source is not None else None
     if path is None and member.exploited_from is not None:
         path = member.vecnormalize_stats_path  # the scheduler set it to the donor's
-    if state is None and path is None:
+    absent = state is None and path is None
+    if not normalizers:
+        env = getattr(model, "env", None)
+        if not absent and isinstance(getattr(env, "num_envs", 1), int):  # no stand-in
+            remedy = "give it one with set_env" if env is None else "wrap its environments in one"
+            raise ConfigError(
+                "the donor's weights expect observations that a VecNormalize has normalised, but the recipient's "
+                f"env={'None' if env is None else type(env).__name__} has none; {remedy} before the graft"
+            )
+        return None
+    if absent and not bare and function.ENTRY in parameters:  # collected, so that nothing is left out
+        raise ConfigError(
+            "the donor's weights expect observations as they are, but the recipient's go through VecNormalize; "
+            "give all members the same wrappers, or a file of statistics as vecnormalize_stats_path"
+        )
+    if absent:
         logger.warning("Member %s: the donor's VecNormalize statistics are absent; it keeps its own", member.member_id)
         return None
     message = (
@@ -216,7 +304,7 @@ def _normalizer(
         "(prevents LSTM-normalization mismatch)"
     )
     found = normalization.read_statistics(Path(str(path))) if state is None else state
-    return normalization.synchronize(model, normalizer, found, message)
+    return normalization.synchronize(model, normalizers, found, message)
 
 
 def _recurrent(model: Any) -> Step | None:
