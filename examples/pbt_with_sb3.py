@@ -5,7 +5,8 @@
 
 `MlpLstmPolicy` and its like are trained by sb3-contrib's RecurrentPPO. The parent decides and never sees a model; a
 member's process trains, reports everything that a recipient inherits, and becomes another one's copy when it is told.
-Statistics of VecNormalize travel with the weights.
+Statistics of VecNormalize travel with the weights. With `adversarial.enabled` in the configuration every member trains
+against attacks on what it sees, and reports what these have come to.
 """
 
 import argparse
@@ -63,7 +64,8 @@ def member_process(connection: Connection, config: PBTAdversarialConfig, seed: i
         model.learn(steps, reset_num_timesteps=update == 1)
         episodes = [episode["r"] for episode in model.ep_info_buffer]
         score = sum(episodes) / len(episodes) if episodes else math.nan
-        connection.send((score, update))
+        stats = coordinator.get_stats()  # here, where the model is
+        connection.send((score, update, {name: stats[name] for name in stats if "sa_ppo/" in name}))
         connection.send_bytes(pack(coordinator.collect_parameters(model)))
         member.hyperparams = connection.recv()
         new = connection.recv_bytes()
@@ -99,10 +101,11 @@ def main() -> PBTTrainingCoordinator:
         pipes.append(ours)
         processes.append(process)
     for update in range(1, config.updates + 1):
-        scores = []
+        scores, attacks = [], []
         for member, pipe in zip(members, pipes, strict=True):
             coordinator.on_member_update_start(member)
-            score, step = pipe.recv()
+            score, step, attacked = pipe.recv()
+            attacks.append(attacked)
             scores.append(f"{score:.1f}")
             parameters = unpack(pipe.recv_bytes())
             new, hyperparams, _ = coordinator.on_member_update_end(member, score, step, model_parameters=parameters)
@@ -113,6 +116,8 @@ def main() -> PBTTrainingCoordinator:
         process.join()
     stats = coordinator.get_stats()
     print(f"{stats['pbt/exploitation_count']:.0f} exploits; best {coordinator.scheduler.best.performance:.1f}")
+    for name in attacks[0]:
+        print(f"{name} {sum(attacked[name] for attacked in attacks) / len(attacks):.4g}")
     return coordinator
 
 

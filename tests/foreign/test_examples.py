@@ -32,10 +32,15 @@ def test_stable_baselines3_in_several_processes(tmp_path, policy):
         "model.n_steps=32",
         "model.n_epochs=1",
         f"model.policy={policy}",
+        "adversarial.enabled=true",
+        "adversarial.warmup_updates=1",
     ]
     overrides = [part for setting in short for part in ("--set", setting)]
     config = ROOT / "configs/config_pbt_adversarial.yaml"
     lines = run(tmp_path, ROOT / "examples/pbt_with_sb3.py", config, *overrides, "--seed", 0).splitlines()
-    assert len(lines) == 4
-    assert int(lines[-1].split()[0]) > 0
+    assert int(lines[3].split()[0]) > 0
+    attacks = {name: float(value) for name, value in (line.split() for line in lines[4:])}
+    assert attacks["avg_sa_ppo/enabled"] == 1
+    assert attacks["avg_sa_ppo/update_count"] > 1
+    assert attacks["avg_sa_ppo/robust_kl_penalty"] > 0
     assert len(list((tmp_path / "runs/config_pbt_adversarial").glob("member_?.pt"))) == 4

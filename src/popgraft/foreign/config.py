@@ -45,7 +45,7 @@ class SAPPOConfig(AdversaryConfig):
     attack_policy: StrictBool = True
     """Whether the loss has the robust term of the policy."""
     attack_value: StrictBool = True
-    """Whether the value loss is taken at attacked observations."""
+    """Whether the value loss is taken at attacked observations; for a trainer of your own (`attacked_values`)."""
     adaptive_epsilon: StrictBool = False
     """Whether `epsilon` follows `epsilon_schedule`."""
 

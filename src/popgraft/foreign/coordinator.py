@@ -11,7 +11,6 @@ for member in coordinator.initialize_population():
     coordinator.apply_exploited_parameters(model, new, member)
 """
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,9 @@ from popgraft.foreign import checkpoint, normalization
 from popgraft.foreign.live import is_number, keywords, make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.population_config import PBTAdversarialConfig, check_name
+from popgraft.foreign.robust_loss import accepted, attach, engine_settings
 from popgraft.foreign.scheduler import Outcome, PBTScheduler
-from popgraft.foreign.state_adversarial import StateAdversarialPPO, create_sappo_wrapper
+from popgraft.foreign.state_adversarial import StateAdversarialPPO
 from popgraft.foreign.step import carry_out
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
@@ -53,7 +53,7 @@ class PBTTrainingCoordinator:
     def __init__(self, config: PBTAdversarialConfig, seed: int | None = None) -> None:
         self.config = config
         self.scheduler = PBTScheduler(config.pbt, seed)
-        self.sa_ppo: dict[int, StateAdversarialPPO] = {}
+        self.sa_ppo: dict[int, Any] = {}
         self._failed: dict[int, str] = {}
         if config.graft_faults:
             logger.warning("GRAFT FAULTS ARE ON: every exploit will %s", ", ".join(config.graft_faults))
@@ -91,11 +91,14 @@ class PBTTrainingCoordinator:
         Raises:
             ConfigError: state-adversarial training is on, and the model has no `policy.get_distribution`.
         """
-        taken = _accepted(base_model_factory, keywords(member.hyperparams))
+        taken = accepted(base_model_factory, keywords(member.hyperparams))
+        adversarial = self.config.adversarial
+        if adversarial.enabled and accepted(base_model_factory, {"adversary": None}, by_name=True):
+            taken["adversary"] = {**model_kwargs.get("adversary", {}), **engine_settings(adversarial)}
         model = base_model_factory(**{**model_kwargs, **taken})
-        if self.config.adversarial.enabled:
+        if adversarial.enabled:
             seed = derive(self.scheduler.seed, "adversary", member.member_id)
-            self.sa_ppo[member.member_id] = create_sappo_wrapper(model, self.config.adversarial, seed)
+            self.sa_ppo[member.member_id] = attach(model, adversarial, seed)
         self.apply_hyperparameters(model, member)
         return model, self.sa_ppo.get(member.member_id)
 
@@ -111,8 +114,9 @@ class PBTTrainingCoordinator:
                 "pass one of those that initialize_population returned"
             )
         self._failed.pop(member.member_id, None)
-        if member.member_id in self.sa_ppo:
-            self.sa_ppo[member.member_id].on_update_start()
+        adversary = self.sa_ppo.get(member.member_id)
+        if isinstance(adversary, StateAdversarialPPO):
+            adversary.on_update_start()
         logger.debug("Member %s updates with %s", member.member_id, member.hyperparams)
 
     def on_member_update_end(
@@ -149,6 +153,12 @@ class PBTTrainingCoordinator:
         for parameters in (model_parameters, model_state_dict):
             if parameters is not None:
                 checkpoint.weights_of(parameters)
+        adversary = self.sa_ppo.get(member.member_id)
+        if isinstance(adversary, StateAdversarialPPO) and adversary.is_adversarial_enabled and not adversary.is_used:
+            logger.warning(
+                "Member %s: adversarial.enabled, but its update asked for no attack; add sa_ppo.robust_kl_penalty to "
+                "the loss, or learn between on_member_update_start and this", member.member_id,
+            )  # fmt: skip
         failed = self._failed.pop(member.member_id, None)
         if failed is not None:
             logger.warning(checkpoint.NOT_FINITE, member.member_id, failed)
@@ -245,14 +255,3 @@ class PBTTrainingCoordinator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.scheduler.load_state_dict(state)
-
-
-def _accepted(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a function or class takes by name."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # a built-in one does not tell
-        return {}
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
-    return {name: value for name, value in arguments.items() if anything or name in names}

@@ -53,32 +53,58 @@ class StatePerturbation:
             ConfigError: the loss does not depend on the observations, or has one number for each of other rows; a
                 radius below 0, or none.
         """
+        return self.perturb_sequences(
+            observations.unsqueeze(1),
+            lambda x: loss_fn(x.squeeze(1)),
+            observations.new_ones(len(observations), 1),
+            epsilon,
+            divergence,
+        ).squeeze(1)
+
+    def perturb_sequences(
+        self,
+        observations: Tensor,
+        loss_fn: LossFn,
+        valid: Tensor,
+        epsilon: int | float | None = None,
+        divergence: bool = False,
+    ) -> Tensor:
+        """As `generate_perturbation`, with sequences in the place of rows: the ball is that of every observation.
+
+        Args:
+            observations: [batch, time, *shape].
+            loss_fn: from those to one number, or one per sequence.
+            valid: 1 for steps that count, [batch, time].
+            epsilon: radius of the ball; None: that of the configuration.
+            divergence: see `generate_perturbation`.
+        """
         epsilon = self.config.epsilon if epsilon is None else epsilon
         if not 0 <= epsilon < math.inf:
             raise ConfigError(f"epsilon={epsilon!r} is no radius; give 0 or more, for example epsilon=0.1")
-        rows = observations.detach().reshape(1, 1, len(observations), -1)
+        batch, time = valid.shape
+        x = observations.detach().reshape(batch, time, -1).transpose(0, 1).unsqueeze(0)
 
         def objective(x: Tensor) -> Tensor:
-            loss = loss_fn(x.reshape(observations.shape))
+            loss = loss_fn(x.squeeze(0).transpose(0, 1).reshape(observations.shape))
             if torch.is_grad_enabled() and not loss.requires_grad:
                 raise ConfigError(
                     "the loss that is attacked does not depend on the observations that it is given; compute it from "
                     "its argument, outside torch.no_grad()"
                 )
-            if loss.numel() not in (1, len(observations)):
+            if loss.numel() not in (1, batch):
                 raise ConfigError(
-                    f"the loss that is attacked has the shape {tuple(loss.shape)} for {len(observations)} "
+                    f"the loss that is attacked has the shape {tuple(loss.shape)} for {batch} "
                     "observations; return one number, or one for each"
                 )
-            return loss.reshape(1, -1).expand(1, len(observations))
+            return loss.reshape(1, -1).expand(1, batch)
 
-        noise = torch.rand((self.config.restarts, *rows.shape), generator=self.generator).to(rows)
-        radius = rows.new_tensor([epsilon])
-        delta = perturb(objective, rows, radius, noise, self.config, divergence)
+        noise = torch.rand((self.config.restarts, *x.shape), generator=self.generator).to(x)
+        delta = perturb(objective, x, x.new_tensor([epsilon]), noise, self.config, divergence)
+        delta = delta.squeeze(0).transpose(0, 1)
         order = math.inf if self.config.norm_type == "linf" else 2
         self._attacks += 1
-        self._rows += len(observations)
-        self._norms += float(torch.linalg.vector_norm(delta, order, dim=-1).sum())
+        self._rows += int(valid.sum())
+        self._norms += float((torch.linalg.vector_norm(delta, order, dim=-1) * valid).sum())
         return delta.reshape(observations.shape)
 
     def reset_stats(self) -> None:
@@ -109,6 +135,7 @@ class StateAdversarialPPO:
         adversarial_ratio: share of rows that are attacked.
         robust_kl_coef: κ, per nat.
         update_count: updates that have begun.
+        is_used: whether the update that is running has asked for anything yet.
     """
 
     def __init__(self, config: SAPPOConfig, distribution: Callable[[Tensor], Any], seed: int | None = None) -> None:
@@ -118,6 +145,7 @@ class StateAdversarialPPO:
         self.adversarial_ratio = float(config.adversarial_ratio)
         self.robust_kl_coef = float(config.robust_kl_coef)
         self.update_count = 0
+        self._announced = self.is_used = False
         self.reset_stats()
 
     @property
@@ -136,18 +164,35 @@ class StateAdversarialPPO:
     def on_update_start(self) -> None:
         """Begins an update: moves the warm-up and the schedule on."""
         self.update_count += 1
+        self._announced, self.is_used = True, False
+
+    def on_train_start(self) -> None:
+        """Begins the update that `on_update_start` has announced, or one that nobody has."""
+        if not self._announced:
+            self.on_update_start()
+        self._announced = False
 
     def choose_rows(self, batch: int) -> Tensor:
         """Draws `adversarial_ratio` of the rows of a batch, without repetition; none before the warm-up is over.
 
         A fraction of a row is rounded up or down at random, so that the share is right on average.
         """
-        generator = self.perturbation.generator
+        return self.choose_sequences(torch.ones(batch, 1))
+
+    def choose_sequences(self, valid: Tensor) -> Tensor:
+        """As `choose_rows`, of sequences.
+
+        Args:
+            valid: 1 for steps that count, [batch, time].
+        """
+        generator, batch = self.perturbation.generator, len(valid)
+        self.is_used = True
         offset = float(torch.rand((), generator=generator))
         share = self.adversarial_ratio if self.is_adversarial_enabled else 0.0
         rows = torch.randperm(batch, generator=generator)[: max(math.ceil(share * batch - offset), 0)]
-        self._attacked += len(rows)
-        self._clean += batch - len(rows)
+        attacked = int(valid[rows.to(valid.device)].sum())
+        self._attacked += attacked
+        self._clean += int(valid.sum()) - attacked
         return rows
 
     def robust_kl_penalty(self, observations: Tensor, loss_fn: LossFn | None = None) -> Tensor:
@@ -157,20 +202,43 @@ class StateAdversarialPPO:
             observations: the rows to attack [rows, *shape]; may be empty.
             loss_fn: what the attack increases (see `create_policy_loss_fn`); None: the divergence itself.
         """
+        valid = observations.new_ones(len(observations), 1)
+        return self.sequence_penalty(observations.unsqueeze(1), self.distribution, valid, loss_fn)
+
+    def sequence_penalty(
+        self,
+        observations: Tensor,
+        distribution: Callable[[Tensor], Any],
+        valid: Tensor,
+        loss_fn: LossFn | None = None,
+    ) -> Tensor:
+        """As `robust_kl_penalty`, for whole sequences, which are attacked together.
+
+        Args:
+            observations: [batch, time, *shape].
+            distribution: from [batch · time, *shape] to the policy's distribution of actions.
+            valid: 1 for steps that count, [batch, time].
+            loss_fn: see `robust_kl_penalty`.
+        """
+        self.is_used = True
         if not (self.is_adversarial_enabled and self.config.attack_policy and len(observations)):
             return observations.new_zeros(())
+        flat = observations.detach().flatten(0, 1)
         with torch.no_grad():
-            clean = _distributions(self.distribution(observations))
+            clean = _distributions(distribution(flat))
 
         def divergence(x: Tensor) -> Tensor:
-            pairs = zip(clean, _distributions(self.distribution(x)), strict=True)
-            return sum((_by_row(kl_divergence(p, q)) for p, q in pairs), observations.new_zeros(()))
+            pairs = zip(clean, _distributions(distribution(x.flatten(0, 1))), strict=True)
+            rows = sum((_by_row(kl_divergence(p, q)) for p, q in pairs), valid.new_zeros(()))
+            return (rows.view_as(valid) * valid).sum(1)
 
-        attacked = divergence if loss_fn is None else loss_fn
-        delta = self.perturbation.generate_perturbation(
-            observations, attacked, self.current_epsilon, divergence=loss_fn is None
+        def attacked(x: Tensor) -> Tensor:
+            return divergence(x) if loss_fn is None else loss_fn(x.flatten(0, 1))
+
+        delta = self.perturbation.perturb_sequences(
+            observations, attacked, valid, self.current_epsilon, divergence=loss_fn is None
         )
-        penalty = self.robust_kl_coef * divergence(observations.detach() + delta).mean()
+        penalty = self.robust_kl_coef * divergence(observations.detach() + delta).sum() / valid.sum()
         self._penalties += float(penalty.detach())
         self._penalised += 1
         return penalty
@@ -182,6 +250,7 @@ class StateAdversarialPPO:
             observations: the rows to attack [rows, *shape]; may be empty.
             loss_fn: what the attack increases (see `create_value_loss_fn`).
         """
+        self.is_used = True
         if not (self.is_adversarial_enabled and self.config.attack_value and len(observations)):
             return observations
         return observations + self.perturbation.generate_perturbation(observations, loss_fn, self.current_epsilon)

@@ -24,7 +24,7 @@ from popgraft.sb3.buffer import RolloutBuffer
 from popgraft.sb3.environments import VecEnvGrid, scales_rewards
 from popgraft.sb3.files import Files
 from popgraft.sb3.given import argument, environment, kind_of
-from popgraft.sb3.parts import AgePart, KLPart, ReturnUnits, StatePart, VGSPart
+from popgraft.sb3.parts import AgePart, AttackPart, KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.sb3.standing import Standing, kept
 from popgraft.state import Seat
@@ -77,6 +77,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         settings: what RecurrentPPO does not have, see `arguments.Settings`.
 
     Attributes:
+        adversary: what may be tuned of the attacks in training; None where there are none.
         caution: what the next `learn` warns of.
         raw_space: what the given environments show, before Stable-Baselines3 transposes images.
 
@@ -204,6 +205,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self._remembered = True
         self._variance_gradient_scaler, self._kl_penalty = VGSPart(self.member), KLPart(self.member)
         self._age = AgePart(self.member)
+        self.adversary = AttackPart(self.member) if config.model.adversary.enabled else None
         self._return_stats = StatePart(self.member.returns, "return_stats_state")
         self._schedule = StatePart(self.member.entropy, "schedule_state", unbounded=("decay_start",))
 
@@ -300,12 +302,16 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         for name in LIVE:
             value = self._current(name, self._current_progress_remaining)
             self.member.hyperparams[name].fill_(torch.inf if value is None else value)
+        if self.adversary:
+            self.adversary.pull()
         metrics, self._targets = self.learner.improve_(self.member, self.seat, self.rollout_buffer, self.generators)
         self.policy.optimizer.push()
         self._n_updates += self.n_epochs
         self._finalize_return_stats()
         self._activate_return_scale_snapshot()
         self._standing = Standing.of(self)
+        if self.adversary:
+            self.adversary.observe(metrics)
         self._record(metrics)
 
     def _finalize_return_stats(self) -> None:

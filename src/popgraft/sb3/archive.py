@@ -96,6 +96,7 @@ def write(path: Source, model: Any, exclude: set[str], include: set[str]) -> Non
         "stats_window_size": model._stats_window_size,
         "n_envs": model.n_envs,
         "settings": model.settings,
+        "adversarial": model.adversary and model.adversary.state_dict(),
         "ep_info_buffer": None if model.ep_info_buffer is None else list(model.ep_info_buffer),
         "ep_success_buffer": None if model.ep_success_buffer is None else list(model.ep_success_buffer),
     }
@@ -246,6 +247,8 @@ def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, dev
     model.set_parameters(archive.parameters)
     for name in COUNTERS:
         setattr(model, name, values.get(name, getattr(model, name)))
+    if model.adversary and values.get("adversarial") and "adversary" not in given:
+        model.adversary.load_state_dict(values["adversarial"])
     for name in ("ep_info_buffer", "ep_success_buffer"):
         if values.get(name) is not None:
             setattr(model, name, deque(values[name], maxlen=model._stats_window_size))

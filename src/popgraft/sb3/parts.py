@@ -9,6 +9,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import ConfigError
+from popgraft.foreign.live import ADVERSARIAL
 from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
 from popgraft.inheritance import STATEFUL
 from popgraft.ops import kl_control, return_scale
@@ -145,6 +146,46 @@ class AgePart:
             raise ConfigError(f"age={given!r} must hold whole numbers of at least 0 for {', '.join(self._counts)}")
         for name, count in self._counts.items():
             count.fill_(given[name])
+
+
+class AttackPart:
+    """What may be tuned of the attacks in training; the next update reads it anew.
+
+    Args:
+        member: a population of one.
+
+    Attributes:
+        adversarial_epsilon: radius before its schedule.
+        adversarial_ratio: share of sequences that are attacked.
+        robust_kl_coef: weight of the robust term, per nat.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._tuned = {name: member.hyperparams[name] for name in ADVERSARIAL}
+        self.adversarial_epsilon, self.adversarial_ratio, self.robust_kl_coef = map(float, self._tuned.values())
+        self._stats = {"sa_ppo/enabled": 0.0, "sa_ppo/update_count": 0.0}
+
+    def pull(self) -> None:
+        """Takes the numbers over into the member."""
+        for name, tensor in self._tuned.items():
+            tensor.fill_(getattr(self, name))
+
+    def observe(self, metrics: Mapping[str, Tensor]) -> None:
+        """Notes what an update has measured."""
+        self._stats = {name: float(value) for name, value in metrics.items() if name.startswith("sa_ppo/")}
+
+    def get_stats(self) -> dict[str, float]:
+        """What the latest update has measured, under `sa_ppo/`."""
+        return dict(self._stats)
+
+    def state_dict(self) -> dict[str, float]:
+        """The tunable numbers."""
+        return {name: getattr(self, name) for name in self._tuned}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over the tunable numbers."""
+        for name in self._tuned:
+            setattr(self, name, float(state_dict[name]))
 
 
 class ReturnUnits:
