@@ -89,7 +89,7 @@ class PBTTrainingCoordinator:
             The model, and its state-adversarial training, which is None where that is off.
 
         Raises:
-            ConfigError: state-adversarial training is on, and the model has no `policy.get_distribution`.
+            ConfigError: state-adversarial training is on, and cannot be right for the model (see `attach`).
         """
         taken = accepted(base_model_factory, keywords(member.hyperparams))
         adversarial = self.config.adversarial
