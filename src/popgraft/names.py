@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from popgraft.errors import ConfigError
+from popgraft.messages import told
 
 SCRIPT = "__main__"
 """The module of the script, notebook or command that runs."""
@@ -117,10 +118,7 @@ def _unimportable(name: str, error: BaseException) -> str:
             f"there is no module {error.name!r} in code_dir, in the current folder, or where Python looks"
             f"{_meant(near)}; install it, or name its folder with code_dir (on the command line --set code_dir=FOLDER)"
         )
-    return (
-        f"the module {name!r} cannot be imported: {type(error).__name__}: {error}; that is what its own code says, so "
-        "correct it there"
-    )
+    return f"the module {name!r} cannot be imported: {told(error)}; that is what its own code says, so correct it there"
 
 
 def _lacking(module_name: str, module: ModuleType, name: str) -> str:

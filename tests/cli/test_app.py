@@ -322,3 +322,33 @@ def test_help_explains_with_examples_and_the_version_is_told() -> None:
         assert example in result.stdout
     assert popgraft("dance").exit_code == 2
     assert popgraft("evaluate", "run", "--episodes", "0").exit_code == 2
+
+
+def hostile(result: Result) -> list[str]:
+    """Lines of what is printed, none of which moves a cursor."""
+    lines = result.output.splitlines()
+    assert all(line.isprintable() for line in lines), result.output
+    return lines
+
+
+@pytest.mark.usefixtures("factories")
+def test_nothing_that_is_quoted_moves_a_cursor_or_begins_a_line(config: Path) -> None:
+    """The name of a folder, what an environment says, and an id that somebody has written into the settings."""
+    folder, shown = "a\x1b[31mred\nerror: line", "a [31mred error: line"
+    changes = settings(run_dir='"a\\x1b[31mred\\nerror: line"', env__factory="my_walks:walks", env__id="null")
+    result = popgraft("train", str(config), *changes, *settings(env__kwargs="{}"))
+    assert result.exit_code == 1
+    lines = hostile(result)
+    assert lines[0].endswith(f" parameters on my_walks:walks, into {shown}")
+    assert any("the environment of member 0 failed: RuntimeError: the floor  is  [31mwet" in line for line in lines)
+    assert [line for line in lines if line.startswith("error")] == [
+        line for line in lines if line.startswith("error: no member of the population of 2 has a finite score")
+    ]
+    assert [line for line in hostile(popgraft("runs", ".")) if line.startswith(shown)] == hostile(popgraft("runs", "."))
+    for command in (["evaluate"], ["compare"], ["report", "--text"], ["report"], ["resume"], ["export"], ["replay"]):
+        arguments = [*command, folder, *(["agent.zip"] if command == ["export"] else [])]
+        assert not [line for line in hostile(popgraft(*arguments))[1:] if line.startswith("error: line")]
+    settings_file = Path(folder) / "config.yaml"
+    settings_file.write_text(settings_file.read_text().replace("id: null", 'id: "x\\e[2J\\nerror: y"'))
+    for command in ("evaluate", "resume", "compare", "runs"):
+        assert len([line for line in hostile(popgraft(command, folder)) if line.startswith("error: ")]) <= 1

@@ -255,3 +255,56 @@ def test_an_environment_that_hangs_in_a_shard_ends_the_run_with_its_name(execute
     ):
         executor.advance(1, never)
     assert time.monotonic() - began < 300
+
+
+class Crashing(gym.Env):
+    """Ends its process in its third step, or where it is made or begun."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, when, how):
+        self.when, self.how, self.time = when, how, 0
+        self.crash("made")
+
+    def crash(self, moment):
+        if moment == self.when:
+            os._exit(7) if self.how == "exit" else os.kill(os.getpid(), signal.SIGSEGV)
+
+    def reset(self, *, seed=None, options=None):
+        self.crash("begun")
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        if self.time == 3:
+            self.crash("step")
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("when", "how", "words"),
+    [
+        ("step", "crash", "crashed with SIGSEGV while the environments of member 1 were at work, in compiled code"),
+        ("step", "exit", "ended with exit status 7 while the environments of member 1 were at work: something"),
+        pytest.param("begun", "exit", "7 while the environments of member 1 were at work", marks=pytest.mark.slow),
+        pytest.param("made", "exit", "7 while the environments of member 1 were at work", marks=pytest.mark.slow),
+    ],
+)
+def test_whoever_ends_the_process_is_named(execute, when, how, words, capfd):
+    def factory(num_envs):
+        made.append(when if len(made) == 1 else "never")  # counted in each process: members 1 and none
+        return gym.vector.SyncVectorEnv([lambda: Crashing(made[-1], how)] * num_envs)
+
+    made = []
+    with pytest.raises(ShardLost, match=f"the process of members 0-1 {words}"):
+        execute(ProcessExecutor, "env.id=null", "env.factory=not:used", factory=factory).advance(1, never)
+    capfd.readouterr()  # faulthandler's traceback
+
+
+def test_who_has_ended_is_not_blamed(execute):
+    executor = execute()
+    executor.advance(1, never)
+    os.kill(executor.shards[0]._process.pid, signal.SIGSEGV)
+    with pytest.raises(ShardLost, match="the process of members 0-1 crashed with SIGSEGV, in compiled code"):
+        executor.advance(1, never)

@@ -18,13 +18,14 @@ from popgraft.cli import replay as replaying
 from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
 from popgraft.cli.outcome import conclude, stand
 from popgraft.cli.progress import Progress, progress
-from popgraft.cli.table import say
+from popgraft.cli.table import say, show
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report as write_report
-from popgraft.errors import PopgraftError, PopulationLost, StoreError
+from popgraft.errors import ConfigError, PopgraftError, PopulationLost, StoreError
+from popgraft.messages import one_line
 from popgraft.store import RunFolder
 from popgraft.store.boundary import reading
-from popgraft.train import Run, counted, one_line, readable
+from popgraft.train import Run, counted, readable
 from popgraft.train import replay as replay_run
 from popgraft.train import resume as resume_population
 from popgraft.train import train as train_population
@@ -118,7 +119,7 @@ def runs(
     names = [one_line(str(path)) for path in found]
     width = max(map(len, names), default=0)
     for name, path in zip(names, found, strict=True):
-        say(f"{name:<{width}}  {one_line(stand(path))}")
+        say(f"{name:<{width}}  {stand(path)}")
 
 
 @app.command(
@@ -172,7 +173,7 @@ def evaluate(
         seed = config.seed if seed is None else seed
         count = episodes or config.evaluation.final_episodes
         rows = [Row.of(each, agent.evaluate(count, seed, deterministic, each)) for each in (None, *against)]
-        say(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
+        show(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
         if picture is not None:
             draw(rows, picture)
 
@@ -295,7 +296,7 @@ def replay(
         picturing.check(picture)
         with display:
             result = replay_run(folder, seeds, grafts, out, settings or [], observer=display)
-        say(replaying.said(result))
+        show(replaying.said(result))
         if picture is not None:
             replaying.draw(result, picture)
 
@@ -318,7 +319,7 @@ def compare(
     with _in_words():
         picturing.check(picture)
         groups = comparison.groups_of(folders)
-        say(comparison.said(groups, threshold))
+        show(comparison.said(groups, threshold))
         if picture is not None:
             comparison.draw(groups, threshold, picture)
 
@@ -363,7 +364,7 @@ def _in_words(display: Progress | None = None) -> Iterator[None]:
     try:
         yield
     except PopgraftError as error:
-        say(f"error: {error}", err=True)
+        (show if isinstance(error, ConfigError) else say)(f"error: {error}", err=True)  # settings: one below the other
         if display and display.plan:
             with contextlib.suppress(StoreError):  # the run folder is no more
                 conclude(Run(display.plan.folder), err=True)

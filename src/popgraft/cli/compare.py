@@ -16,9 +16,10 @@ from popgraft.cli.table import table
 from popgraft.config import flat_config
 from popgraft.dashboard.data import elapsed
 from popgraft.errors import StoreError
+from popgraft.messages import one_line
 from popgraft.store import RunDatabase
 from popgraft.store.boundary import reading
-from popgraft.train import Run, one_line, readable
+from popgraft.train import Run, readable
 from popgraft.train.intervals import interquartile_interval
 
 IGNORED = ("seed", "run_dir", "code_dir", "execute.", "snapshots.", "tracking.")

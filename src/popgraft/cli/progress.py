@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from popgraft.train import Generation, Observer, Plan, counted, one_line, readable
+from popgraft.messages import one_line
+from popgraft.train import Generation, Observer, Plan, counted, readable
 
 CLOSING = ("final", "stopped")
 """Kinds of events that the command itself speaks of when the run is over."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from popgraft.train import one_line
+from popgraft.messages import one_line
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,5 +16,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def say(text: str, err: bool = False) -> None:
-    """Prints lines, whatever they quote: nothing in them moves a cursor, colours a terminal or cannot be encoded."""
-    typer.echo("\n".join(one_line(line) for line in text.split("\n")), err=err)
+    """Prints a sentence, whatever it quotes: nothing in it breaks the line, moves a cursor or colours a terminal."""
+    typer.echo(one_line(text), err=err)
+
+
+def show(text: str, err: bool = False) -> None:
+    """Prints several lines."""
+    for line in text.split("\n"):
+        say(line, err)

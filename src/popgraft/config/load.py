@@ -16,6 +16,7 @@ from popgraft.config.model import path_of
 from popgraft.config.schema import Config
 from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError
+from popgraft.messages import one_line
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -119,7 +120,7 @@ def load_as(
     elif isinstance(source, Mapping):
         raw = _copy(source)
     else:
-        name = str(source)
+        name = one_line(str(source))
         raw = _read_file(Path(str(source)), name)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must hold settings as `key: value`, not a {type(raw).__name__}")

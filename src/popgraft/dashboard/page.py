@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 
 from popgraft.dashboard.figure import Figure
-from popgraft.train import one_line
+from popgraft.messages import one_line
 
 STYLE, SCRIPT, PLOTLY = "page.css", "page.js", "plotly.min.js"
 """Names of the files that a page needs."""

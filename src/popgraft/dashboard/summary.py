@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from popgraft.dashboard.data import RunData, quartiles
-from popgraft.train import counted, one_line, readable
+from popgraft.messages import one_line
+from popgraft.train import counted, readable
 
 STATES = {"running": "is still running", "finished": "is finished", "stopped": "was stopped and can be resumed"}
 

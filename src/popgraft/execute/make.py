@@ -1,6 +1,5 @@
 """Which executor a configuration asks for."""
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +13,11 @@ from popgraft.execute.base import Executor, cores
 from popgraft.execute.inline import InlineExecutor
 from popgraft.execute.process import ProcessExecutor
 from popgraft.execute.shard import resolve_device
+from popgraft.messages import logger_of
 from popgraft.native import native
 from popgraft.rollout.definitions import check_names
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def make_executor(

@@ -28,12 +28,14 @@ from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import SIGNALS, Message, Pipe
 from popgraft.inheritance import overwrite_
+from popgraft.messages import logger_of
 from popgraft.native import native
 from popgraft.rollout.definitions import Definitions
+from popgraft.rollout.guests import NOBODY, Turn
 from popgraft.state import Decision, Member, Record
 from popgraft.tether import TIE, can_tie
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PATIENCE = 5.0
 """Seconds that a process has to close its environments before it is killed."""
@@ -59,10 +61,10 @@ class ShardProcess:
         definitions: Definitions,
     ) -> None:
         self.members, self._config = members, config
-        self._memory = _anonymous_file()
+        self._memory, self._turn = _anonymous_file(), _anonymous_file()
         ours, theirs = multiprocessing.Pipe()
         self.pipe = Pipe(ours)
-        files, by_system = (theirs.fileno(), self._memory.fileno()), can_tie()
+        files, by_system = (theirs.fileno(), self._memory.fileno(), self._turn.fileno()), can_tie()
         computes, environment = native().describe(), os.environ | {"OMP_NUM_THREADS": str(config.engine.threads)}
         if native().library is None:  # what this process could not compile, that one does not try
             environment["POPGRAFT_NATIVE"] = "0"
@@ -121,17 +123,25 @@ class ShardProcess:
         self._process.kill()
         self._process.wait()
         self._memory.close()
+        self._turn.close()
 
     def _lost(self) -> ShardLost:
-        return ShardLost(f"the process of {named(self.members)} {_explained(self._process.wait())}")
+        code, place = self._process.wait(), Turn.read(self._turn.fileno())
+        working = f" while the environments of member {self.members[place]} were at work" if place != NOBODY else ""
+        return ShardLost(f"the process of {named(self.members)} {_explained(code, working)}")
 
 
-def _explained(code: int) -> str:
-    """How a process has ended, and what to do."""
+def _explained(code: int, working: str) -> str:
+    """How a process has ended, and what to do.
+
+    Args:
+        code: its exit status; below 0 the signal that has ended it.
+        working: what was at work in it, as the end of a sentence; may be empty.
+    """
     if code >= 0:
         return (
-            f"ended with exit status {code}: something in it has left by os._exit, most likely an environment; set "
-            "env.vectorization: async to lose its member alone"
+            f"ended with exit status {code}{working}: something in it has left by os._exit, most likely an "
+            "environment; set env.vectorization: async to lose its member alone"
         )
     name = signal.Signals(-code).name
     if name in ("SIGKILL", "SIGXCPU"):
@@ -141,7 +151,7 @@ def _explained(code: int) -> str:
         )
     if name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"):
         return (
-            f"crashed with {name} in compiled code, most likely an environment's, which the traceback "
+            f"crashed with {name}{working}, in compiled code, most likely an environment's, which the traceback "
             "above shows; set env.vectorization: async to lose its member alone"
         )
     return f"was ended by {name}, which somebody has sent to it"

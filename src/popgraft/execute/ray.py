@@ -29,10 +29,11 @@ from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
 from popgraft.execute.worker import Message
+from popgraft.messages import logger_of
 from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PATIENCE = 5.0
 """Seconds that an actor has to close its environments before it is killed."""

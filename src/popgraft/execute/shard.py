@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from popgraft.execute.base import Advance
 from popgraft.execute.heirs import Heirs
 from popgraft.execute.memory import keep_freed_memory
 from popgraft.inheritance import Units, overwrite_
+from popgraft.messages import logger_of
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
 from popgraft.ppo import Learner, initial_member
@@ -29,7 +29,7 @@ from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.make import make_evaluation_grid, make_grid
 from popgraft.state import Decision, Member, Scores, Seat
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 

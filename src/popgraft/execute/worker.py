@@ -28,6 +28,7 @@ from popgraft.execute.base import Advance
 from popgraft.execute.shard import Shard
 from popgraft.execute.shared import shared
 from popgraft.native import native
+from popgraft.rollout.guests import turn
 from popgraft.state import Member
 from popgraft.tether import children_tied, tie
 
@@ -94,18 +95,20 @@ class Pipe(Channel):
         os._exit(1)
 
 
-def main(connection: int, memory: int, parent: int, by_system: bool, computes: str) -> None:
+def main(connection: int, memory: int, noted: int, parent: int, by_system: bool, computes: str) -> None:
     """Makes a shard and serves it until the executor closes the pipe, or is gone.
 
     Args:
         connection: descriptor of the pipe.
         memory: descriptor of the file for the members.
+        noted: descriptor of the file that says whose environments are at work.
         parent: the executor's process.
         by_system: how this process is tied to it (`tether.tie`).
         computes: what the executor's process computes with, and this one has to as well.
     """
     tie(parent, by_system)
     faulthandler.enable()
+    turn.publish(noted)
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # sent to a whole job: the executor hears it too, and says when
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back until now

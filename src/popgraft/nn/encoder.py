@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
 from popgraft.errors import ConfigError
+from popgraft.messages import told
 from popgraft.names import import_name
 from popgraft.nn.blocks import Params
 from popgraft.nn.conv import CNN
@@ -29,7 +30,7 @@ def _user_module(path: str, observation_space: Any, kwargs: dict[str, Any]) -> n
         return cls(observation_space, **kwargs)
     except Exception as error:
         raise ConfigError(
-            f"{setting}: {cls.__name__}(observation_space, **{kwargs}) fails ({type(error).__name__}: {error}); "
+            f"{setting}: {cls.__name__}(observation_space, **{kwargs}) fails ({told(error)}); "
             "correct model.network.encoder_kwargs or the constructor"
         ) from error
 

@@ -21,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from popgraft.config import Config, EnvConfig
 from popgraft.errors import ConfigError
+from popgraft.messages import told
 from popgraft.names import import_name, is_script
 from popgraft.rollout.make import evaluation_source
 from popgraft.rollout.sources import spec_of
@@ -137,7 +138,7 @@ class Definitions:
         except Exception as error:
             raise ConfigError(
                 "what the configuration names cannot be had in the process of a shard: "
-                f"{type(error).__name__}: {error}; install the same modules on every machine"
+                f"{told(error)}; install the same modules on every machine"
             ) from error
         factory, scripts, specs = content
         for name, attributes in scripts.items():
@@ -197,5 +198,5 @@ def _check_sendable(thing: Any, what: str) -> None:
 def _unsendable(what: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"{what} is defined in the script, but cannot go from there to the processes of shards: "
-        f"{type(error).__name__}: {error}; move it into a module and name that as module:name, or set execute.shards: 1"
+        f"{told(error)}; move it into a module and name that as module:name, or set execute.shards: 1"
     )

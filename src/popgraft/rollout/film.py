@@ -9,6 +9,7 @@ import torch
 
 from popgraft.config import EnvConfig
 from popgraft.errors import EnvironmentFault
+from popgraft.messages import told
 from popgraft.rollout.base import Transition
 from popgraft.rollout.grid import EnvGrid
 
@@ -74,7 +75,7 @@ class FilmedGrid(EnvGrid):
         try:
             frame = env.render()
         except Exception as error:
-            raise EnvironmentFault(f"{self._name} cannot be rendered: {type(error).__name__}: {error}") from error
+            raise EnvironmentFault(f"{self._name} cannot be rendered: {told(error)}") from error
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             raise EnvironmentFault(
                 f'{self._name} cannot be rendered: for render_mode="rgb_array" it gives {type(frame).__name__}, no '

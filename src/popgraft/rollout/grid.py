@@ -1,6 +1,5 @@
 """The environments of a whole population: members × environments, one vector environment for every member."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,17 +11,18 @@ from torch import Tensor
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, UnusableNumber
+from popgraft.messages import logger_of, told
 from popgraft.rollout.adapters import MemberEnv, final_observation
 from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
-from popgraft.rollout.guests import IN_STEPS, Shared, close_in_time, is_ctrl_c
+from popgraft.rollout.guests import IN_STEPS, NOBODY, Shared, close_in_time, is_ctrl_c, turn
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.rollout.usable import fault_in, named, named_terminal, usable
 from popgraft.rollout.wrappers import built_in_wrappers
 from popgraft.spaces import ObsSpec
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class EnvGrid(ArrayGrid, SeededGrid):
@@ -58,6 +58,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         self._source = "the factory" if factory or config.factory else f"env.id={config.id!r}"
         self._told: set[str] = set()
         shared = Shared()
+        turn.begin(0)
         first = self._make()
         self._observation_space, self._action_space = first.observation_space, first.action_space
         self._next_step, self.in_process = first.next_step, first.in_process
@@ -67,7 +68,10 @@ class EnvGrid(ArrayGrid, SeededGrid):
         shown = spaces_of(first.observation_space, first.action_space)
         self._wrappers, self.spaces = built_in_wrappers(config.wrappers, shown)
         self._envs: list[MemberEnv | None] = [first]
-        self._envs += [self._remade() for _ in range(1, pop)]
+        for row in range(1, pop):
+            turn.begin(row)
+            self._envs.append(self._remade())
+        turn.begin(NOBODY)
         self._set_back(shared)
         self._unready = set(range(pop))
         self._resting: set[int] = set()
@@ -112,7 +116,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
             self._resting.discard(row)
             for wrapper in self._wrappers:
                 wrapper.reset(row, int(seed))
-            self.playing = (row, time.monotonic())
+            self._begin(row)
             try:
                 env = self._envs[row]
                 if env is not None and env.monitor is not None and env.monitor.within.any():
@@ -126,7 +130,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
                 raise
             except BaseException as error:
                 self._fail(row, error)
-        self.playing = None
+        self._end()
         self._set_back(shared)
         self._wrap(self._shown, self.observations, rows)
         self._examine(self._given)
@@ -212,14 +216,14 @@ class EnvGrid(ArrayGrid, SeededGrid):
         received = {}
         for row in rows:
             if (env := self._envs[row]) is not None:
-                self.playing = (row, time.monotonic())
+                self._begin(row)
                 try:
                     received[row] = env.receive()
                 except ConfigError:
                     raise
                 except BaseException as error:
                     self._fail(row, error)
-        self.playing = None
+        self._end()
         self._set_back(shared)
         with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
             for row, (raw, rewards, terminations, truncations, replaced) in received.items():
@@ -239,6 +243,15 @@ class EnvGrid(ArrayGrid, SeededGrid):
                     self._deliver(row, one(raw), slot, env)
         self._wrap(self._shown_final, result.final_observations, rows)
         self._examine(named_terminal(result.final_observations, result.final))
+
+    def _begin(self, row: int) -> None:
+        """Notes that a member's environments are at work."""
+        self.playing = row, time.monotonic()
+        turn.begin(row)
+
+    def _end(self) -> None:
+        self.playing = None
+        turn.begin(NOBODY)
 
     def _deliver(self, row: int, raw: Any, out: Mapping[str, np.ndarray], first: int = 0) -> None:
         """Copies what a member's environments show; the member fails where their space cannot hold it."""
@@ -275,7 +288,7 @@ class EnvGrid(ArrayGrid, SeededGrid):
         """
         if is_ctrl_c(error):
             raise error
-        self._failures[row] = f"{type(error).__name__}: {error}"
+        self._failures[row] = told(error)
         env, self._envs[row] = self._envs[row], None
         if env is not None:
             close_in_time([env.close])

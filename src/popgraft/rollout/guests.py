@@ -3,9 +3,10 @@ all code of a process shares.
 """
 
 import contextlib
-import logging
+import mmap
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-logger = logging.getLogger(__name__)
+from popgraft.messages import logger_of
+
+logger = logger_of(__name__)
 
 PATIENCE = 5.0
 """Seconds that environments have to close."""
+NOBODY = -1
 
 
 def is_ctrl_c(error: BaseException) -> bool:
@@ -48,6 +52,35 @@ def close_in_time(closes: Sequence[Callable[[], Any]]) -> None:
 def _close(close: Callable[[], Any]) -> None:
     with contextlib.suppress(BaseException):  # what fails on the way out has nothing left to spoil
         close()
+
+
+class Turn:
+    """Whose environments are at work in this process: a number that may lie where another process can read it, once
+    this one is no more.
+    """
+
+    def __init__(self) -> None:
+        self._number = memoryview(bytearray(NOBODY.to_bytes(4, sys.byteorder, signed=True))).cast("i")
+
+    def publish(self, file: int) -> None:
+        """Writes to an open file from now on."""
+        os.ftruncate(file, 4)
+        self._number = memoryview(mmap.mmap(file, 4)).cast("i")
+        self.begin(NOBODY)
+
+    def begin(self, number: int) -> None:
+        """Says whose turn it is."""
+        self._number[0] = number
+
+    @staticmethod
+    def read(file: int) -> int:
+        """What another process has said last; `NOBODY` where it has not said anything."""
+        said = os.pread(file, 4, 0)
+        return int.from_bytes(said, sys.byteorder, signed=True) if said else NOBODY
+
+
+turn = Turn()
+"""Places of a shard, whose process this is; in a grid's order."""
 
 
 class Shared:

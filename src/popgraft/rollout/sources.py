@@ -10,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
+from popgraft.messages import told
 from popgraft.names import import_module, import_name
 from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
 from popgraft.rollout.answers import own
@@ -155,7 +156,7 @@ def _guarded(what: str, make: Callable[[], Any]) -> Any:
             raise
         if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)) and "mujoco" in str(error).lower():
             raise MissingExtra("mujoco", "mujoco", what) from error
-        raise EnvironmentFault(f"{what} cannot be made: {type(error).__name__}: {error}") from error
+        raise EnvironmentFault(f"{what} cannot be made: {told(error)}") from error
 
 
 def _described(config: EnvConfig) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from popgraft.disk import reason
 from popgraft.errors import Damaged, PopgraftError, StoreError
+from popgraft.messages import told
 
 LONGEST = 300
 """Characters that are quoted of an error, which may quote the file."""
@@ -29,5 +30,5 @@ def reading(what: Path | str) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{what} cannot be read: {reason(error)}") from error
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"[:LONGEST]
+        text = told(error)[:LONGEST]
         raise Damaged(f"{what} is damaged: it holds what no run has written ({text})") from error

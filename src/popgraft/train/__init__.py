@@ -1,7 +1,7 @@
 """The training loop, the run it leaves behind, and the agent that comes out."""
 
 from popgraft.train.agent import Agent
-from popgraft.train.observer import Generation, Observer, Plan, counted, one_line, readable
+from popgraft.train.observer import Generation, Observer, Plan, counted, readable
 from popgraft.train.replay import Replay, replay
 from popgraft.train.resume import resume
 from popgraft.train.run import Run
@@ -15,7 +15,6 @@ __all__ = [
     "Replay",
     "Run",
     "counted",
-    "one_line",
     "readable",
     "replay",
     "resume",

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import math
 import statistics
 import time
@@ -18,6 +17,7 @@ from popgraft.config import Config
 from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost, StoreError
 from popgraft.execute import Executor, Part
 from popgraft.inheritance import inherited_values, strategies
+from popgraft.messages import logger_of
 from popgraft.pbt import Prescribed, Schedule
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
@@ -33,7 +33,7 @@ from popgraft.train.run import BEST, Run
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 @dataclasses.dataclass

@@ -108,8 +108,3 @@ def readable(score: float, stderr: float | None = None) -> str:
 def counted(number: int, noun: str) -> str:
     """The number, and the noun in singular or plural."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks and control characters, which a folder's name or an error may bring."""
-    return "".join(character if character.isprintable() else " " for character in text)

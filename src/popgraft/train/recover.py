@@ -1,9 +1,9 @@
 """Goes back to a point: in a run that is resumed, and in one that has lost a shard and goes on."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from popgraft.errors import ShardLost
+from popgraft.messages import logger_of
 from popgraft.store import snapshot
 from popgraft.train.points import load_point, newest_point, points, remove_old_points
 from popgraft.train.run import BEST, LAST
@@ -11,7 +11,7 @@ from popgraft.train.run import BEST, LAST
 if TYPE_CHECKING:
     from popgraft.train.loop import Training
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 LASTING = ("stopped", "resumed", "damaged", "changed", "lost")
 """Events of processes rather than of training: they stay in the record when training is repeated."""

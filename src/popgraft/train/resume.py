@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from popgraft.config import Config, dump_config, flat_config, load_config, read_
 from popgraft.disk import write_atomic
 from popgraft.errors import ConfigError
 from popgraft.execute import make_executor
+from popgraft.messages import logger_of
 from popgraft.names import searched
 from popgraft.pbt import make_schedule
 from popgraft.store import RunDatabase, RunFolder, SessionRecord
@@ -33,7 +33,7 @@ from popgraft.train.versions import versions
 if TYPE_CHECKING:
     from popgraft.train.loop import Training
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def resume(

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-import logging
 import os
 import socket
 import time
@@ -17,10 +16,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from popgraft.disk import reason
 from popgraft.errors import StoreError
+from popgraft.messages import logger_of
 from popgraft.train.observer import Generation, Observer, Plan
 from popgraft.train.scalars import POPULATION, places, scalars
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PATIENCE = 10.0
 """Seconds for which points may be held back, until the next generation."""

@@ -7,17 +7,17 @@ given up, with a warning: it never ends a run.
 
 import abc
 import json
-import logging
 import time
 import uuid
 
 from popgraft.config import MlflowConfig, TrackingConfig, WandbConfig, flat_config
 from popgraft.disk import read_file, write_atomic
 from popgraft.errors import ConfigError, MissingExtra
+from popgraft.messages import logger_of
 from popgraft.train.observer import Generation, Observer, Plan
 from popgraft.train.scalars import scalars
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PARAMS, METRICS, LONGEST = 100, 1000, 6000
 """What MLflow takes at once: parameters, metrics, characters of a parameter."""
