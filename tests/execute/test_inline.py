@@ -304,9 +304,10 @@ def unchanged():
     [
         *(("CartPole", name, *case) for name, case in LIVE.items()),
         *(("CartPole", f"kl_pid_{gain}", 1e-3, PID) for gain in "pid"),
-        ("Pendulum", "ent_coef", *LIVE["ent_coef"]),
-        ("Pendulum", "gamma", *LIVE["gamma"]),
-        ("Pendulum", "adversarial_ratio", *LIVE["adversarial_ratio"]),
+        *(
+            pytest.param("Pendulum", name, *LIVE[name], marks=pytest.mark.slow)
+            for name in ("ent_coef", "gamma", "adversarial_ratio")
+        ),
     ],
 )
 def test_every_hyperparameter_is_live_after_a_decision(env, name, value, settings, execute, unchanged):

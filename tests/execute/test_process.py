@@ -107,6 +107,7 @@ def test_what_cannot_be_built_is_said_as_in_this_process(execute):
         execute(ProcessExecutor, "model.network.encoder=cnn")
 
 
+@pytest.mark.slow
 def test_a_factory_that_only_this_process_knows(execute):
     """Written in a script, it cannot be imported elsewhere; it travels by value, and its log records come back."""
 

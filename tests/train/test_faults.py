@@ -55,7 +55,7 @@ def faulty(tiny: Callable[..., dict[str, Any]], library: Path, tmp_path: Path) -
 
 
 def test_a_fault_at_some_calls_costs_nothing_that_was_saved(faulty: Callable[..., None]) -> None:
-    faulty(97, 60, "/tensorboard/", "kill", "EIO", "ENOSPC")
+    faulty(149, 60, "/tensorboard/", "kill", "EIO", "ENOSPC")
 
 
 @pytest.mark.slow
