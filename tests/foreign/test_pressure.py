@@ -166,4 +166,5 @@ def test_the_engines_pressure_over_forty_seeds(tmp_path, method, n, mode, failur
         assert found[0].mean() == pytest.approx(engine[0].mean(), abs=max(error, 0.02 * engine[0].mean()))
     error = 4 * np.std(at_once[1] - engine[1]) / math.sqrt(len(rows))
     assert at_once[1].mean() == pytest.approx(engine[1].mean(), abs=error + 1e-9)
-    assert in_turn[1].mean() == pytest.approx(engine[1].mean(), rel=0.3)  # reports of two rounds are compared
+    # Reports of two rounds are compared in turn, and of the first round there is nothing to compare with.
+    assert in_turn[1].mean() - 1 == pytest.approx(engine[1].mean(), rel=0.2)

@@ -215,9 +215,10 @@ def test_not_enough_ready_members(make):
     for missing in (None, NAN):
         scheduler = make()
         report(scheduler, [missing, 3.0, 2.0, 1.0])
-        for member in scheduler.population[1:]:
-            assert scheduler.exploit_and_explore(member) == (None, member.hyperparams, None)
-        assert scheduler.get_stats()["pbt/failed_ready_checks"] == 3
+        for rounds in (1, 2):  # all of whose checks fail once together
+            for member in scheduler.population[1:]:
+                assert scheduler.exploit_and_explore(member) == (None, member.hyperparams, None)
+                assert scheduler.get_stats()["pbt/failed_ready_checks"] == rounds
 
 
 def test_a_member_without_a_report_copies_nobody_and_is_copied_by_nobody(make):
@@ -244,6 +245,28 @@ def test_after_enough_failed_checks_few_members_suffice(make, caplog):
     assert failed == [1, 2, 0, 1, 2, 0]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "3 of 10 members have a finite score" in caplog.text
+
+
+def test_a_round_that_goes_on_with_few_does_so_for_all(make):
+    """As in the engine, where everybody decides at once: the third round that fails goes on, whoever asks in it."""
+    scheduler = make(
+        population_size=10, ready_check_max_wait=3, min_ready_members=3, exploit_method="binary_tournament"
+    )
+    exploits = []
+    for rounds in range(6):
+        report(scheduler, [*map(float, range(7)), None, None, None])
+        before = scheduler.exploitation_count
+        for member in scheduler.population[:7]:
+            scheduler.exploit_and_explore(member)
+        exploits.append(scheduler.exploitation_count - before)
+        if rounds == 3:  # a resumed one is in the same round
+            state = scheduler.state_dict()
+            scheduler = make(
+                population_size=10, ready_check_max_wait=3, min_ready_members=3, exploit_method="binary_tournament"
+            )
+            scheduler.load_state_dict(state)
+    assert [count > 0 for count in exploits] == [False, False, True, False, False, True]
+    assert exploits[2] > 1
 
 
 def test_fewer_than_the_least_never_suffice(make):

@@ -186,7 +186,7 @@ class PBTScheduler:
             )
         number, self._decisions = self._decisions, self._decisions + 1
         ready = (config.exploit_method != "none" or config.explore_always) and self._readiness.check(
-            self._ready, len(self.population), f"Member {member.member_id}"
+            self._ready, len(self.population), f"Member {member.member_id}", member.member_id
         )
         candidates = [other for other in self.population if other.standing.performance is not None]
         reports = [other.standing for other in candidates]
@@ -217,8 +217,8 @@ class PBTScheduler:
         """The population in numbers, by the names under which TensorBoard shows them.
 
         Means and extremes are over members with a finite score, and absent while there is none. A recipient has none
-        until it reports, but counts as ready. `success_k_strategy` is the share of exploits after whose k-th report the
-        recipient scored at least what it had before.
+        until it reports, but is ready if its own last report was one. `success_k_strategy` is the share of exploits
+        after whose k-th report the recipient scored at least what it had before.
         """
         stats = {
             "population_size": len(self.population),
@@ -245,7 +245,7 @@ class PBTScheduler:
         state = {
             "seed": self.seed,
             "decisions": self._decisions,
-            "failed_ready_checks": self._readiness.failed,
+            **self._readiness.state_dict(),
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
             "exploits": self._success.state_dict(),
@@ -273,7 +273,7 @@ class PBTScheduler:
             vars(member).update(vars(record))
         self.best = state["best"] and self._restored(state["best"])
         self.seed, self._decisions = state["seed"], state["decisions"]
-        self._readiness.failed = state["failed_ready_checks"]
+        self._readiness.load_state_dict(state)
         self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
 
@@ -340,8 +340,8 @@ class PBTScheduler:
 
     @property
     def _ready(self) -> int:
-        """Members with a finite score, and recipients that are still to have one."""
-        return sum(member.is_healthy or member.reported is not None for member in self.population)
+        """Members whose latest report is a finite score, whatever has become of them since."""
+        return sum(member.standing.is_healthy for member in self.population)
 
     @property
     def _explores(self) -> bool:

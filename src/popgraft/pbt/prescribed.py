@@ -1,5 +1,7 @@
 """Hyperparameters over time as a configuration lists them, in place of a population's own decisions."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -71,11 +73,11 @@ class Prescribed:
             reasons=dict.fromkeys(range(self._pop), "schedule") if grafted else {},
         )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Nothing: all that it decides stands in the configuration."""
         return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned: nothing."""
 
 

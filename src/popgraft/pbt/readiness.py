@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from popgraft.config.population import EvolutionConfig
 
@@ -15,26 +17,42 @@ class Readiness:
         config: `ready_percentage`, `min_ready_members` and `ready_check_max_wait`.
 
     Attributes:
-        failed: checks in a row that have failed; the only state.
+        failed: rounds in a row whose checks have failed.
     """
 
     def __init__(self, config: EvolutionConfig) -> None:
         self.config = config
         self.failed = 0
+        self._asked: list[int] = []
+        self._verdict: bool | None = None
 
-    def check(self, ready: int, pop: int, occasion: str) -> bool:
+    def check(self, ready: int, pop: int, occasion: str, who: int | None = None) -> bool:
         """Whether the population may exploit: ⌈pop · ready_percentage⌉ are ready, or fewer once that failed too often.
+
+        Checks of members that ask one after the other are one round, until one of them asks again: they fail once, and
+        where they go on with few they all do.
 
         Args:
             ready: members with a finite score.
             pop: members.
             occasion: what the check is for, as the first words of the warning that it goes on with few.
+            who: the member that asks; None: everybody at once.
         """
         config = self.config
+        if who is None or who in self._asked:
+            self._asked, self._verdict = [], None
+        self._asked += [] if who is None else [who]
         required = math.ceil(pop * config.ready_percentage - 1e-9)  # 100 · 0.07 is 7.000…1 in binary
         if ready >= required:
             self.failed = 0
             return True
+        if self._verdict is None:
+            self._verdict = self._few(ready, pop, required, occasion)
+        return self._verdict
+
+    def _few(self, ready: int, pop: int, required: int, occasion: str) -> bool:
+        """Counts a round that fails; whether it goes on all the same."""
+        config = self.config
         self.failed += 1
         if self.failed < config.ready_check_max_wait or ready < config.min_ready_members:
             return False
@@ -45,3 +63,12 @@ class Readiness:
         )  # fmt: skip
         self.failed = 0
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count, and the round that is going on."""
+        return {"failed_ready_checks": self.failed, "ready_asked": list(self._asked), "ready_verdict": self._verdict}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; earlier versions had the count alone."""
+        self.failed = state["failed_ready_checks"]
+        self._asked, self._verdict = list(state.get("ready_asked", [])), state.get("ready_verdict")

@@ -6,6 +6,7 @@ counter alone, and a resumed run decides as the uninterrupted one.
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -84,9 +85,10 @@ class Schedule:
         """
         config, healthy, pop = self.config, scores.mean.isfinite(), len(scores.mean)
         everyone = torch.arange(pop)
+        who = None if deciding is None else int(deciding[0])
         compared, deciding = (everyone if some is None else some for some in (compared, deciding))
         ready = (config.exploit_method != "none" or config.explore_always) and self.readiness.check(
-            int(healthy[compared].sum()) + heirs, pop, f"generation {generation}"
+            int(healthy[compared].sum()) + heirs, pop, f"generation {generation}", who
         )
         candidates, places = _rows(scores, compared), compared
         if config.exploit_method == "backtracking":
@@ -119,13 +121,13 @@ class Schedule:
         """Readiness checks in a row that have failed."""
         return self.readiness.failed
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the configuration and the seed."""
-        return {"failed_ready_checks": self.readiness.failed}
+        return self.readiness.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.readiness.failed = state["failed_ready_checks"]
+        self.readiness.load_state_dict(state)
 
 
 def _rows(scores: Scores, members: Int[Tensor, "rows"]) -> Scores:

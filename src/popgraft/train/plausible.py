@@ -39,6 +39,8 @@ class _Follower(_Part):
 
 class _Schedule(_Part):
     failed_ready_checks: Count = 0
+    ready_asked: list[Count] = []
+    ready_verdict: bool | None = None
 
 
 class Point(_Part):
