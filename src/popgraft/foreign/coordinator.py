@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from popgraft.errors import ConfigError
-from popgraft.foreign import checkpoint, normalization
+from popgraft.foreign import checkpoint, files, normalization, resume
 from popgraft.foreign.live import is_number, keywords, make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.population_config import PBTAdversarialConfig, check_name
-from popgraft.foreign.robust_loss import accepted, attach, engine_settings
+from popgraft.foreign.robust_loss import ADVERSARY, accepted, attach, engine_settings, inherit
 from popgraft.foreign.scheduler import Outcome, PBTScheduler
 from popgraft.foreign.state_adversarial import StateAdversarialPPO
-from popgraft.foreign.step import carry_out
+from popgraft.foreign.step import Step, carry_out
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
 from popgraft.rng import derive
@@ -55,6 +55,8 @@ class PBTTrainingCoordinator:
         self.scheduler = PBTScheduler(config.pbt, seed)
         self.sa_ppo: dict[int, Any] = {}
         self._failed: dict[int, str] = {}
+        self._models: dict[int, Any] = {}
+        self._resumed: dict[str, Mapping[str, Any]] = {}
         if config.graft_faults:
             logger.warning("GRAFT FAULTS ARE ON: every exploit will %s", ", ".join(config.graft_faults))
 
@@ -98,7 +100,11 @@ class PBTTrainingCoordinator:
         model = base_model_factory(**{**model_kwargs, **taken})
         if adversarial.enabled:
             seed = derive(self.scheduler.seed, "adversary", member.member_id)
-            self.sa_ppo[member.member_id] = attach(model, adversarial, seed)
+            adversary = self.sa_ppo[member.member_id] = attach(model, adversarial, seed)
+            self._models[member.member_id] = model
+            resumed = self._resumed.pop(str(member.member_id), None)
+            if resumed is not None and isinstance(adversary, StateAdversarialPPO):
+                adversary.load_state_dict(resumed)
         self.apply_hyperparameters(model, member)
         return model, self.sa_ppo.get(member.member_id)
 
@@ -195,8 +201,13 @@ class PBTTrainingCoordinator:
         if faults:
             logger.warning("Member %s: GRAFT FAULTS %s", member.member_id, ", ".join(faults))
         rules = Rules(self.config.pbt.optimizer_exploit_strategy, faults)
+        adversary = self.sa_ppo.get(member.member_id)
         try:
-            carry_out(plan(model, new_parameters, member, source_member, rules, self.sa_ppo.get(member.member_id)))
+            inherited: list[Step] = []
+            if isinstance(adversary, StateAdversarialPPO) and ADVERSARY in new_parameters:
+                inherited = [inherit(adversary, new_parameters[ADVERSARY])]
+                new_parameters = {name: part for name, part in new_parameters.items() if name != ADVERSARY}
+            carry_out([*inherited, *plan(model, new_parameters, member, source_member, rules, adversary)])
         except BaseException:
             self.scheduler.take_back(member)
             raise
@@ -212,7 +223,11 @@ class PBTTrainingCoordinator:
             model: the model.
             env: where its VecNormalize is searched; by default `model.env`.
         """
-        return collect(model, env)
+        parameters = collect(model, env)
+        for member, adversary in self.sa_ppo.items():
+            if self._models.get(member) is model and isinstance(adversary, StateAdversarialPPO):
+                parameters[ADVERSARY] = adversary.heritable()
+        return parameters
 
     def save_member_checkpoint(self, member: PopulationMember, model: Any, env: Any = None) -> None:
         """Writes a model and its VecNormalize statistics, and notes the files in the member's record.
@@ -225,7 +240,7 @@ class PBTTrainingCoordinator:
         Raises:
             StoreError: a file cannot be written.
         """
-        parameters = collect(model, env)
+        parameters = self.collect_parameters(model, env)
         wrong = checkpoint.not_finite(parameters)
         if wrong is not None:
             self._failed[member.member_id] = wrong
@@ -249,9 +264,87 @@ class PBTTrainingCoordinator:
         return {**self.scheduler.get_stats(), **{name: sum(values) / len(values) for name, values in found.items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed coordinator needs besides its configuration: the scheduler's."""
-        return self.scheduler.state_dict()
+        """Everything that a resumed coordinator needs besides its configuration and its models, in plain values.
+
+        The scheduler's state, with the checksums of its files, and that of state-adversarial training.
+        """
+        parts = {
+            str(member): part.state_dict()
+            for member, part in self.sa_ppo.items()
+            if isinstance(part, StateAdversarialPPO)
+        }
+        failed = {str(member): wrong for member, wrong in self._failed.items()}
+        return {**self.scheduler.state_dict(), "sa_ppo": {**self._resumed, **parts}, "failed": failed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned; what is of models that are not made yet waits for them.
+
+        Raises:
+            ConfigError: the state is of a population of another size.
+            StoreError: a checkpoint is not the one that the state was saved with; nothing has changed.
+        """
         self.scheduler.load_state_dict(state)
+        self._failed = {int(member): wrong for member, wrong in state.get("failed", {}).items()}
+        self._resumed = dict(state.get("sa_ppo", {}))
+        for member, part in self.sa_ppo.items():
+            if isinstance(part, StateAdversarialPPO) and str(member) in self._resumed:
+                part.load_state_dict(self._resumed.pop(str(member)))
+
+    def save(self, folder: str | Path, models: Sequence[Any]) -> None:
+        """Writes the whole run, models and files included, between two rounds; the folder appears whole or not at all.
+
+        Not in it: environments, which begin new episodes, and the global generators that Stable-Baselines3 draws from.
+
+        Args:
+            folder: where; an earlier save in it is replaced.
+            models: the members' models, in the order of the population.
+
+        Raises:
+            ConfigError: not one model for each member, or one that cannot be kept.
+            StoreError: the folder cannot be written, or holds something else.
+        """
+        pairs = self._paired(models)
+        resume.write(
+            Path(folder), self.state_dict(), {member.member_id: resume.snapshot(model) for member, model in pairs}
+        )
+
+    def load(self, folder: str | Path, models: Sequence[Any] | Callable[[PopulationMember], Any]) -> list[Any]:
+        """Goes on from what `save` wrote; the scheduler's files are put into `checkpoint_dir`, over others there.
+
+        Args:
+            folder: the folder.
+            models: the members' models, or what makes one for a member, as `create_member_model` does; built as then.
+
+        Returns:
+            The models, as they were, about to begin new episodes.
+
+        Raises:
+            ConfigError: the run is of another population, or of other models; models that were given are as they were.
+            StoreError: the folder cannot be read, is damaged or something else; nothing of it is executed.
+        """
+        state, kept, found = resume.read(Path(folder))
+        size = self.config.pbt.population_size
+        if set(kept) != set(range(size)):
+            raise ConfigError(
+                f"{folder} has models of {len(kept)} members, but population_size={size}; use the configuration that "
+                "the run was saved with"
+            )
+        places = {path: str(Path(self.config.pbt.checkpoint_dir) / name) for path, (name, _) in found.items()}
+        for path, (_, blob) in found.items():
+            checkpoint.write(Path(places[path]), blob)
+        self.load_state_dict(files.moved(state, places))
+        made = [models(member) for member in self.scheduler.population] if callable(models) else models
+        pairs = self._paired(made)
+        steps = [
+            step
+            for member, model in pairs
+            for step in resume.restoring(model, kept[member.member_id], member, self.sa_ppo.get(member.member_id))
+        ]
+        carry_out(steps)
+        return [model for _, model in pairs]
+
+    def _paired(self, models: Sequence[Any]) -> list[tuple[PopulationMember, Any]]:
+        members = self.scheduler.population
+        if len(models) != len(members):
+            raise ConfigError(f"there are {len(models)} models for {len(members)} members; give one for each, in order")
+        return list(zip(members, models, strict=True))

@@ -6,6 +6,7 @@ from them. Any other model's trainer adds `StateAdversarialPPO.robust_kl_penalty
 """
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,9 +17,12 @@ from torch import Tensor
 from popgraft.config.adversary import AdversaryConfig
 from popgraft.errors import ConfigError
 from popgraft.foreign.config import SAPPOConfig
-from popgraft.foreign.live import ADVERSARIAL
-from popgraft.foreign.state_adversarial import StateAdversarialPPO, create_sappo_wrapper
+from popgraft.foreign.live import ADVERSARIAL, is_number
+from popgraft.foreign.state_adversarial import HERITABLE, StateAdversarialPPO, create_sappo_wrapper
+from popgraft.foreign.step import Step, attributes
 
+ADVERSARY = "sa_ppo_state"
+"""Entry of a checkpoint with what a copy inherits of `StateAdversarialPPO`."""
 LIBRARIES = ("stable_baselines3", "sb3_contrib")
 CARRIES = ("PPO", "RecurrentPPO", "MaskablePPO", "A2C")
 """Algorithms of these libraries that go down the gradient of one loss, which weighs log-probabilities by advantages."""
@@ -95,6 +99,21 @@ def attach(model: Any, config: SAPPOConfig, seed: int) -> Any:
             part.distribution = _unknown
         model.rollout_buffer.get = RobustMinibatches(model, part)
     return part
+
+
+def inherit(adversary: StateAdversarialPPO, state: Any) -> Step:
+    """Takes over what a donor's `heritable` gave; explored values come after it.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    fits = isinstance(state, Mapping) and set(state) == set(HERITABLE)
+    if not fits or not all(is_number(value) and 0 <= value < math.inf for value in state.values()):
+        raise ConfigError(
+            f"{ADVERSARY}={state!r} must hold numbers of at least 0 for {', '.join(HERITABLE)}; report what "
+            "collect_parameters returns"
+        )
+    return attributes([(adversary, name, state[name]) for name in HERITABLE])
 
 
 def _check(config: SAPPOConfig, kind: str) -> None:

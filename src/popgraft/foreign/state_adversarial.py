@@ -1,7 +1,7 @@
 """State-adversarial PPO for policies that are trained elsewhere: the same attacks, with a population of one."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from popgraft.adversary.schedule import scheduled_radius
 from popgraft.config.adversary import PerturbationConfig
 from popgraft.errors import ConfigError
 from popgraft.foreign.config import SAPPOConfig
+
+HERITABLE = ("update_count", "adversarial_epsilon", "adversarial_ratio", "robust_kl_coef")
+"""What a copy inherits; its generator and its counts of attacks stay with the place."""
 
 LossFn = Callable[[Tensor], Tensor]
 """From observations [batch, *shape] to what an attack increases: one number, or one per row."""
@@ -259,6 +262,29 @@ class StateAdversarialPPO:
         """Forgets all counts but that of updates."""
         self._attacked, self._clean, self._penalties, self._penalised = 0, 0, 0.0, 0
         self.perturbation.reset_stats()
+
+    def heritable(self) -> dict[str, Any]:
+        """What a copy inherits, as plain numbers."""
+        return {name: getattr(self, name) for name in HERITABLE}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed one needs besides its configuration, in plain values."""
+        generator = bytes(self.perturbation.generator.get_state().tolist()).hex()
+        kept = {name: getattr(owner, name) for owner, names in self._kept() for name in names}
+        return {**self.heritable(), **kept, "generator": generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
+        self.perturbation.generator.set_state(generator)
+        for owner, names in [(self, HERITABLE), *self._kept()]:
+            for name in names:
+                setattr(owner, name, state[name])
+
+    def _kept(self) -> list[tuple[Any, tuple[str, ...]]]:
+        """Attributes that stay with the place, by owner."""
+        own = ("is_used", "_announced", "_attacked", "_clean", "_penalties", "_penalised")
+        return [(self, own), (self.perturbation, ("_attacks", "_rows", "_norms"))]
 
     def get_stats(self) -> dict[str, float]:
         """What to log, under `sa_ppo/`."""

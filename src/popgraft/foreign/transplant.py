@@ -55,10 +55,12 @@ class Rules:
     Attributes:
         strategy: what becomes of the optimizer.
         faults: mistakes to make.
+        any_weights: whether weights that are not finite are taken, as a member has them that has failed.
     """
 
     strategy: OptimizerStrategy
     faults: Sequence[GraftFault] = ()
+    any_weights: bool = False
 
 
 def collect(model: Any, env: Any = None) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def plan(
     }
     own = kept(rules.faults)
     candidates = [
-        _weights(model, parameters),
+        _weights(model, parameters, rules.any_weights),
         _free(model, parameters, member),
         *(_state(model, parameters, part) for part in STATEFUL if part.name not in own),
         _updates(model, parameters),
@@ -147,9 +149,9 @@ def _network(model: Any) -> Any:
     raise ConfigError(message)
 
 
-def _weights(model: Any, parameters: Mapping[Any, Any]) -> Step:
+def _weights(model: Any, parameters: Mapping[Any, Any], any_weights: bool) -> Step:
     network, new = _network(model), weights_of(parameters)
-    bad = not_finite(parameters)
+    bad = None if any_weights else not_finite(parameters)
     if bad is not None:
         raise ConfigError(f"the donor's weights are not finite ({bad}); exploit a healthy member")
     own = _state_dict(network)
