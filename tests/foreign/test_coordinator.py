@@ -334,6 +334,8 @@ def test_adversarial_values_are_the_members_own_and_live_after_an_exploit(make):
     first.hyperparams["adversarial_epsilon"] = 0.2
     coordinator.apply_exploited_parameters(model, coordinator.collect_parameters(made[1][0]), first)
     assert (own.adversarial_epsilon, other.adversarial_epsilon) == (0.2, 0.1)
+    assert (own.update_count, other.update_count) == (0, 0)
+    coordinator.on_member_update_start(second)
     assert coordinator.get_stats()["avg_sa_ppo/update_count"] == 0.5
 
 

@@ -274,7 +274,12 @@ class PBTTrainingCoordinator:
             if isinstance(part, StateAdversarialPPO)
         }
         failed = {str(member): wrong for member, wrong in self._failed.items()}
-        return {**self.scheduler.state_dict(), "sa_ppo": {**self._resumed, **parts}, "failed": failed}
+        return {
+            **self.scheduler.state_dict(),
+            "sa_ppo": {**self._resumed, **parts},
+            "failed": failed,
+            "files": files.digests([*self.scheduler.population, self.scheduler.best]),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; what is of models that are not made yet waits for them.
@@ -283,6 +288,7 @@ class PBTTrainingCoordinator:
             ConfigError: the state is of a population of another size.
             StoreError: a checkpoint is not the one that the state was saved with; nothing has changed.
         """
+        files.check(state.get("files", {}))
         self.scheduler.load_state_dict(state)
         self._failed = {int(member): wrong for member, wrong in state.get("failed", {}).items()}
         self._resumed = dict(state.get("sa_ppo", {}))

@@ -21,7 +21,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 
 from popgraft.errors import ConfigError
-from popgraft.foreign import checkpoint, files
+from popgraft.foreign import checkpoint
 from popgraft.foreign.checkpoint import V1, V2, Format
 from popgraft.foreign.config import PBTConfig
 from popgraft.foreign.member import PopulationMember, number, scores_of
@@ -240,7 +240,7 @@ class PBTScheduler:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed scheduler needs besides its configuration, in plain values.
 
-        It suits `json.dump` as well as `torch.save`. The checkpoints stay where they are; it has their checksums.
+        It suits `json.dump` as well as `torch.save`. The checkpoints stay where they are.
         """
         state = {
             "seed": self.seed,
@@ -251,7 +251,6 @@ class PBTScheduler:
             "exploits": self._success.state_dict(),
             "population": [dataclasses.asdict(member) for member in self.population],
             "best": self.best and dataclasses.asdict(self.best),
-            "files": files.digests([*self.population, self.best]),
         }
         plain: dict[str, Any] = checkpoint.plain(state)
         return plain
@@ -261,9 +260,7 @@ class PBTScheduler:
 
         Raises:
             ConfigError: the state is of a population of another size.
-            StoreError: a checkpoint is not the one that the state was saved with; nothing has changed.
         """
-        files.check(state.get("files", {}))
         records = [self._restored(record) for record in state["population"]]
         if len(records) not in (0, self.config.population_size):
             raise ConfigError(
