@@ -114,6 +114,62 @@ def test_what_a_script_defines_is_there_in_another_process(tmp_path):
     assert result.stdout.split() == ["RUN", "CHILD"]
 
 
+FAR = """
+import pickle, sys, warnings
+warnings.simplefilter("error")
+import gymnasium as gym
+from popgraft.names import import_name
+
+definitions = pickle.load(sys.stdin.buffer)
+passed = definitions.adopt()
+for make in (passed, import_name("a_package.envs:make", "env.factory")):
+    envs = make(num_envs=2)
+    envs.reset(seed=1)
+    assert envs.step([0, 0])[1].tolist() == [14.0, 14.0]
+env = gym.make("Module-v0")
+env.reset(seed=0)
+assert env.step(0)[1] == 1.0
+assert import_name("a_package.envs:Sevenfold", "env.wrappers")(env).reward(2) == 14
+print("FAR", sorted(name for name in definitions.sources))
+"""
+
+HOME = f"""
+import os, shutil, subprocess, sys, cloudpickle
+sys.path.insert(0, "/nowhere")  # the folders are found through the configuration alone
+from popgraft.config import load_config
+from popgraft.names import searched
+from popgraft.rollout.definitions import Definitions
+
+config = load_config("there/config.yaml")
+with searched(config.code_dir):
+    from a_package.envs import make
+    sent = cloudpickle.dumps(Definitions.of(config, make, far=True))
+    assert not Definitions.of(config, make).sources
+shutil.rmtree("there")
+subprocess.run([sys.executable, "-c", {FAR!r}], input=sent, check=True, cwd="/")
+"""
+
+
+def test_modules_beside_the_configuration_go_to_other_machines(tmp_path):
+    """A package with relative imports, and a module that registers an environment; their folder is not there."""
+    package = tmp_path / "there" / "a_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("SEVEN = 7.0")
+    (package / "envs.py").write_text(
+        "from . import SEVEN\nfrom a_world import World, gym\n"
+        "class Sevenfold(gym.RewardWrapper):\n    def reward(self, reward):\n        return SEVEN * reward\n"
+        "def make(num_envs):\n    return gym.vector.SyncVectorEnv([lambda: Sevenfold(World(2.0))] * num_envs)\n"
+    )
+    (tmp_path / "there" / "a_world.py").write_text(MODULE)
+    (tmp_path / "there" / "config.yaml").write_text(
+        "env: {id: 'a_world:Module-v0', wrappers: [{name: 'a_package.envs:Sevenfold'}]}"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", HOME]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "FAR ['a_package', 'a_package.envs', 'a_world']\n"
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [

@@ -161,7 +161,7 @@ class RayExecutor(ParallelExecutor):
         factory: Callable[..., Any] | None = None,
     ) -> None:
         self._arguments = config, hyperparams
-        self._definitions = Definitions.of(config, factory)
+        self._definitions = Definitions.of(config, factory, far=True)
         self.shards: list[RayShard] = []
         self._stack = contextlib.ExitStack()
         try:

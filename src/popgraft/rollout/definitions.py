@@ -1,17 +1,21 @@
 """What a configuration names and a script has defined, found where a run begins, for the processes of its shards.
 
 These processes do not run the script. What it has defined goes there by value: a factory, what settings name in it, and
-the environments that are registered with Gymnasium. Modules are imported there as they are here, from the same folders.
+the environments that are registered with Gymnasium. Modules are imported there as they are here, from the same folders;
+on another machine, which may lack those, the user's own from their source.
 """
 
 import contextlib
 import copy
 import dataclasses
-import importlib
+import importlib.abc
+import importlib.util
 import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +33,8 @@ from popgraft.rollout.sources import spec_of
 Factory = Callable[..., Any]
 Scripts = dict[str, dict[str, Any]]
 """What is found in the script, by the names that the script goes by and its own."""
+Sources = dict[str, tuple[str, bool]]
+"""Of modules by their names: the source, and whether it is that of a package."""
 
 
 def named(config: Config, factory: Factory | None = None) -> Iterator[tuple[str, str]]:
@@ -91,16 +97,23 @@ class Definitions:
         content: the factory, the script's objects by module and name, and the run's environments by their ids, where
             Gymnasium knows them; pickled by value.
         others: all other registered environments, each pickled by value: factories may make them.
+        sources: of the user's own modules, where the process may be on another machine.
     """
 
     path: list[str]
     modules: list[str]
     content: bytes
     others: list[bytes]
+    sources: Sources
 
     @classmethod
-    def of(cls, config: Config, factory: Factory | None = None) -> "Definitions":
+    def of(cls, config: Config, factory: Factory | None = None, far: bool = False) -> "Definitions":
         """Finds everything that a configuration names.
+
+        Args:
+            config: the run.
+            factory: takes the place of `env.factory` and `env.id`.
+            far: whether the process may be on another machine.
 
         Raises:
             ConfigError: something is not there, or cannot go to another process.
@@ -124,7 +137,8 @@ class Definitions:
         for module in filter(is_script, modules):
             scripts.setdefault(module, {})
         _check_sendable(factory, f"the factory {factory!r}")
-        return cls(list(sys.path), modules, cloudpickle.dumps((factory, scripts, specs)), others)
+        sources = _sources_in(config.code_dir) if far else {}
+        return cls(list(sys.path), modules, cloudpickle.dumps((factory, scripts, specs)), others, sources)
 
     def adopt(self) -> Factory | None:
         """Makes this process one that finds all of it, and returns the factory.
@@ -133,6 +147,8 @@ class Definitions:
             ConfigError: a module is not on this machine.
         """
         sys.path[:] = dict.fromkeys([*self.path, *sys.path])
+        if self.sources:
+            sys.meta_path.append(_Carried(self.sources))  # the last to be asked: files that are there come first
         try:
             content: tuple[Factory | None, Scripts, dict[str, EnvSpec]] = pickle.loads(self.content)
         except Exception as error:
@@ -153,6 +169,41 @@ class Definitions:
         gym.registry.update(specs)
         warnings.filterwarnings("ignore", ".*Overriding environment", UserWarning)  # by a module that is imported later
         return factory
+
+
+class _Carried(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports modules from their sources."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_loader(fullname, self) if fullname in self._sources else None
+
+    def get_source(self, fullname: str) -> str:
+        return self._sources[fullname][0]
+
+    def is_package(self, fullname: str) -> bool:
+        return self._sources[fullname][1]
+
+
+def _sources_in(code_dir: Path | None) -> Sources:
+    """Modules that lie in the folder of the configuration, in the current one or in the script's, and are imported."""
+    folders = {Path(place).resolve() for place in (code_dir or "", "", sys.path[0])}
+    own: dict[str, bool] = {}
+    sources: Sources = {}
+    for name, module in list(sys.modules.items()):
+        spec, top = getattr(module, "__spec__", None), name.partition(".")[0]
+        if spec is None or not isinstance(spec.loader, SourceFileLoader) or top == __name__.partition(".")[0]:
+            continue
+        if top not in own:
+            places = getattr(sys.modules.get(top), "__path__", None) or [spec.origin]
+            own[top] = any(Path(place).resolve().parent in folders for place in places)
+        if own[top]:
+            with contextlib.suppress(OSError, SyntaxError, UnicodeError):  # its file is there no more
+                text = importlib.util.decode_source(Path(spec.loader.path).read_bytes())
+                sources[name] = text, spec.submodule_search_locations is not None
+    return sources
 
 
 def _portable(spec: EnvSpec, scripts: Scripts) -> EnvSpec:
