@@ -58,9 +58,9 @@ def test_every_kind_of_space(kind, make, played):
     np.testing.assert_allclose(alone, together[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("envs", [1, 64])
-def test_any_number_of_environments(envs, make, played):
-    model = make(played(envs), n_steps=8, batch_size=4 * envs)
+@pytest.mark.parametrize(("envs", "batch_size"), [(1, 8), (64, 256)])
+def test_any_number_of_environments(envs, batch_size, make, played):
+    model = make(played(envs), n_steps=8, batch_size=batch_size)
     model.learn(8 * envs * 2)
     assert model.num_timesteps == 16 * envs
     assert len(model.ep_info_buffer) > 0

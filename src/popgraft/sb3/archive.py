@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 
 from popgraft import untrusted
 from popgraft.disk import reason
-from popgraft.errors import ConfigError, PopgraftError, StoreError
+from popgraft.errors import ArgumentError, ConfigError, PopgraftError, StoreError
 from popgraft.sb3.arguments import Settings, batches, fitting
 from popgraft.sb3.given import argument
 from popgraft.sb3.plausible import check_sizes
@@ -292,8 +292,8 @@ def reading(path: Source) -> Iterator[None]:
     """Puts into the user's words whatever values do that do not belong together."""
     try:
         yield
-    except PopgraftError:
-        raise
     except Exception as error:
+        if isinstance(error, PopgraftError) and not isinstance(error, ArgumentError):
+            raise
         why = f"{type(error).__name__}: {error}"
         raise StoreError(f"{path} is damaged, or what load was given does not fit it ({why})") from error
