@@ -144,7 +144,43 @@ def test_the_same_predictions(network, kind, played, unseeded):
     expected = theirs.policy.evaluate_actions(obs, actions, TheirStates(*memories), starts)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    drawn = [p.get_distribution(obs, memories[0], starts) for p in (ours.policy, theirs.policy)]
+    for look in (lambda d: d.mode(), lambda d: d.log_prob(actions), lambda d: d.entropy()):
+        torch.testing.assert_close(*(look(distribution) for distribution, _ in drawn), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*(state for _, state in drawn), atol=1e-5, rtol=1e-5)
+    assert drawn[0][0].sample().shape == drawn[1][0].sample().shape
     values = [p.predict_values(obs[:2], memories[1], starts[:2]) for p in (ours.policy, theirs.policy)]
     torch.testing.assert_close(*values, atol=1e-5, rtol=1e-5)
     sum(part.sum() for part in found).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.policy.parameters())
+
+
+def one_hot(choices, sizes):
+    return np.concatenate([np.eye(size)[column] for size, column in zip(sizes, choices.T, strict=True)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "flat"),
+    [
+        (spaces.Discrete(4, start=2), lambda obs: np.eye(4)[obs - 2]),
+        (spaces.MultiDiscrete([3, 2, 4]), lambda obs: one_hot(obs, [3, 2, 4])),
+        (spaces.MultiBinary(3), lambda obs: obs),
+        (spaces.Box(-3, 3, (2, 2), np.float64), lambda obs: obs.reshape(3, 4)),
+    ],
+    ids=["discrete", "multi_discrete", "multi_binary", "box"],
+)
+def test_the_same_view_of_every_kind_of_observation(seen, flat, played, unseeded):
+    kwargs = {"policy_kwargs": {"lstm_hidden_size": HIDDEN, "net_arch": [5]}, "device": "cpu", "n_steps": 8}
+    seen.seed(0)
+    batches = [np.stack([seen.sample() for _ in range(3)]) for _ in range(4)]
+    numbers, choices = spaces.Box(-3, 3, flat(batches[0]).shape[1:]), spaces.MultiDiscrete([3, 2])
+    ours = DistributionalPPO("MlpLstmPolicy", played(3, seen, choices), seed=0, critic="scalar", **kwargs)
+    theirs = RecurrentPPO("MlpLstmPolicy", played(3, numbers, choices), **kwargs)
+    ours.member.params += torch.randn(ours.member.params.shape, generator=torch.Generator().manual_seed(5))
+    copy_weights(ours, theirs)
+    zeros, starts = tuple(torch.zeros(1, 3, HIDDEN) for _ in "hc"), torch.zeros(3)
+    for obs in batches:
+        found, _ = ours.policy.get_distribution(obs, zeros, starts)
+        expected, _ = theirs.policy.get_distribution(torch.as_tensor(flat(obs), dtype=torch.float32), zeros, starts)
+        for mine, other in zip(found.distribution, expected.distribution, strict=True):
+            torch.testing.assert_close(mine.logits, other.logits, atol=1e-5, rtol=1e-5)

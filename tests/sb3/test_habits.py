@@ -1,14 +1,29 @@
 """What users of Stable-Baselines3 expect beyond the arguments: files, buffers, errors, other numbers of environments."""
 
+import gc
 import io
 import itertools
+import sys
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.envs import IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from popgraft import ConfigError, StoreError
 from popgraft.sb3 import CnnLstmPolicy, DistributionalPPO, MlpLstmPolicy, MultiInputLstmPolicy
@@ -253,3 +268,100 @@ def test_a_graph_takes_the_layout_of_the_environment_that_was_given(make, played
     assert last.observation_space.shape == (3, 10, 12)
     assert last.raw_space == EYE
     assert make(VecTransposeImage(played(2, EYE)), "CnnLstmPolicy", batch_size=32).raw_space.shape == (3, 10, 12)
+
+
+def test_logs_go_where_they_are_sent(make, tmp_path):
+    model = make(tensorboard_log=str(tmp_path / "log"))
+    model.learn(64)
+    model.learn(64, reset_num_timesteps=False)
+    for _ in range(2):
+        model.learn(64, tb_log_name="other")
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {"DistributionalPPO_1", "other_1", "other_2"}
+    own = configure(str(tmp_path / "own"), ["csv"])
+    model.set_logger(own)
+    for _ in range(2):
+        model.learn(128)
+    assert model.logger is own
+    own.close()
+    rows = (tmp_path / "own" / "progress.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2
+    assert {"rollout/ep_rew_mean", "time/fps", "train/value_loss"} <= set(rows[0].split(","))
+
+
+def test_statistics_of_a_vec_normalize_reach_the_one_that_evaluates(make, played):
+    env, other = VecNormalize(played()), VecNormalize(played(1), training=False, norm_reward=False)
+    model = make(env)
+    assert model.get_vec_normalize_env() is env
+    model.learn(64, callback=EvalCallback(other, eval_freq=16, n_eval_episodes=1, verbose=0))
+    np.testing.assert_array_equal(other.obs_rms.mean, env.obs_rms.mean)  # the last step evaluates
+    bare = played()
+    model.set_env(bare)
+    assert model.get_vec_normalize_env() is None
+
+
+def test_the_noise_of_state_dependent_exploration_is_always_new(make, played):
+    model = make(played(2, action_space=spaces.Box(-5, 5, (2,))), use_sde=True, batch_size=32).learn(32)
+    assert model.policy.use_sde
+    obs, drawn = np.ones((2, 3), np.float32), []
+    for _ in range(2):
+        model.policy.reset_noise(2)
+        drawn.append(model.predict(obs)[0])
+    assert not np.array_equal(*drawn)
+
+
+def test_nothing_stays_open(make, small, tmp_path, monkeypatch):
+    left: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", left.append)
+
+    def watched(name):
+        return Monitor(gym.make("CartPole-v1"), str(tmp_path / name))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        env = SubprocVecEnv([lambda name=name: watched(name) for name in "ab"], start_method="fork")
+        model = make(env, batch_size=32, tensorboard_log=str(tmp_path / "log")).learn(64)
+        held = io.BytesIO()
+        with (tmp_path / "open.zip").open("wb") as file:
+            for path in (tmp_path / "model", str(tmp_path / "text.zip"), file, held):
+                model.save(path)
+        with (tmp_path / "open.zip").open("rb") as file:
+            for path in (tmp_path / "model", str(tmp_path / "text.zip"), file, held):
+                loaded = DistributionalPPO.load(path, env=env, device="cpu").learn(32)
+                loaded.set_parameters(path)
+        model.policy.save(tmp_path / "policy")
+        MlpLstmPolicy.load(tmp_path / "policy", device="cpu")
+        (tmp_path / "damaged.zip").write_bytes(held.getvalue()[:500])
+        with pytest.raises(StoreError):
+            DistributionalPPO.load(tmp_path / "damaged.zip")
+        env.close()
+        make("CartPole-v1").learn(16)
+        model.logger.close()
+        del model, loaded, env
+        gc.collect()
+    assert not left
+
+
+@pytest.mark.parametrize("kind", [IdentityEnvMultiDiscrete, IdentityEnvMultiBinary])
+@pytest.mark.parametrize(
+    ("memory", "steps"), [("none", 1536), pytest.param("lstm", 4096, marks=pytest.mark.slow)], ids=str
+)
+def test_every_part_of_an_action_is_learned(kind, memory, steps):
+    env = DummyVecEnv(
+        [lambda: Monitor(kind(3))] * 8
+    )  # each of 100 steps earns 1 where all of the action is what is shown
+    for seed, each in enumerate(env.envs):
+        each.action_space.seed(seed)
+    model = DistributionalPPO(
+        "MlpLstmPolicy",
+        env,
+        learning_rate=1e-2,
+        n_steps=32,
+        batch_size=64,
+        gamma=0.5,
+        recurrent=memory,
+        policy_kwargs={"net_arch": [16], "lstm_hidden_size": 16},
+        seed=0,
+        device="cpu",
+    )
+    model.learn(steps)
+    assert evaluate_policy(model, env, n_eval_episodes=8)[0] >= 90  # chance: 11 and 12.5

@@ -1,5 +1,6 @@
 """RecurrentPPO's arguments as the engine's settings."""
 
+import difflib
 import math
 import warnings
 from collections.abc import Mapping
@@ -283,6 +284,35 @@ def network_arguments(config: NetworkConfig) -> tuple[dict[str, Any], dict[str, 
         "log_std_init": config.log_std_init,
     }
     return policy_kwargs, {name: value for name, value in config.model_dump().items() if name in NETWORK}
+
+
+def check_kinds(given: Mapping[str, Any]) -> None:
+    """Refuses arguments of a policy that are of a kind of no use.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name in ("features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"):
+        if not isinstance(given[name], (Mapping, type(None))):
+            raise ConfigError(f"{name}={given[name]!r} must be a dict of arguments")
+    for name in ("ortho_init", "shared_lstm", "enable_critic_lstm"):
+        if not isinstance(given[name], (bool, np.bool_)):
+            raise ConfigError(f"{name}={given[name]!r} must be True or False")
+    for name in ("lstm_hidden_size", "n_lstm_layers"):
+        if not is_width(given[name]):
+            raise ConfigError(f"{name}={given[name]!r} must be a whole number above 0")
+    for name, only in {"full_std": True, "use_expln": False, "squash_output": False}.items():
+        if given[name] != only:
+            raise ConfigError(f"{name}={given[name]!r} is not available; leave it at {only!r}")
+
+
+def check_known(network: Mapping[str, Any], own: list[str]) -> None:
+    """Refuses keys that are neither arguments of the policy, which are `own`, nor settings of its network."""
+    known = sorted({*own, *NetworkConfig.model_fields})
+    for key in sorted(set(network).difference(known)):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
+        raise ConfigError(f"policy_kwargs has the unknown key {key!r}; {hint}")
 
 
 def activation(cls: type[nn.Module]) -> str:

@@ -1,6 +1,5 @@
 """The engine's network with a population of one, as a Stable-Baselines3 policy."""
 
-import difflib
 import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import maybe_transpose
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
@@ -25,7 +25,8 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.answers import delivered
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
-from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, is_width, layers
+from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, check_kinds, check_known, layers
+from popgraft.sb3.distributions import distribution_of
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, unpack
 from popgraft.sb3.views import module_of, places
@@ -94,27 +95,11 @@ class MlpLstmPolicy(BasePolicy):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
         self._arguments = {**given, **network}
-        _check_known(network)
-        for name in ("features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"):
-            if not isinstance(given[name], (Mapping, type(None))):
-                raise ConfigError(f"{name}={given[name]!r} must be a dict of arguments")
-        for name in ("ortho_init", "shared_lstm", "enable_critic_lstm"):
-            if not isinstance(given[name], (bool, np.bool_)):
-                raise ConfigError(f"{name}={given[name]!r} must be True or False")
-        for name in ("lstm_hidden_size", "n_lstm_layers"):
-            if not is_width(given[name]):
-                raise ConfigError(f"{name}={given[name]!r} must be a whole number above 0")
+        check_known(network, list(inspect.signature(MlpLstmPolicy).parameters)[3:-1])
+        check_kinds(given)
         extractor: Any = self.extractor if features_extractor_class is None else features_extractor_class
         if not isinstance(extractor, type) or not issubclass(extractor, nn.Module):
             raise ConfigError(f"features_extractor_class={extractor!r} must be a class of modules")
-        fixed = {
-            "full_std": (full_std, True),
-            "use_expln": (use_expln, False),
-            "squash_output": (squash_output, False),
-        }
-        for name, (value, only) in fixed.items():
-            if value != only:
-                raise ConfigError(f"{name}={value!r} is not available; leave it at {only!r}")
         if set(lstm_kwargs or {}) - {"dropout"}:
             raise ConfigError(f"lstm_kwargs={lstm_kwargs!r}: only dropout is available; remove the rest")
         if shared_lstm and enable_critic_lstm:
@@ -260,6 +245,24 @@ class MlpLstmPolicy(BasePolicy):
         step = self._unroll(params, self._tensors(obs), states, episode_starts, len(episode_starts))
         return self._values(params, step).view(-1, 1)
 
+    def get_distribution(
+        self, obs: Any, lstm_states: Memory, episode_starts: Tensor
+    ) -> tuple[Distribution, tuple[Tensor, ...]]:
+        """What actions are drawn from, and the actor's next state.
+
+        Args:
+            obs: of whole sequences of equal length, one behind the other, [sequences · time, *shape].
+            lstm_states: (h, c) of the actor before every sequence.
+            episode_starts: where an episode begins.
+        """
+        params, states = self._params(), RNNStates(lstm_states, lstm_states)
+        out = self._unroll(params, self._tensors(obs), states, episode_starts, lstm_states[0].shape[1])
+        outputs = out.outputs[0].transpose(0, 1).flatten(0, 1)
+        return distribution_of(self.spaces.action, params["head"], outputs), self._states(out).pi
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """Does nothing: the noise of state-dependent exploration is new at every call of this policy."""
+
     def evaluate_actions(
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,6 +282,11 @@ class MlpLstmPolicy(BasePolicy):
         entropy = head.entropy(params["head"], out.outputs)
         parts = [x[0].T.flatten() for x in (self._values(params, out), log_prob, entropy)]
         return parts[0].unsqueeze(1), parts[1], parts[2]
+
+    @property
+    def use_sde(self) -> bool:
+        """Whether a continuous action's noise is a function of the state."""
+        return self.network_config.use_sde
 
     @property
     def is_box(self) -> bool:
@@ -384,13 +392,3 @@ class MultiInputLstmPolicy(MlpLstmPolicy):
     """`MlpLstmPolicy` for dictionaries of images and vectors."""
 
     extractor = CombinedExtractor
-
-
-def _check_known(network: Mapping[str, Any]) -> None:
-    """Refuses keys that are neither arguments of the policy nor settings of its network."""
-    own = list(inspect.signature(MlpLstmPolicy).parameters)[3:-1]  # without the spaces, the schedule and **network
-    known = sorted({*own, *NetworkConfig.model_fields})
-    for key in sorted(set(network).difference(known)):
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
-        raise ConfigError(f"policy_kwargs has the unknown key {key!r}; {hint}")
