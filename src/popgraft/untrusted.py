@@ -114,6 +114,8 @@ def unzip(path: Any, blob: bytes, budget: Budget | None = None) -> dict[str, byt
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             entries = archive.infolist()
+            if blob.startswith(ARCHIVE) and all(entry.header_offset for entry in entries):
+                raise zipfile.BadZipFile("cut off: its end is that of an archive inside it")
             _check_entries(path, len(blob), entries)
             return {entry.filename: _unpacked(path, archive, entry, budget) for entry in entries}
     except zipfile.BadZipFile:

@@ -225,6 +225,18 @@ def test_a_flipped_byte_of_a_weight_in_a_stable_baselines3_model_is_noticed(tmp_
         read(tmp_path / "m.zip")
 
 
+def test_what_is_left_of_a_model_is_not_the_weights_that_it_held(tmp_path, sb3_zip):
+    blob = sb3_zip[0].read_bytes()
+    inner = blob.index(b"policy.pth")
+    ends = [at + 22 for at in range(inner, len(blob)) if blob.startswith(b"PK\x05\x06", at)]  # of archives inside it
+    assert len(ends) > 2
+    for end in ends[:-1]:
+        path = tmp_path / "part.zip"
+        path.write_bytes(blob[:end])
+        with pytest.raises(StoreError, match="damaged"):
+            read(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"cannot read checkpoint .*gone\.pt: no such file"):
         read(tmp_path / "gone.pt")

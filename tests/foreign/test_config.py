@@ -7,9 +7,9 @@ import cloudpickle
 import pytest
 from pydantic import ValidationError
 
-from popgraft.config import PopulationConfig
+from popgraft.config import PerturbationConfig, PopulationConfig
 from popgraft.errors import ConfigError
-from popgraft.foreign import PBTAdversarialConfig, PBTConfig
+from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PopulationMember, SAPPOConfig
 from popgraft.foreign.population_config import load_pbt_adversarial_config
 from popgraft.hyperparams import HyperparamConfig
 
@@ -153,3 +153,40 @@ def test_a_configuration_can_be_copied_and_sent(copied, pickled):
 def test_an_impossible_space_is_refused_before_it_gets_here():
     with pytest.raises(ConfigError, match="swap them"):
         PBTConfig(hyperparams=[HyperparamConfig("a", min_value=2.0, max_value=1.0)])
+
+
+def test_settings_go_without_names_in_the_published_order():
+    space = HyperparamConfig("gamma", 0.9, 0.99, None, 1.5, 0.5, False)
+    assert (space.min_value, space.max_value, space.perturbation_factor, space.resample_probability) == (
+        0.9,
+        0.99,
+        1.5,
+        0.5,
+    )
+    values = (8, 3, [space], "truncation", "perturb", 0.3, "folder", "score", "min", 0.5, 3, 4, "copy")
+    named = PBTConfig(
+        population_size=8, perturbation_interval=3, hyperparams=[space], exploit_method="truncation",
+        explore_method="perturb", truncation_ratio=0.3, checkpoint_dir="folder", metric_name="score", metric_mode="min",
+        ready_percentage=0.5, min_ready_members=3, ready_check_max_wait=4, optimizer_exploit_strategy="copy",
+    )  # fmt: skip
+    assert PBTConfig(*values) == named
+    assert PBTAdversarialConfig(named, SAPPOConfig(True, PerturbationConfig(0.2, 4))).adversarial == SAPPOConfig(
+        enabled=True, perturbation=PerturbationConfig(epsilon=0.2, attack_steps=4)
+    )
+    member = PopulationMember(3, {"gamma": 0.9}, 1.0, 5, "weights.pt", "statistics.pt", [])
+    assert (member.performance, member.step, member.vecnormalize_stats_path) == (1.0, 5, "statistics.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "words"),
+    [
+        (range(2, 20), {}, "18 values without a name; name each"),
+        ((8,), {"population_size": 8}, "population_size given twice"),
+        (([1],), {}, "population_size: must be an integer"),
+    ],
+)
+def test_settings_without_names_that_cannot_be_are_refused_in_words(arguments, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        PBTConfig(*arguments, **settings)
+    with pytest.raises(ConfigError, match=r"1 values without a name; name each setting, as in NAME=VALUE$"):
+        PopulationConfig(8)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvW
 from popgraft import DistributionalPPO
 from popgraft.errors import ConfigError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, PopulationMember
+from popgraft.foreign.normalization import read_statistics
 from popgraft.hyperparams import HyperparamConfig
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
@@ -227,3 +229,22 @@ def test_an_explored_discount_reaches_the_normalisation_of_rewards(coordinator, 
     del recipient.reset_lstm_states_to_initial
     explorer.apply_exploited_parameters(recipient, parameters, member)
     assert [layer.gamma for layer in layers(recipient.env)] == [0.95, 0.95]
+
+
+def test_statistics_of_an_heir_stay_when_its_donor_saves_again(coordinator):
+    recipient, donor = ppo(observations(vector())), ppo(observations(vector(5.0)))
+    loser, winner = coordinator.initialize_population()
+    for member, model, score in ((winner, donor, 1.0), (loser, recipient, 0.0)):
+        coordinator.save_member_checkpoint(member, model)  # statistics in a file of their own, parameters without them
+        new, *_ = coordinator.on_member_update_end(member, score, 1, model_parameters=model.get_parameters())
+    coordinator.apply_exploited_parameters(recipient, new, loser)
+    inherited = moments(donor.env)
+    assert moments(recipient.env) == inherited
+    donor.learn(16, reset_num_timesteps=False)
+    coordinator.save_member_checkpoint(winner, donor)
+    assert moments(donor.env) != inherited
+    (layer,) = layers(recipient.env)
+    state = read_statistics(Path(loser.vecnormalize_stats_path))
+    assert state["obs_rms"]["mean"].tolist() == layer.obs_rms.mean.tolist()
+    assert state["obs_rms"]["count"] == layer.obs_rms.count
+    assert loser.vecnormalize_stats_path != winner.vecnormalize_stats_path

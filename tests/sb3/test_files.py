@@ -130,7 +130,7 @@ def test_foreign_files(make, played, tmp_path, unseeded):
     for name, message in {
         "theirs": r"not written by DistributionalPPO.save: it holds pickled objects \(.*not executed",
         "text.zip": "damaged, truncated or not a checkpoint",
-        "half.zip": "damaged or not a model",
+        "half.zip": "damaged: it is a zip archive whose files cannot be read",
         "nothing": "cannot read the model .*no such file",
     }.items():
         with pytest.raises(StoreError, match=message):

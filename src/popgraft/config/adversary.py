@@ -1,6 +1,6 @@
 """Settings of state-adversarial training (Zhang et al., NeurIPS 2020, arXiv:2003.08938)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -18,6 +18,17 @@ def _check_box(low: float | None, high: float | None) -> None:
 
 class PerturbationConfig(Section):
     """The attack on observations: a δ with ‖δ‖ ≤ epsilon, in units of normalised observations."""
+
+    in_order: ClassVar[tuple[str, ...]] = (
+        "epsilon",
+        "attack_steps",
+        "attack_lr",
+        "random_init",
+        "norm_type",
+        "clip_min",
+        "clip_max",
+        "attack_method",
+    )
 
     epsilon: Radius = DEFAULT_RADIUS
     """Radius of the ball that perturbations lie in."""

@@ -1,6 +1,6 @@
 """Types of settings: what is accepted as a number, as the name of code, and as keyword arguments."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -54,9 +54,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
-    def __init__(self, /, **data: Any) -> None:
+    in_order: ClassVar[tuple[str, ...]] = ()
+    """Settings that may be given without their names, in this order."""
+
+    def __init__(self, /, *values: Any, **data: Any) -> None:
+        unnamed = dict(zip(self.in_order, values, strict=False))
+        twice = sorted(set(unnamed) & set(data))
+        if len(values) > len(unnamed) or twice:
+            wrong = f"{', '.join(twice)} given twice" if twice else f"{len(values)} values without a name"
+            allowed = f"; only {', '.join(self.in_order)} may go without, in this order" if self.in_order else ""
+            raise ConfigError(f"{type(self).__name__}: {wrong}; name each setting, as in NAME=VALUE{allowed}")
         try:
-            super().__init__(**data)
+            super().__init__(**unnamed, **data)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self).__name__, type(self))) from None
 

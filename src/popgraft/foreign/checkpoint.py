@@ -170,6 +170,19 @@ def read(path: Path) -> Checkpoint:
         blob = untrusted.read(path)
     except OSError as error:
         raise StoreError(f"cannot read checkpoint {path}: {reason(error)}") from None
+    return parse(path, blob)
+
+
+def parse(path: Any, blob: bytes) -> Checkpoint:
+    """What the content of a checkpoint file says.
+
+    Args:
+        path: where it is from, for errors.
+        blob: its content.
+
+    Raises:
+        StoreError: it is damaged, foreign, of an unknown version, or holds code, which is not run.
+    """
     budget = Budget(len(blob))
     files = unzip(path, blob, budget)
     if "policy.pth" in files:

@@ -1,7 +1,7 @@
 """Settings of the scheduler for models that are trained elsewhere, and of their state-adversarial training."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import StrictBool, field_validator, model_validator
 
@@ -12,6 +12,22 @@ from popgraft.config.population import EvolutionConfig, OptimizerStrategy
 
 class PBTConfig(EvolutionConfig):
     """A population whose members are trained by the user's own code."""
+
+    in_order: ClassVar[tuple[str, ...]] = (
+        "population_size",
+        "perturbation_interval",
+        "hyperparams",
+        "exploit_method",
+        "explore_method",
+        "truncation_ratio",
+        "checkpoint_dir",
+        "metric_name",
+        "metric_mode",
+        "ready_percentage",
+        "min_ready_members",
+        "ready_check_max_wait",
+        "optimizer_exploit_strategy",
+    )
 
     population_size: Positive = 10
     """Number of members."""
@@ -41,6 +57,20 @@ class PBTConfig(EvolutionConfig):
 
 class SAPPOConfig(AdversaryConfig):
     """State-adversarial PPO of a model that is trained elsewhere."""
+
+    in_order: ClassVar[tuple[str, ...]] = (
+        "enabled",
+        "perturbation",
+        "adversarial_ratio",
+        "robust_kl_coef",
+        "warmup_updates",
+        "attack_policy",
+        "attack_value",
+        "adaptive_epsilon",
+        "epsilon_schedule",
+        "epsilon_final",
+        "max_updates",
+    )
 
     attack_policy: StrictBool = True
     """Whether the loss has the robust term of the policy."""

@@ -193,10 +193,12 @@ def _remember(optimizer: Any) -> Callable[[], None]:
     contents = [copy.copy(group) for group in groups]
     saved = {param: _clone(own) for param, own in state.items()} if isinstance(state, Mapping) else {}
     whole = copy.deepcopy(optimizer.state_dict()) if isinstance(optimizer, torch.optim.Optimizer) else None
+    defaults = copy.copy(getattr(optimizer, "defaults", None))
 
     def restore() -> None:
         if whole is not None:  # what lies outside of `state`, such as a generator of noise or an engine's own averages
             optimizer.load_state_dict(whole)
+            optimizer.defaults = defaults  # which torch adds to
         if isinstance(state, MutableMapping):
             state.clear()
             state.update(saved)

@@ -9,7 +9,7 @@ env            the environment of the shipped trainer
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import torch
 from pydantic import Field, StrictBool, field_validator, model_validator
@@ -108,6 +108,8 @@ class TrainerEnvConfig(Section):
 
 class PBTAdversarialConfig(Section):
     """A population of models that are built and trained elsewhere."""
+
+    in_order: ClassVar[tuple[str, ...]] = ("pbt", "adversarial")
 
     pbt: PBTConfig = PBTConfig()
     """The population and its evolution."""

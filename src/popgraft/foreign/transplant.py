@@ -45,6 +45,13 @@ UPDATES, COUNT = "n_updates", "_n_updates"
 KNOWN = {"policy_state", *(part.entry for part in PARTS), FREE, UPDATES, *STABLE_BASELINES3, function.ENTRY}
 """Entries of a checkpoint that a graft reads, beside further optimizers."""
 
+ABSENT = {
+    "vgs": "the recipient keeps its own gradient statistics",
+    "returns": "the donor's critic predicts in units of its own return statistics, and the recipient keeps others, so "
+    "that its values are wrong until it has learned them anew; report what collect_parameters returns",
+}
+"""What it means that a part is absent from parameters, where that is worth a warning."""
+
 RECURRENT = "_last_lstm_states"
 
 
@@ -234,8 +241,8 @@ def _held(model: Any, part: Part) -> Any:
 def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Step | None:
     state, own = parameters.get(part.entry), _held(model, part)
     if state is None:
-        if part.name == "vgs":
-            logger.warning("vgs_state is absent: the recipient keeps its own gradient statistics")
+        if part.name in ABSENT and (own is not None or part.name == "vgs"):
+            logger.warning("%s is absent: %s", part.entry, ABSENT[part.name])
         return None
     if own is None:
         if state:

@@ -18,7 +18,7 @@ import dataclasses
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,6 +29,8 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from popgraft import untrusted
 from popgraft.disk import reason
 from popgraft.errors import ArgumentError, ConfigError, PopgraftError, StoreError
+from popgraft.foreign import checkpoint
+from popgraft.foreign.checkpoint import V1, weights_of
 from popgraft.sb3.arguments import Settings, batches, fitting
 from popgraft.sb3.given import argument
 from popgraft.sb3.plausible import check_sizes
@@ -118,12 +120,15 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
     Raises:
         StoreError: it is missing, damaged, foreign, or holds pickled objects.
     """
-    try:
-        blob = content(path, ".zip")
-        budget = Budget(len(blob))
-        files = unzip(path, blob, budget)
-    except OSError as error:
-        raise StoreError(f"cannot read the model {path}: {reason(error)}") from None
+    blob = _blob(path)
+    budget = Budget(len(blob))
+    files = unzip(path, blob, budget)
+    if _is_saved_by_torch(files):
+        checkpoint.parse(path, blob)
+        raise StoreError(
+            f"{path} holds parameters alone, as PBTTrainingCoordinator and PBTScheduler write them; make a model with "
+            "the arguments that it was made with, and call its set_parameters(path)"
+        )
     try:
         data = json.loads(files["data"])
         entries = data.items()
@@ -148,6 +153,33 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
             + "; set_parameters takes over weights from any dict of tensors"
         )
     return Archive(data, parts, variables)
+
+
+def parameters(path: Source, device: torch.device | str = "auto") -> dict[str, Any]:
+    """The parameters in a file that `write` wrote, or in a checkpoint of a coordinator or scheduler.
+
+    Raises:
+        StoreError: it is missing, damaged, foreign, or holds pickled objects.
+    """
+    blob = _blob(path)
+    if not _is_saved_by_torch(unzip(path, blob)):
+        return read(path, device).parameters
+    found = checkpoint.parse(path, blob)
+    data = {"policy": weights_of(found.data)} if found.format == V1 else found.data
+    on_device: dict[str, Any] = _on(argument("device", device), data)
+    return on_device
+
+
+def _blob(path: Source) -> bytes:
+    try:
+        return content(path, ".zip")
+    except OSError as error:
+        raise StoreError(f"cannot read the model {path}: {reason(error)}") from None
+
+
+def _is_saved_by_torch(files: Iterable[str]) -> bool:
+    """Whether files of an archive are what `torch.save` makes of one value."""
+    return any(name.endswith("/data.pkl") for name in files)
 
 
 def content(path: Source, suffix: str) -> bytes:

@@ -32,7 +32,8 @@ class Files(RecurrentMemory):
         """Takes over parameters, and resets the recurrent state; on any error the model is as it was.
 
         Args:
-            load_path_or_dict: what `get_parameters` returned, or a file that `save` wrote.
+            load_path_or_dict: what `get_parameters` or a coordinator's `collect_parameters` returned, or a file that
+                `save`, or a coordinator or scheduler, wrote.
             exact_match: whether everything but the optimizer must be given; what is unknown never may.
             device: where a file's tensors are read to.
 
@@ -42,7 +43,7 @@ class Files(RecurrentMemory):
         """
         given = load_path_or_dict
         if not isinstance(given, Mapping):
-            given = archive.read(given, device).parameters
+            given = archive.parameters(given, device)
         take_over(self, given, exact_match)
         self.reset_lstm_states_to_initial()
 

@@ -1,6 +1,7 @@
 """What a DistributionalPPO remembers beside its policy and optimizer, each with a state dict."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -9,11 +10,16 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.errors import ConfigError
+from popgraft.foreign import function, normalization
 from popgraft.foreign.live import ADVERSARIAL
+from popgraft.foreign.step import carry_out
+from popgraft.foreign.transplant import UPDATES
 from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
 from popgraft.inheritance import STATEFUL
 from popgraft.ops import kl_control, return_scale
 from popgraft.state import Member
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_STATE = "optimizer_state"
 PARTS = {part.entry: part.attributes[-1] for part in STATEFUL}
@@ -21,6 +27,9 @@ PARTS = {part.entry: part.attributes[-1] for part in STATEFUL}
 
 REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state", "schedule_state")
 """Entries that an exact match needs."""
+
+COLLECTED = (normalization.STATE, UPDATES, function.ENTRY)
+"""Further entries of what a coordinator collects of a model."""
 
 
 class Part(Protocol):
@@ -230,7 +239,7 @@ def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> N
 
     Args:
         model: the recipient.
-        parameters: what `collect` returned.
+        parameters: what `collect` returned, or the coordinator's.
         exact_match: whether all `REQUIRED` entries must be there, and the policy's whole.
 
     Raises:
@@ -238,13 +247,14 @@ def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> N
         StoreError: the controller's state does not fit.
     """
     given = {OPTIMIZER_STATE if name == "policy.optimizer" else name: part for name, part in parameters.items()}
-    unknown = sorted(set(given) - {"policy", OPTIMIZER_STATE, *PARTS})
+    unknown = sorted(map(str, set(given) - {"policy", OPTIMIZER_STATE, *PARTS, *COLLECTED}))
     missing = [name for name in REQUIRED if exact_match and name not in given]
     if unknown or missing:
         raise ConfigError(
             f"the parameters are not those of a DistributionalPPO: missing {missing or 'none'}, unknown "
             f"{unknown or 'none'}; pass what get_parameters() returned, or a part of it with exact_match=False"
         )
+    function.check(model.policy, given.get(function.ENTRY))
     optimizer = model.policy.optimizer
     before, optimizer_before = tree.map(torch.clone, model.member), copy.deepcopy(optimizer.state_dict())
     try:
@@ -255,10 +265,27 @@ def take_over(model: Any, parameters: Mapping[str, Any], exact_match: bool) -> N
                 getattr(model, attribute).load_state_dict(given[name])
         if OPTIMIZER_STATE in given:
             optimizer.load_state_dict(given[OPTIMIZER_STATE])
+        if normalization.STATE in given:
+            _normalize(model, given[normalization.STATE])
     except BaseException:
         tree.put_(model.member, torch.tensor([0]), before)
         optimizer.load_state_dict(optimizer_before)
         raise
+    if isinstance(given.get(UPDATES), int):
+        model._n_updates = given[UPDATES]
+
+
+def _normalize(model: Any, statistics: Any) -> None:
+    """Takes over the statistics of a coordinator's checkpoint, where the model has a VecNormalize."""
+    normalizers = normalization.layers(model)
+    if normalizers:
+        message = "VecNormalize statistics are those of the parameters"
+        carry_out([normalization.synchronize(model, normalizers, statistics, message)])
+    else:
+        logger.warning(
+            "%s is not used, the model has no VecNormalize; set_env to one, and take the parameters over again",
+            normalization.STATE,
+        )
 
 
 def _load_weights(policy: Any, weights: Mapping[str, Tensor], strict: bool) -> None:

@@ -179,6 +179,11 @@ class MlpLstmPolicy(BasePolicy):
         named = dict(self.named_parameters())
         self.optimizer = optimizer([named[self._places[path]] for path in self.network.layout.shapes])
 
+    def describe_function(self) -> dict[str, Any]:
+        """The settings by which the same weights are another function, for `foreign.function`."""
+        idle = {"log_std_init", "sde_sample_freq", "precision"}
+        return {name: value for name, value in self.network_config if name not in idle}
+
     @property
     def recurrent_initial_state(self) -> RNNStates:
         """The state before the first step, for one environment."""

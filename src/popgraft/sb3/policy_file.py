@@ -57,6 +57,11 @@ def load(cls: type[P], path: Source, device: torch.device | str) -> P:
     except OSError as error:
         raise StoreError(f"cannot read the policy {path}: {reason(error)}") from None
     held, missing = load_plain(path, blob), Missing()
+    if isinstance(held, dict) and "format_version" in held:
+        raise StoreError(
+            f"{path} is a checkpoint of a coordinator or scheduler; make a model with the arguments that it was made "
+            "with, and call its set_parameters(path)"
+        )
     with reading(path):
         data = json.loads(held["data"])
         arguments, statistics = decode(data["arguments"], cls.__name__, missing), data["statistics"]
