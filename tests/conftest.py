@@ -46,10 +46,10 @@ def once(typechecker: Any) -> Callable[[Any], Any]:
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
             __tracebackhide__ = True
-            kinds = kind(arguments), kind(named)
             try:
+                kinds = kind(arguments), kind(named)
                 alike = kinds in passed
-            except TypeError:  # an exported program's sizes are symbols, which stand for many
+            except (TypeError, RecursionError):  # an exported program's sizes are symbols; a dict may hold itself
                 return checked()(*arguments, **named)
             if alike:
                 return function(*arguments, **named)

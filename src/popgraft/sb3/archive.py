@@ -18,7 +18,7 @@ import dataclasses
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -259,11 +259,18 @@ def load(
         return model
 
 
-def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any, given: Container[str]) -> M:
+def _built(cls: type[M], archive: Archive, values: dict[str, Any], env: Any, device: Any, given: dict[str, Any]) -> M:
     """The model that values describe, of which some were given to `load`."""
     names = (*ARGUMENTS, "stats_window_size")
     arguments = {name: values[name] for name in names if name in values}
-    model = cls(values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **values["settings"])
+    try:
+        model = cls(
+            values["policy_class"], env, device=device, _init_setup_model=False, **arguments, **values["settings"]
+        )
+    except ArgumentError as error:
+        if given:
+            raise
+        raise ValueError(str(error)) from error  # the file's, which is damaged
     if env is None:
         for name in (*SPACES, "n_envs"):
             setattr(model, name, values[name])
@@ -324,8 +331,8 @@ def reading(path: Source) -> Iterator[None]:
     """Puts into the user's words whatever values do that do not belong together."""
     try:
         yield
+    except PopgraftError:
+        raise
     except Exception as error:
-        if isinstance(error, PopgraftError) and not isinstance(error, ArgumentError):
-            raise
         why = f"{type(error).__name__}: {error}"
         raise StoreError(f"{path} is damaged, or what load was given does not fit it ({why})") from error
