@@ -11,27 +11,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from popgraft import DistributionalPPO
 
+from ..worlds import World
+
 STEPS, ENVS = 12, 2
-
-
-class World(gym.Env):
-    """Shows something else at every step, in episodes of one to seven steps; a vector, or a dictionary of two."""
-
-    def __init__(self, shown):
-        box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        both = gym.spaces.Dict({"speed": box, "place": gym.spaces.Discrete(3)})
-        self.observation_space, self.action_space = {"vector": box, "dict": both}[shown], gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.left = self.np_random.integers(1, 8)
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        self.left -= 1
-        return self.observation_space.sample(), self.np_random.normal(), False, bool(self.left == 0), {}
+BOX = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+SPACES = {"vector": BOX, "dict": gym.spaces.Dict({"speed": BOX, "place": gym.spaces.Discrete(3)})}
 
 
 class Asking(BaseCallback):
@@ -75,7 +59,7 @@ def drawn(seed):
 
 def check(shown, arguments):
     name = {"vector": "MlpLstmPolicy", "dict": "MultiInputLstmPolicy"}[shown]
-    env = DummyVecEnv([lambda: World(shown)] * ENVS)
+    env = DummyVecEnv([lambda: World(SPACES[shown], gym.spaces.Discrete(2))] * ENVS)
     model = DistributionalPPO(name, env, n_steps=STEPS, batch_size=STEPS * ENVS, n_epochs=1, seed=1, **arguments)
     asking = Asking()
     model.learn(STEPS * ENVS, asking)
