@@ -450,3 +450,23 @@ def test_a_report_that_says_nothing_is_refused_at_once(make, arguments, given, r
     with pytest.raises(ConfigError, match=reason):
         coordinator.on_member_update_end(member, *arguments, **given)
     assert member == before
+
+
+@pytest.mark.parametrize("member", [0, None, "0", {"member_id": 0}])
+def test_something_else_in_place_of_a_member_is_refused(make, member):
+    coordinator, model = make(), Model()
+    (known, *_) = coordinator.initialize_population()
+    parameters = coordinator.collect_parameters(model)
+    before = state(model)
+    for call in (
+        lambda: coordinator.create_member_model(member, Model),
+        lambda: coordinator.on_member_update_start(member),
+        lambda: coordinator.on_member_update_end(member, 1.0, 1, model_parameters=parameters),
+        lambda: coordinator.apply_exploited_parameters(model, parameters, member),
+        lambda: coordinator.apply_exploited_parameters(model, parameters, known, member or 0),
+        lambda: coordinator.apply_hyperparameters(model, member),
+        lambda: coordinator.save_member_checkpoint(member, model),
+    ):
+        with pytest.raises(ConfigError, match="not a PopulationMember; pass one of those"):
+            call()
+    assert same(state(model), before)

@@ -93,6 +93,7 @@ class PBTTrainingCoordinator:
         Raises:
             ConfigError: state-adversarial training is on, and cannot be right for the model (see `attach`).
         """
+        _check_member(member)
         taken = accepted(base_model_factory, keywords(member.hyperparams))
         adversarial = self.config.adversarial
         if adversarial.enabled and accepted(base_model_factory, {"adversary": None}, by_name=True):
@@ -114,6 +115,7 @@ class PBTTrainingCoordinator:
         Raises:
             ConfigError: the member is not in the population.
         """
+        _check_member(member)
         if not any(other is member for other in self.scheduler.population):
             raise ConfigError(
                 f"member {member.member_id} is not of this population; "
@@ -156,6 +158,7 @@ class PBTTrainingCoordinator:
                 t-test without `stderr`.
             StoreError: a checkpoint cannot be read or written.
         """
+        _check_member(member)
         for parameters in (model_parameters, model_state_dict):
             if parameters is not None:
                 checkpoint.weights_of(parameters)
@@ -195,6 +198,9 @@ class PBTTrainingCoordinator:
             ConfigError: something does not fit the model, which is as it was; so is the member's record.
             StoreError: the file of statistics cannot be read; model and record are as they were.
         """
+        _check_member(member)
+        if source_member is not None:
+            _check_member(source_member)
         if new_parameters is None:
             return
         faults = self.config.graft_faults
@@ -214,6 +220,7 @@ class PBTTrainingCoordinator:
 
     def apply_hyperparameters(self, model: Any, member: PopulationMember) -> None:
         """Makes the member's hyperparameters live in its model, whose parameters stay; for `explore_always`."""
+        _check_member(member)
         carry_out(make_live(model, member.hyperparams, member.member_id, self.sa_ppo.get(member.member_id)))
 
     def collect_parameters(self, model: Any, env: Any = None) -> dict[str, Any]:
@@ -240,6 +247,7 @@ class PBTTrainingCoordinator:
         Raises:
             StoreError: a file cannot be written.
         """
+        _check_member(member)
         parameters = self.collect_parameters(model, env)
         wrong = checkpoint.not_finite(parameters)
         if wrong is not None:
@@ -354,3 +362,11 @@ class PBTTrainingCoordinator:
         if len(models) != len(members):
             raise ConfigError(f"there are {len(models)} models for {len(members)} members; give one for each, in order")
         return list(zip(members, models, strict=True))
+
+
+def _check_member(member: Any) -> None:
+    if not isinstance(member, PopulationMember):
+        raise ConfigError(
+            f"member={member!r} is a {type(member).__name__}, not a PopulationMember; pass one of those that "
+            "initialize_population returned"
+        )
