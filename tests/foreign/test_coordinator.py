@@ -1,6 +1,7 @@
 """The coordinator with models of no library: what is looked for, what is tolerated, what is refused."""
 
 import copy
+import inspect
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
@@ -458,15 +459,16 @@ def test_something_else_in_place_of_a_member_is_refused(make, member):
     (known, *_) = coordinator.initialize_population()
     parameters = coordinator.collect_parameters(model)
     before = state(model)
-    for call in (
-        lambda: coordinator.create_member_model(member, Model),
-        lambda: coordinator.on_member_update_start(member),
-        lambda: coordinator.on_member_update_end(member, 1.0, 1, model_parameters=parameters),
-        lambda: coordinator.apply_exploited_parameters(model, parameters, member),
-        lambda: coordinator.apply_exploited_parameters(model, parameters, known, member or 0),
-        lambda: coordinator.apply_hyperparameters(model, member),
-        lambda: coordinator.save_member_checkpoint(member, model),
+    for name, *arguments in (
+        ("create_member_model", member, Model),
+        ("on_member_update_start", member),
+        ("on_member_update_end", member, 1.0, 1, None, parameters),
+        ("apply_exploited_parameters", model, parameters, member),
+        ("apply_exploited_parameters", model, parameters, known, member or 0),
+        ("apply_hyperparameters", model, member),
+        ("save_member_checkpoint", member, model),
     ):
+        method = inspect.unwrap(getattr(PBTTrainingCoordinator, name))  # as outside of tests, which check annotations
         with pytest.raises(ConfigError, match="not a PopulationMember; pass one of those"):
-            call()
+            method(coordinator, *arguments)
     assert same(state(model), before)

@@ -12,7 +12,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from torch.distributions import Categorical, kl_divergence
 
-from popgraft import DistributionalPPO, HyperparamConfig
+from popgraft import DistributionalPPO, HyperparamConfig, tree
 from popgraft.errors import ConfigError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, SAPPOConfig
 
@@ -300,3 +300,63 @@ def test_an_update_without_attacks_is_a_warning(make, caplog):
             model.learn(STEPS * ENVS)
         coordinator.on_member_update_end(member, 1.0, 1)
         assert ("asked for no attack" in caplog.text) is not learns
+
+
+RAMPS = {
+    "adversary": {"adversary": {"warmup_updates": 3}},
+    "risk": {"cvar_weight": 0.5, "cvar_start": 2, "cvar_ramp": 9},
+    "value clipping": {"clip_range_vf": 0.01, "clip_range_vf_warmup": 3},
+}
+
+
+@pytest.mark.parametrize("ramp", RAMPS)
+def test_a_graft_is_a_deep_copy_also_where_updates_count(make, ramp):
+    """Every number of the recipient's member is the donor's, and so it is after the update that a ramp begins with."""
+    coordinator = make(enabled=ramp == "adversary", warmup_updates=3)
+    recipient, donor = models = [
+        model_of(coordinator, DistributionalPPO, i, policy_kwargs={"net_arch": [8]}, n_epochs=1, **RAMPS[ramp])[0]
+        for i in range(2)
+    ]
+    donor.learn(3 * STEPS * ENVS)
+    recipient.learn(STEPS * ENVS)
+    member = coordinator.scheduler.population[0]
+    coordinator.apply_exploited_parameters(recipient, coordinator.collect_parameters(donor), member)
+    for learned in (False, True):
+        for model in models if learned else ():
+            model.env.seed(7)
+            model._last_obs = None
+            for generator in model.generators:
+                generator.manual_seed(7)
+            model.learn(STEPS * ENVS, reset_num_timesteps=False)
+        found = dict(tree.items(recipient.member))
+        wrong = [path for path, leaf in tree.items(donor.member) if not torch.equal(found[path], leaf)]
+        assert wrong == []
+
+
+@pytest.mark.parametrize("kind", [PPO, RecurrentPPO])
+def test_a_graft_inherits_how_far_attacks_have_come(make, kind):
+    coordinator = make(SPACES[:1], warmup_updates=3)
+    (recipient, mine), (donor, theirs) = (
+        model_of(coordinator, kind, i, n_epochs=1, policy_kwargs={"net_arch": [8]}) for i in range(2)
+    )
+    donor.learn(3 * STEPS * ENVS)
+    theirs.robust_kl_coef = 0.7  # set by hand
+    coordinator.save_member_checkpoint(coordinator.scheduler.population[1], donor)
+    for i, score in ((1, 1.0), (0, 0.0)):
+        new, *_ = coordinator.on_member_update_end(
+            coordinator.scheduler.population[i],
+            score,
+            1,
+            model_parameters=None if i else coordinator.collect_parameters(recipient),
+        )
+    coordinator.apply_exploited_parameters(recipient, new, coordinator.scheduler.population[0])
+    explored = coordinator.scheduler.population[0].hyperparams["adversarial_epsilon"]
+    assert (mine.update_count, mine.adversarial_epsilon, mine.robust_kl_coef) == (3, explored, 0.7)
+    recipient.learn(STEPS * ENVS, reset_num_timesteps=False)
+    assert mine.get_stats()["sa_ppo/attack_count"] == 2
+    before = mine.state_dict()
+    with pytest.raises(ConfigError, match="must hold numbers of at least 0 for update_count"):
+        coordinator.apply_exploited_parameters(
+            recipient, {**new, "sa_ppo_state": {"update_count": -1}}, coordinator.scheduler.population[0]
+        )
+    assert mine.state_dict() == before
