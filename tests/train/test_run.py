@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,15 @@ def test_every_member_of_the_last_population_is_an_agent(tiny: Tiny) -> None:
     assert torch.equal(run.agent("best").member.params, run.best.member.params)
     with pytest.raises(ConfigError, match=r"has no member -1; give 'best', or a number up to 1"):
         run.agent(-1)
+
+
+def test_what_a_stop_does_to_environments_that_are_being_made_is_a_stop(tiny: Tiny, tmp_path: Path) -> None:
+    """A signal to the whole job ends their processes too."""
+
+    def factory(num_envs: int, **_: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        raise EOFError
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), factory=factory)
+    assert not (tmp_path / "run").exists()

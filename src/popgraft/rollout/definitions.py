@@ -189,7 +189,10 @@ class _Carried(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 def _sources_in(code_dir: Path | None) -> Sources:
     """Modules that lie in the folder of the configuration, in the current one or in the script's, and are imported."""
-    folders = {Path(place).resolve() for place in (code_dir or "", "", sys.path[0])}
+    folders = set()
+    for place in (code_dir or "", "", sys.path[0]):
+        with contextlib.suppress(OSError):  # the current one has been deleted
+            folders.add(Path(place).resolve())
     own: dict[str, bool] = {}
     sources: Sources = {}
     for name, module in list(sys.modules.items()):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from popgraft.errors import EnvironmentFault, ShardLost
 from popgraft.train.observer import Observer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -21,6 +22,24 @@ def _be_terminated_again() -> None:
 
 
 os.register_at_fork(after_in_child=_be_terminated_again)
+
+
+@contextlib.contextmanager
+def beginning(stop: threading.Event) -> Iterator[None]:
+    """What comes before training, of which a stop leaves nothing.
+
+    A signal to a whole job also ends the processes of environments that are being made.
+
+    Raises:
+        KeyboardInterrupt: there was a stop.
+    """
+    try:
+        yield
+    except (EnvironmentFault, ShardLost):
+        if not stop.is_set():
+            raise
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

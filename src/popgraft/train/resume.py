@@ -17,7 +17,7 @@ from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
 from popgraft.train.asynchronous import training_class
-from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.interrupt import beginning, stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
@@ -75,7 +75,7 @@ def resume(
         stack.enter_context(searched(settings.code_dir))
         schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
         state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-        with in_words(settings):
+        with beginning(stop), in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
         made = training_class(settings)

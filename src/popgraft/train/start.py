@@ -12,7 +12,7 @@ from popgraft.pbt import make_schedule
 from popgraft.store import RunDatabase, RunFolder
 from popgraft.store.lock import locked
 from popgraft.train.asynchronous import training_class
-from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.interrupt import beginning, stop_on_signal
 from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
@@ -68,10 +68,8 @@ def train(
     place = Place.of(settings.run_dir)
     with place.held(), stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
-        with in_words(settings):
+        with beginning(stop), in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
-        if stop.is_set():
-            raise KeyboardInterrupt
         folder = RunFolder.create(place.folder.path, dump_config(settings), versions())
         stack.enter_context(locked(folder))
         database = stack.enter_context(RunDatabase(folder.database))
