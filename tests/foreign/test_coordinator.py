@@ -349,8 +349,12 @@ def test_a_name_that_no_model_reads_is_refused(make, given):
 def test_a_member_of_another_population_is_refused(make):
     coordinator = make()
     coordinator.initialize_population()
+    stranger = PopulationMember(0, {})
     with pytest.raises(ConfigError, match="not of this population"):
-        coordinator.on_member_update_start(PopulationMember(0, {}))
+        coordinator.on_member_update_start(stranger)
+    with pytest.raises(ConfigError, match="not of this population"):
+        coordinator.on_member_update_end(stranger, 1.0, 1, model_parameters={"policy": {"w": torch.ones(1)}})
+    assert coordinator.scheduler.best is None
 
 
 def test_statistics_average_numbers_alone(make):

@@ -212,6 +212,19 @@ def test_the_explored_rate_is_that_of_groups_which_had_the_models(make, critic_r
     assert models[0].learning_rate == rate
 
 
+def test_a_momentum_is_rescaled_where_the_rate_is_the_explored_one(make):
+    coordinator = make(optimizer_rescale=True)
+    members = coordinator.initialize_population([{"learning_rate": 1e-3}, {"learning_rate": 4e-3}])
+    models = [coordinator.create_member_model(m, ActorCritic, critic_rate=1e-2, seed=1)[0] for m in members]
+    member = exploit(coordinator, *models)
+    ratio = 4e-3 / member.hyperparams["learning_rate"]
+    assert ratio != 1
+    for place, (name, factor) in enumerate([("exp_avg", ratio), ("momentum_buffer", 1.0)]):
+        own, theirs = (model.optimizers[place].state_dict()["state"] for model in models)
+        for index, state in own.items():
+            torch.testing.assert_close(state[name], theirs[index][name] * factor)
+
+
 def test_a_rate_that_could_be_anybodys_is_refused(make):
     model = ActorCritic(critic_rate=1e-2)
     del model.learning_rate

@@ -116,11 +116,7 @@ class PBTTrainingCoordinator:
             ConfigError: the member is not in the population.
         """
         _check_member(member)
-        if not any(other is member for other in self.scheduler.population):
-            raise ConfigError(
-                f"member {member.member_id} is not of this population; "
-                "pass one of those that initialize_population returned"
-            )
+        self.scheduler.check_known(member)
         self._failed.pop(member.member_id, None)
         adversary = self.sa_ppo.get(member.member_id)
         if isinstance(adversary, StateAdversarialPPO):
@@ -154,11 +150,12 @@ class PBTTrainingCoordinator:
             and the format of the donor's checkpoint.
 
         Raises:
-            ConfigError: parameters without weights, or what `PBTScheduler.update_performance` refuses, such as a
-                t-test without `stderr`.
+            ConfigError: the member is not in the population, parameters have no weights, or it is what
+                `PBTScheduler.update_performance` refuses, such as a t-test without `stderr`.
             StoreError: a checkpoint cannot be read or written.
         """
         _check_member(member)
+        self.scheduler.check_known(member)
         for parameters in (model_parameters, model_state_dict):
             if parameters is not None:
                 checkpoint.weights_of(parameters)

@@ -5,6 +5,7 @@ What becomes of averages and counts is said in `inheritance`; here is where PyTo
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from popgraft.inheritance import Fate, fate_of, inherit_, velocity_ratio
 
 logger = logging.getLogger(__name__)
 
+MAIN = ("optimizer_state", "policy.optimizer")
+"""Entries of a checkpoint for the optimizer that the model's learning rate is for in any case."""
 OUTSIDE = {"params", "initial_lr"}
 """Entries of a group that do not tell optimizers apart."""
 
@@ -69,28 +72,32 @@ def by_strategy(
     ratio = velocity_ratio(config, inherited, explored)
     if fate == "copy" and ratio == 1:
         return data
-    return {**data, **{name: inherited_state(data[name], fate, ratio) for name in optimizers}}
+    rate = inherited.get("learning_rate")
+    following = {name: None if name in MAIN else rate for name in optimizers}
+    return {**data, **{name: inherited_state(data[name], fate, ratio, following[name]) for name in optimizers}}
 
 
-def inherited_state(state: Any, fate: Fate, ratio: float = 1.0) -> dict[str, Any]:
+def inherited_state(state: Any, fate: Fate, ratio: float = 1.0, rate: Any = None) -> dict[str, Any]:
     """A donor's state as its heir gets it.
 
     Args:
         state: an optimizer's `state_dict()`, which is left as it is.
         fate: what happens to it, other than "reset".
         ratio: factor of the momentum.
+        rate: learning rate of the groups that it is for; None: of all.
 
     Raises:
         ConfigError: `state` is not a torch optimizer's, or has no such part.
     """
     new = _copy_of(state)
     for group in new["param_groups"]:
+        factor = ratio if rate is None or math.isclose(float(group.get("lr", rate)), rate, rel_tol=1e-6) else 1.0
         betas = (group["beta1"], group["beta2"]) if "beta1" in group else group.get("betas")
         for index in group["params"]:
             own = new["state"].get(index, {})
             averages = {name: value for name, value in own.items() if isinstance(value, Tensor) and name != "step"}
             step = None if "step" not in own else torch.as_tensor(own["step"])
-            inherit_(averages, step, fate, betas, ratio)
+            inherit_(averages, step, fate, betas, factor)
             if step is not None and not isinstance(own["step"], Tensor):
                 own["step"] = step.item()
     return new

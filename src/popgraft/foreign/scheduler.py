@@ -179,11 +179,7 @@ class PBTScheduler:
             StoreError: the donor's checkpoint cannot be read, or the member's not written; the member is as it was.
         """
         config = self.config
-        if not any(other is member for other in self.population):
-            raise ConfigError(
-                f"member {member.member_id} is not of this population; "
-                "pass one of those that initialize_population returned"
-            )
+        self.check_known(member)
         number, self._decisions = self._decisions, self._decisions + 1
         ready = (config.exploit_method != "none" or config.explore_always) and self._readiness.check(
             self._ready, len(self.population), f"Member {member.member_id}", member.member_id
@@ -204,6 +200,14 @@ class PBTScheduler:
             member.hyperparams = self._explored(member, member.hyperparams, number)
             self.exploration_count += self._explores
         return None, member.hyperparams, None
+
+    def check_known(self, member: Any) -> None:
+        """Raises a ConfigError for who is not in the population."""
+        if not any(other is member for other in self.population):
+            raise ConfigError(
+                f"member {getattr(member, 'member_id', member)!r} is not of this population; "
+                "pass one of those that initialize_population returned"
+            )
 
     def take_back(self, member: PopulationMember) -> None:
         """Undoes a member's latest exploit, which its model has refused: its record is as it was when it reported."""
