@@ -104,6 +104,7 @@ def everything(coordinator, models):
             "member": dict(tree.items(model.member)) if isinstance(model, DistributionalPPO) else {},
             "plain": {k: v for k, v in vars(model).items() if isinstance(v, (int, float, str)) and k != "start_time"},
             "now": [model.lr_schedule(0.5), model.clip_range(model._current_progress_remaining)],
+            "window": model.ep_info_buffer.maxlen,
             "episodes": [{k: v for k, v in info.items() if k != "t"} for info in model.ep_info_buffer],
             "generators": [generator.get_state() for generator in getattr(model, "generators", [])],
             "normaliser": [model.env.obs_rms.mean, model.env.obs_rms.var, model.env.ret_rms.var, model.env.returns],

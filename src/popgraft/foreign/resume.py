@@ -57,7 +57,7 @@ def snapshot(model: Any) -> dict[str, Any]:
     state = {
         "parameters": collect(model),
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
-        "episodes": {name: list(_buffer(model, name)) for name in EPISODES if _buffer(model, name) is not None},
+        "episodes": {name: (list(recent), recent.maxlen) for name, recent in _recent(model)},
         "generators": {name: generator.get_state() for name, generator in _generators(model)},
         "returns": [np.array(each.returns) for each in normalization.layers(model)],
         "seat": dict(tree.items(model.seat)) if isinstance(getattr(model, "seat", None), Seat) else {},
@@ -95,10 +95,7 @@ def restoring(model: Any, state: Mapping[str, Any], member: PopulationMember, ad
         )
     steps = plan(model, state["parameters"], member, None, Rules("copy", any_weights=True), adversary)
     changes: list[tuple[object, str, object]] = [(model, name, value) for name, value in state["counters"].items()]
-    changes += [
-        (model, name, deque(episodes, maxlen=getattr(_buffer(model, name), "maxlen", None)))
-        for name, episodes in state["episodes"].items()
-    ]
+    changes += [(model, name, deque(*recent)) for name, recent in state["episodes"].items()]
     changes += [(each, "returns", part) for each, part in zip(layers, returns, strict=True)]
     if own:
         held = {name: part.to(own[name].device) for name, part in state["seat"].items()}
@@ -192,9 +189,12 @@ def _siblings(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
-def _buffer(model: Any, name: str) -> Any:
-    buffer = getattr(model, name, None)
-    return buffer if isinstance(buffer, deque) else None
+def _recent(model: Any) -> Iterator[tuple[str, deque[Any]]]:
+    """Windows of recent episodes."""
+    for name in EPISODES:
+        recent = getattr(model, name, None)
+        if isinstance(recent, deque):
+            yield name, recent
 
 
 def _generators(model: Any) -> Iterator[tuple[str, torch.Generator]]:
