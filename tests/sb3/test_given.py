@@ -42,7 +42,7 @@ NAMED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), NAMED, ids=str)
+@pytest.mark.parametrize(("name", "value"), NAMED)
 def test_what_is_of_no_use_is_named_when_the_model_is_made(name, value, make, unchecked):
     with pytest.raises(ArgumentError, match=rf"\b{name}\b"):
         make(**{name: value})
