@@ -111,7 +111,8 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pyte
 
 
 def delete(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # while files are being written
+    while folder.exists():  # a file that is being written meanwhile keeps its folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def move(folder: Path) -> None:
