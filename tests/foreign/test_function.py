@@ -11,6 +11,7 @@ from torch import nn
 from popgraft import DistributionalPPO
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, PopulationMember
+from popgraft.foreign.function import check, describe
 from popgraft.sb3 import MlpLstmPolicy
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
@@ -173,3 +174,10 @@ def test_a_checkpoint_of_another_function_or_of_weights_alone_is_refused(coordin
     with pytest.raises(ConfigError, match=r"missing .*return_stats_state"):
         recipient.set_parameters(member.checkpoint_path)
     recipient.set_parameters(member.checkpoint_path, exact_match=False)
+
+
+def test_whole_numbers_of_torchs_own_modules_are_settings():
+    two, four = (nn.TransformerEncoderLayer(8, heads, 16) for heads in (2, 4))
+    with pytest.raises(ConfigError, match="num_heads"):
+        check(two, describe(four))
+    check(two, describe(nn.TransformerEncoderLayer(8, 2, 16)))

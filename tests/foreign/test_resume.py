@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from popgraft import DistributionalPPO, HyperparamConfig, tree
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, SAPPOConfig
+from popgraft.foreign.resume import snapshot
 
 STEPS, ENVS, POP = 16, 2, 4
 KINDS = {
@@ -252,6 +253,29 @@ def test_another_population_and_other_models_are_refused(saved, tmp_path):
     other = coordinator_of(tmp_path / "other", size=2)
     with pytest.raises(ConfigError, match="the same network"):
         other.load(tmp_path / "save", builder(other, PPO, policy_kwargs={"net_arch": [9]}))
+
+
+def test_a_refused_load_leaves_the_running_coordinator_as_it_was(saved, tmp_path):
+    coordinator, models = saved
+    (member, *_), (model, *_) = coordinator.scheduler.population, models
+    coordinator.on_member_update_start(member)
+    model.learn(STEPS * ENVS, reset_num_timesteps=False)
+    coordinator.on_member_update_end(member, 5.0, 2, model_parameters=coordinator.collect_parameters(model))
+    before = everything(coordinator, models)
+    files = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()}
+    with pytest.raises(ConfigError, match="the same network"):
+        coordinator.load(
+            tmp_path / "save", builder(coordinator_of(tmp_path / "x", size=2), PPO, policy_kwargs={"net_arch": [9]})
+        )
+    after = everything(coordinator, models)
+    assert [path for path in before if str(after.get(path)) != str(before[path])] == []
+    assert {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()} == files
+
+
+def test_a_replay_buffer_is_not_kept_and_that_is_said(caplog):
+    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [4]}, device="cpu")
+    snapshot(model)
+    assert "the replay buffer of SAC is not kept" in caplog.text
 
 
 def test_a_state_whose_files_have_gone_on_is_refused(saved, tmp_path):

@@ -752,3 +752,25 @@ assert state() == before
 
 def test_a_config_alone_makes_a_population():
     assert len(PBTScheduler(PBTConfig()).initialize_population()) == 10
+
+
+def test_strangers_change_nothing(make):
+    scheduler = make()
+    report(scheduler, [1.0, 2.0, 3.0, 4.0])
+    files = {file.name: file.read_bytes() for file in Path(scheduler.config.checkpoint_dir).iterdir()}
+    stranger = PopulationMember(0, {"learning_rate": 1e-3}, step=99)
+    for call in (
+        lambda: scheduler.update_performance(stranger, 99.0, 1, parameters(7)),
+        lambda: scheduler.should_exploit_and_explore(stranger),
+        lambda: scheduler.exploit_and_explore(stranger),
+    ):
+        with pytest.raises(ConfigError, match="not of this population"):
+            call()
+    assert scheduler.best.performance == 4.0
+    assert {file.name: file.read_bytes() for file in Path(scheduler.config.checkpoint_dir).iterdir()} == files
+
+
+def test_a_huge_whole_number_is_no_score(make):
+    scheduler = make()
+    with pytest.raises(ConfigError, match="is not one number"):
+        scheduler.update_performance(scheduler.population[0], 10**400, 1)

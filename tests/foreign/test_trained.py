@@ -212,6 +212,34 @@ def test_the_explored_rate_is_that_of_groups_which_had_the_models(make, critic_r
     assert models[0].learning_rate == rate
 
 
+def test_a_rate_that_a_scheduler_has_moved_is_the_models_still(make):
+    coordinator = make()
+    members = coordinator.initialize_population()
+    models = [coordinator.create_member_model(m, ActorCritic, seed=1)[0] for m in members]
+    for model in models:
+        scheduler = torch.optim.lr_scheduler.StepLR(model.optimizers[0], 1, 0.5)
+        model.step()
+        scheduler.step()
+        assert model.optimizers[0].param_groups[0]["lr"] != model.learning_rate
+    rate = exploit(coordinator, *models).hyperparams["learning_rate"]
+    everyone = [*models[0].optimizers, models[0].opt_temperature]
+    assert [optimizer.param_groups[0]["lr"] for optimizer in everyone] == [rate] * 3
+
+
+def test_an_optimizer_in_an_object_that_is_not_searched_is_refused(make):
+    class Learner:
+        def __init__(self, model):
+            self.critic, self.actor_optimizer = nn.Linear(2, 1), model.optimizers[0]  # the latter is known
+            self.optimizer = torch.optim.Adam(self.critic.parameters())
+
+    model = ActorCritic()
+    model.learner = Learner(model)
+    with pytest.raises(ConfigError, match=r"learner\.optimizer is an optimizer in a Learner"):
+        make().collect_parameters(model)
+    del model.learner.optimizer
+    make().collect_parameters(model)
+
+
 def test_a_momentum_is_rescaled_where_the_rate_is_the_explored_one(make):
     coordinator = make(optimizer_rescale=True)
     members = coordinator.initialize_population([{"learning_rate": 1e-3}, {"learning_rate": 4e-3}])

@@ -93,7 +93,7 @@ def weights_of(parameters: Any) -> Mapping[str, Any]:
     """
     if isinstance(parameters, Mapping):
         for name in ("policy", "policy_state"):
-            if isinstance(parameters.get(name), Mapping):
+            if isinstance(parameters.get(name), Mapping) and parameters[name]:
                 weights: Mapping[str, Any] = parameters[name]
                 return weights
         if parameters and all(isinstance(part, Tensor) for part in parameters.values()):

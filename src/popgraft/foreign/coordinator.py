@@ -11,6 +11,7 @@ for member in coordinator.initialize_population():
     coordinator.apply_exploited_parameters(model, new, member)
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,10 @@ class PBTTrainingCoordinator:
     """
 
     def __init__(self, config: PBTAdversarialConfig, seed: int | None = None) -> None:
+        if not isinstance(config, PBTAdversarialConfig):
+            raise ConfigError(
+                f"config={config!r} is a {type(config).__name__}; pass PBTAdversarialConfig(pbt=PBTConfig(...))"
+            )
         self.config = config
         self.scheduler = PBTScheduler(config.pbt, seed)
         self.sa_ppo: dict[int, Any] = {}
@@ -330,7 +335,7 @@ class PBTTrainingCoordinator:
             The models, as they were, about to begin new episodes.
 
         Raises:
-            ConfigError: the run is of another population, or of other models; models that were given are as they were.
+            ConfigError: the run is of another population, or of other models; everything is as it was.
             StoreError: the folder cannot be read, is damaged or something else; nothing of it is executed.
         """
         state, kept, found = resume.read(Path(folder))
@@ -341,17 +346,23 @@ class PBTTrainingCoordinator:
                 "the run was saved with"
             )
         places = {path: str(Path(self.config.pbt.checkpoint_dir) / name) for path, (name, _) in found.items()}
-        for path, (_, blob) in found.items():
-            checkpoint.write(Path(places[path]), blob)
-        self.load_state_dict(files.moved(state, places))
-        made = [models(member) for member in self.scheduler.population] if callable(models) else models
-        pairs = self._paired(made)
-        steps = [
-            step
-            for member, model in pairs
-            for step in resume.restoring(model, kept[member.member_id], member, self.sa_ppo.get(member.member_id))
-        ]
-        carry_out(steps)
+        before, own = copy.deepcopy(self.state_dict()), files.contents(places.values())
+        try:
+            for path, (_, blob) in found.items():
+                checkpoint.write(Path(places[path]), blob)
+            self.load_state_dict(files.moved(state, places))
+            made = [models(member) for member in self.scheduler.population] if callable(models) else models
+            pairs = self._paired(made)
+            steps = [
+                step
+                for member, model in pairs
+                for step in resume.restoring(model, kept[member.member_id], member, self.sa_ppo.get(member.member_id))
+            ]
+            carry_out(steps)
+        except BaseException:
+            files.put_back(own)
+            self.load_state_dict({**before, "files": {}})
+            raise
         return [model for _, model in pairs]
 
     def _paired(self, models: Sequence[Any]) -> list[tuple[PopulationMember, Any]]:

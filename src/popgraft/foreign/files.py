@@ -1,10 +1,11 @@
 """The files that members' records name, and whether they are still what a saved state was of."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from popgraft.disk import write_atomic
 from popgraft.errors import StoreError
 from popgraft.foreign.member import PopulationMember
 
@@ -56,6 +57,20 @@ def moved(state: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]
         "best": record(state["best"]),
         "files": {places.get(path, path): checksum for path, checksum in state["files"].items()},
     }
+
+
+def contents(paths: Iterable[str]) -> dict[str, bytes | None]:
+    """What files hold; None where there is none."""
+    return {path: Path(path).read_bytes() if Path(path).is_file() else None for path in paths}
+
+
+def put_back(held: Mapping[str, bytes | None]) -> None:
+    """Makes files what `contents` found."""
+    for path, blob in held.items():
+        if blob is None:
+            Path(path).unlink(missing_ok=True)
+        else:
+            write_atomic(Path(path), blob)
 
 
 def _digest(path: Path) -> str | None:

@@ -1,7 +1,8 @@
 """What a network computes beside its weights: two of the same shapes may still be different functions.
 
 A description is text by name: every module's type, its `extra_repr`, and its public attributes that are truth values,
-fractions, strings, functions or classes (whole numbers may be counters), and what its `describe_function()` adds.
+fractions, strings, functions or classes, and what its `describe_function()` adds. Whole numbers may be counters; those
+of torch's own modules are settings.
 """
 
 import types
@@ -64,15 +65,16 @@ def _attributes(module: nn.Module) -> dict[str, str]:
         held["squash_output"] = module.squash_output
     if hasattr(module, "action_dist"):
         held["action_dist"] = type(module.action_dist)
+    ours = type(module).__module__.startswith("torch.nn.")  # whose whole numbers are settings, such as num_heads
     return {
         name: text
         for name, value in held.items()
-        if "optimizer" not in name and not name.endswith("_init") and (text := _text(value)) is not None
+        if "optimizer" not in name and not name.endswith("_init") and (text := _text(value, ours)) is not None
     }
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, (bool, float, str)):
+def _text(value: Any, whole: bool) -> str | None:
+    if isinstance(value, (bool, float, str)) or (whole and isinstance(value, int)):
         return repr(value)
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
         return value.__qualname__

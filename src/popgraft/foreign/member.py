@@ -101,6 +101,6 @@ def number(name: str, kind: Callable[[Any], T], value: Any) -> T:
     """
     try:
         return kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wanted = "a whole number" if kind is operator.index else "one number"
         raise ConfigError(f"{name}={value!r} is not {wanted}; report {wanted}") from None

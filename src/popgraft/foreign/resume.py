@@ -11,6 +11,7 @@ episodes.
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,8 @@ from popgraft.foreign.step import Step, attributes
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.state import Seat
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "popgraft_foreign_run"
 HEAD, FILES = "run.json", "files"
 NAME = re.compile(r"(files/)?[^/\\]*[^./\\][^/\\]*")
@@ -54,6 +57,11 @@ def snapshot(model: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a part that cannot be kept.
     """
+    if getattr(model, "replay_buffer", None) is not None:
+        logger.warning(
+            "the replay buffer of %s is not kept, so that it will not go on exactly; keep it with its "
+            "save_replay_buffer and load_replay_buffer", type(model).__name__,
+        )  # fmt: skip
     state = {
         "parameters": collect(model),
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},

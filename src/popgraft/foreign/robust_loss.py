@@ -139,7 +139,7 @@ def _unknown(observations: Tensor) -> Any:
 def _check_observations(model: Any, kind: str) -> None:
     space = model.observation_space
     dtype, shape = getattr(space, "dtype", None), getattr(space, "shape", None)
-    if dtype is None or shape is None or dtype.kind != "f":
+    if dtype is None or shape is None or dtype.kind != "f" or len(shape) != 1:
         raise ConfigError(
             f"adversarial.enabled: an attack moves vectors of real numbers, but {kind} sees {space}; "
             "set adversarial.enabled: false, or train DistributionalPPO, which leaves images as they are"
@@ -177,6 +177,7 @@ class RobustMinibatches:
         mask = getattr(samples, "mask", samples.advantages.new_ones(len(samples.advantages)))
         valid = mask.view(len(mask) if states is None else states.pi[0].shape[1], -1)
         if not self.adversary.robust_kl_coef:
+            self.adversary.is_used = True  # the term is there, and 0
             return None
         rows = self.adversary.choose_sequences(valid)
         if not len(rows):

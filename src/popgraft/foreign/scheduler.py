@@ -57,6 +57,8 @@ class PBTScheduler:
     """
 
     def __init__(self, config: PBTConfig, seed: int | None = None) -> None:
+        if not isinstance(config, PBTConfig):
+            raise ConfigError(f"config={config!r} is a {type(config).__name__}; pass a PBTConfig")
         self.config = config
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self.population: list[PopulationMember] = []
@@ -116,9 +118,11 @@ class PBTScheduler:
             episodes: episodes that the score was taken over; the t-test needs at least 2.
 
         Raises:
-            ConfigError: no score or step, parameters that cannot be kept, or a t-test without `stderr` and `episodes`.
+            ConfigError: the member is not in the population, no score or step, parameters that cannot be kept, or a
+                t-test without `stderr` and `episodes`.
             StoreError: a file cannot be written, or read if it is a record; the member is as it was.
         """
+        self.check_known(member)
         report = PopulationMember(
             member.member_id,
             dict(member.hyperparams),
@@ -153,7 +157,11 @@ class PBTScheduler:
         """Whether `perturbation_interval` steps have passed since the member was last due; for unit steps, step mod n.
 
         Asked again at the same step it says the same.
+
+        Raises:
+            ConfigError: the member is not in the population.
         """
+        self.check_known(member)
         due = member.step > 0 and member.step - member.reference_step >= self.config.perturbation_interval
         if due:
             member.reference_step = member.step

@@ -24,12 +24,25 @@ LONGEST = 1000
 
 
 def optimizers(model: Any) -> dict[str, Any]:
-    """Every optimizer of a model, by its entry of a checkpoint, which ends in `optimizer` or is `OPTIMIZER`."""
+    """Every optimizer of a model, by its entry of a checkpoint, which ends in `optimizer` or is `OPTIMIZER`.
+
+    Raises:
+        ConfigError: there is one in an object that is not searched.
+    """
     main = optimizer_of(model)
     found = {} if main is None else {OPTIMIZER: main}
     for path, part in _parts(model):
         if isinstance(part, torch.optim.Optimizer) and part is not main:
             found[path if path.endswith("optimizer") else f"{path}.optimizer"] = part
+    known = {id(part) for part in found.values()}
+    for name, value in getattr(model, "__dict__", {}).items():
+        inside = {} if isinstance(value, (nn.Module, torch.optim.Optimizer)) else getattr(value, "__dict__", {})
+        for inner, part in inside.items():
+            if isinstance(part, torch.optim.Optimizer) and id(part) not in known:
+                raise ConfigError(
+                    f"{name}.{inner} is an optimizer in a {type(value).__name__}, which is not searched for parts of "
+                    f"the model; make it and what it trains attributes of the {type(model).__name__} too"
+                )
     return found
 
 
@@ -56,7 +69,7 @@ def rate_groups(model: Any) -> list[dict[str, Any]]:
 
     Those are all of Stable-Baselines3's algorithms, which give every optimizer the rate of one schedule. Elsewhere it
     is all groups of `policy.optimizer`, else `optimizer`, and others' whose rate is that of these, or the model's
-    `learning_rate`.
+    `learning_rate`, now or before a scheduler of torch's has moved it.
 
     Raises:
         ConfigError: there is neither of these, and the optimizers' rates differ.
@@ -64,13 +77,14 @@ def rate_groups(model: Any) -> list[dict[str, Any]]:
     own = optimizers(model)
     groups = [group for optimizer in own.values() for group in optimizer.param_groups]
     main = [] if OPTIMIZER not in own else own[OPTIMIZER].param_groups
-    rates = [_rate(group) for group in main] or [_number(getattr(model, "learning_rate", None))]
+    rates = {rate for group in main for rate in _rates(group)} | {_number(getattr(model, "learning_rate", None))}
     if callable(getattr(model, "_update_learning_rate", None)):
         return groups
     found = [
         group
         for group in groups
-        if any(group is each for each in main) or any(math.isclose(_rate(group), rate, rel_tol=1e-6) for rate in rates)
+        if any(group is each for each in main)
+        or any(math.isclose(own_rate, rate, rel_tol=1e-6) for own_rate in _rates(group) for rate in rates)
     ]
     if found or len({_rate(group) for group in groups}) <= 1:
         return found or groups
@@ -126,6 +140,11 @@ def _is_trained(owner: Any, name: str, part: Any) -> bool:
 def _place(tensor: Tensor) -> tuple[int, int]:
     """Where a tensor's numbers lie: the same for a parameter and what a state dict shows of it."""
     return tensor.data_ptr(), tensor.numel()
+
+
+def _rates(group: Mapping[str, Any]) -> set[float]:
+    """The rate of a group, and the one that a scheduler of torch's began with."""
+    return {_number(group[name]) for name in ("lr", "initial_lr") if name in group}
 
 
 def _rate(group: Mapping[str, Any]) -> float:
