@@ -435,6 +435,15 @@ def test_a_changed_configuration_is_refused_unless_it_is_named(broken: Run) -> N
         assert [yaml.safe_load(session.config)["model"]["gamma"] for session in database.sessions()] == [0.99, 0.5]
 
 
+@pytest.mark.parametrize("text", ["5", "null", "[1]", "a"])
+def test_a_recorded_configuration_that_is_none_is_refused_in_words(broken: Run, text: str) -> None:
+    with contextlib.closing(sqlite3.connect(broken.folder.database)) as connection, connection:
+        connection.execute("UPDATE sessions SET config = ?", (text,))
+        connection.execute("DROP TABLE IF EXISTS checksums")  # as in a run of an earlier version
+    with pytest.raises(ConfigError, match=r"run\.sqlite must hold settings as `key: value`, not a"):
+        resume(broken.path)
+
+
 def test_a_setting_that_changes_shapes_is_refused_and_changes_nothing(broken: Run) -> None:
     before = broken.folder.config.read_text(), broken.events, snapshot.names(broken.folder)
     for change in ("pbt.population_size=4", "model.network.hidden_size=9"):

@@ -123,6 +123,11 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
         overrides = list(overrides)
     before = read_yaml(latest.config, f"the configuration in {folder.database}")
     there = load_config(folder.config)
+    if not isinstance(before, dict):
+        raise ConfigError(
+            f"the configuration in {folder.database} must hold settings as `key: value`, not a "
+            f"{type(before).__name__}; put the database of the run back"
+        )
     before.setdefault("code_dir", str(there.code_dir))  # which runs of earlier versions do not know
     settings = load_config(before, overrides)
     old, wanted, found = (flat_config(config) for config in (load_config(before), settings, there))
