@@ -1,6 +1,6 @@
 """A population of plain dictionaries of tensors, and what a trainer does with it."""
 
-import random
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -24,6 +24,19 @@ def parameters(mark, optimizer=True):
     return data | ({"optimizer_state": {"exp_avg": torch.full((3,), float(mark))}} if optimizer else {})
 
 
+def same(one, other):
+    """Bitwise equality of nested values."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
 @pytest.fixture
 def make(tmp_path):
     """Builds a scheduler with its population."""
@@ -35,13 +48,3 @@ def make(tmp_path):
         return scheduler
 
     return build
-
-
-@pytest.fixture
-def global_generators_come_back():
-    """Stable-Baselines3 seeds every global generator."""
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])
-    torch.random.set_rng_state(before[2])

@@ -22,6 +22,8 @@ from popgraft import (
     PopulationMember,
 )
 
+from .conftest import same
+
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
 
 RATE = {"name": "learning_rate", "min_value": 1e-4, "max_value": 1e-2, "is_log_scale": True}
@@ -89,19 +91,6 @@ def state_of(model):
             "parts": model.get_parameters() if isinstance(model, DistributionalPPO) else None,
         }
     )
-
-
-def same(one, other):
-    """Bitwise equality of nested values."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @pytest.fixture

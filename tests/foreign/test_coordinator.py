@@ -22,6 +22,8 @@ from popgraft.foreign import (
 )
 from popgraft.hyperparams import HyperparamConfig
 
+from .conftest import same
+
 RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-1, is_log_scale=True)
 
 
@@ -71,17 +73,6 @@ def state(model):
         (model.policy.state_dict(), model.optimizer.state_dict(), model.vgs.state_dict(), model.return_stats.value,
          model.kl_penalty.value, model.learning_rate, model.ent_coef, model.clip_range)
     )  # fmt: skip
-
-
-def same(one, other):
-    """Bitwise equality of nested values."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @pytest.fixture

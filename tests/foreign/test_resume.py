@@ -19,6 +19,8 @@ from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, SAPPOConfig
 from popgraft.foreign.resume import snapshot
 
+pytestmark = pytest.mark.usefixtures("global_generators_come_back")
+
 STEPS, ENVS, POP = 16, 2, 4
 KINDS = {
     PPO: ("MlpPolicy", {"net_arch": [8]}),
@@ -30,14 +32,6 @@ SPACES = [
     HyperparamConfig("robust_kl_coef", min_value=0.1, max_value=10.0, is_log_scale=True),
 ]
 SCORES = [[1.0, 2.0, 3.0, 9.0], [8.0, 2.0, 3.0, 0.5], [0.0, 7.0, 3.0, 9.0]]
-
-
-@pytest.fixture(autouse=True)
-def _generators_come_back():
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
-    yield
-    torch.set_rng_state(torch_state)
-    np.random.set_state(numpy_state)
 
 
 def coordinator_of(folder, seed=0, size=POP):

@@ -16,6 +16,8 @@ from popgraft import DistributionalPPO, HyperparamConfig, tree
 from popgraft.errors import ConfigError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, SAPPOConfig
 
+pytestmark = pytest.mark.usefixtures("global_generators_come_back")
+
 STEPS, ENVS = 32, 2
 KINDS = {PPO: "MlpPolicy", RecurrentPPO: "MlpLstmPolicy", DistributionalPPO: "MlpLstmPolicy"}
 SPACES = [
@@ -30,14 +32,6 @@ class Masked(gymnasium.Wrapper):
 
     def action_masks(self):
         return np.ones(2, bool)
-
-
-@pytest.fixture(autouse=True)
-def _generators_come_back():
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
-    yield
-    torch.set_rng_state(torch_state)
-    np.random.set_state(numpy_state)
 
 
 @pytest.fixture

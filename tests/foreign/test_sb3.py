@@ -3,7 +3,6 @@
 import copy
 import logging
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import gymnasium
@@ -19,6 +18,8 @@ from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, normalization
 from popgraft.foreign.normalization import layers, read_statistics, write_statistics
 from popgraft.hyperparams import HyperparamConfig
+
+from .conftest import same
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
 
@@ -122,19 +123,6 @@ def state(model):
             "normalizer": (statistics(normalizer), normalizer.returns, normalizer.old_obs, normalizer.training),
         }
     )
-
-
-def same(one, other):
-    """Bitwise equality of nested values."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def exploit(coordinator, trained, step=1):

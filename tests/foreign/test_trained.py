@@ -14,6 +14,8 @@ from popgraft.errors import ConfigError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, PopulationMember
 from popgraft.hyperparams import HyperparamConfig
 
+from .conftest import same
+
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
 
 RATE = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-1, is_log_scale=True)
@@ -53,16 +55,6 @@ def everything(model):
     if isinstance(model, SAC):
         found["log_ent_coef"] = model.log_ent_coef
     return copy.deepcopy(found)
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def exploit(coordinator, recipient, donor):

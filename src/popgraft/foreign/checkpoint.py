@@ -29,6 +29,10 @@ Format = Literal["v2_full_parameters", "v1_policy_only"]
 V2: Format = "v2_full_parameters"
 V1: Format = "v1_policy_only"
 SCHEMA = 2
+OPTIMIZER = "optimizer_state"
+"""Entry for the state of `policy.optimizer`, else `optimizer`; those of others are their paths."""
+FREE = "free_parameters"
+"""Entry for parameters outside of the policy's state dict, by path."""
 NOT_FINITE = (
     "Member %s: weights are not finite (%s); it counts as failed. If that is a constant buffer, such as a mask, keep "
     "it out of the state dict with register_buffer(..., persistent=False)"
@@ -81,7 +85,7 @@ def optimizer_parts(data: dict[Any, Any]) -> list[Any]:
     return [
         name
         for name, part in data.items()
-        if part is not None and (name == "optimizer_state" or str(name).endswith("optimizer"))
+        if part is not None and (name == OPTIMIZER or str(name).endswith("optimizer"))
     ]
 
 
@@ -111,7 +115,7 @@ def not_finite(data: Mapping[Any, Any]) -> str | None:
         data: parts of a model by name, with the weights under `policy` or `policy_state`, or a bare state dict.
     """
     weights = data.get("policy", data.get("policy_state", data))
-    free = data.get("free_parameters")
+    free = data.get(FREE)
     held = [part for part in (weights, free) if isinstance(part, Mapping)]
     for name, weight in (item for part in held for item in part.items()):
         if isinstance(weight, Tensor) and not weight.isfinite().all():

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from popgraft.config.population import EvolutionConfig
 from popgraft.errors import ConfigError
-from popgraft.foreign.checkpoint import V1, Checkpoint, optimizer_parts, weights_of
+from popgraft.foreign.checkpoint import OPTIMIZER, V1, Checkpoint, optimizer_parts, weights_of
 from popgraft.foreign.step import Step
 from popgraft.hyperparams import Value
 from popgraft.inheritance import Fate, fate_of, inherit_, velocity_ratio
 
 logger = logging.getLogger(__name__)
 
-MAIN = ("optimizer_state", "policy.optimizer")
+MAIN = (OPTIMIZER, "policy.optimizer")
 """Entries of a checkpoint for the optimizer that the model's learning rate is for in any case."""
 OUTSIDE = {"params", "initial_lr"}
 """Entries of a group that do not tell optimizers apart."""

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from popgraft.errors import ConfigError
+from popgraft.foreign.checkpoint import OPTIMIZER
 from popgraft.foreign.optimizer import optimizer_of
 
-OPTIMIZER = "optimizer_state"
-"""Entry of a checkpoint for `policy.optimizer`, else `optimizer`; the others' entries are their paths."""
-FREE = "free_parameters"
-"""Entry of a checkpoint for parameters outside of the policy's state dict, by path."""
 LONGEST = 1000
 """Entries of a list or dict that may hold parts of a model; longer ones hold data."""
 

@@ -17,11 +17,11 @@ from popgraft.config.population import OptimizerStrategy
 from popgraft.errors import ConfigError
 from popgraft.foreign import function, normalization
 from popgraft.foreign import optimizer as optimizers
-from popgraft.foreign.checkpoint import not_finite, optimizer_parts, weights_of
+from popgraft.foreign.checkpoint import FREE, OPTIMIZER, not_finite, optimizer_parts, weights_of
 from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.step import Step, attributes
-from popgraft.foreign.trained import FREE, OPTIMIZER, free_parameters
+from popgraft.foreign.trained import free_parameters
 from popgraft.foreign.trained import optimizers as optimizers_of
 from popgraft.inheritance import PARTS, STATEFUL, Part, kept
 

@@ -82,10 +82,9 @@ def strategies(
         config: the strategy.
         record: the best state there ever was, where somebody returns to it.
     """
-    donors = inherited_values(decision, before, record)
+    donors, heirs = _rows(inherited_values(decision, before, record)), _rows(decision.hyperparams)
     fates: dict[int, Fate] = {
-        member: fate_of(config, _row(donors, member), _row(decision.hyperparams, member))
-        for member in decision.recipients.tolist()
+        member: fate_of(config, donors[member], heirs[member]) for member in decision.recipients.tolist()
     }
     return {member: "partial" if fate in ("momentum", "scale") else fate for member, fate in fates.items()}
 
@@ -93,8 +92,7 @@ def strategies(
 def _optimizer(own: Member, donor: Member, config: Config) -> OptimizerState:
     """The donors' states, each as its heir's fate is."""
     state = tree.map(torch.clone, donor.optimizer)
-    for row in range(len(donor.age)):
-        before, after = _row(donor.hyperparams, row), _row(own.hyperparams, row)
+    for row, (before, after) in enumerate(zip(_rows(donor.hyperparams), _rows(own.hyperparams), strict=True)):
         averages = {name: average[row] for name, average in state.averages.items()}
         fate, ratio = fate_of(config.pbt, before, after), velocity_ratio(config.pbt, before, after)
         inherit_(averages, state.step[row], fate, config.model.optimizer_kwargs.betas, ratio)
@@ -103,5 +101,7 @@ def _optimizer(own: Member, donor: Member, config: Config) -> OptimizerState:
     return state
 
 
-def _row(values: Values, row: int) -> dict[str, float]:
-    return {name: float(column[row]) for name, column in values.items()}
+def _rows(values: Values) -> list[dict[str, float]]:
+    """The values of each row by name; every column is fetched from its device once."""
+    columns = [column.tolist() for column in values.values()]
+    return [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
