@@ -3,7 +3,7 @@ BIN := .venv/bin
 # -qq hides pip's warnings and keeps its errors.
 INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: train test test-isa test-slow check bench learn continual format clean
+.PHONY: train test test-isa test-slow check docs bench learn continual format clean
 
 train: .venv/runtime.stamp
 	$(BIN)/popgraft train configs/quickstart.yaml --set run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -22,6 +22,10 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages that are made from the code.
+docs: .venv/runtime.stamp
+	$(BIN)/python docs/settings.py
 
 # Beside other libraries, each installed in a virtual environment of its own.
 bench: .venv/dev.stamp

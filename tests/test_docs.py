@@ -1,101 +1,38 @@
-"""The documents are true: their commands and Python run, their settings and links exist.
+"""The documents are true: their commands and Python run, their settings and links exist."""
 
-In the blocks of one document, in order and in one folder: a `yaml` or `python` block that begins with a file's name is
-written to that file, other `python` blocks are executed, and the `popgraft` lines of `console` blocks are run. Training
-is cut short by the settings in `SHORT`.
-"""
-
-import dataclasses
+import importlib.util
 import os
 import re
-import shlex
-import sys
 import tomllib
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
-import torch
 import yaml
-from pydantic import BaseModel
 
-import popgraft
-from popgraft import HyperparamConfig, load_config
-from popgraft.cli.app import main
-from popgraft.config import Config
+from popgraft import load_config
+from popgraft.config import flat_config
+from popgraft.sb3.arguments import Settings
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = {
-    "total_timesteps": 1,
-    "model.n_epochs": 1,
-    "pbt.perturbation_interval": 1,
-    "evaluation.episodes": 2,
-    "evaluation.final_episodes": 2,
-    "evaluation.max_steps": 20,
-    "execute.shards": 1,  # a process takes longer to start than all of this
-}
-OTHER_COMMANDS = ("python3 -m venv ", ".venv/bin/pip install ", "tensorboard ", "sqlite3 ")
-"""Commands in the documents that are not this project's, and are not run."""
+from .documents import DOCUMENTS, ROOT, blocks, follow, headings
 
-
-def blocks(document: Path) -> list[tuple[str, str]]:
-    """Language and text of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+EXTENDING = ROOT / "docs/extending.md"
 
 
 def named(documents: list[Path]) -> Any:
     return pytest.mark.parametrize("document", [pytest.param(path, id=path.name) for path in documents])
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with `configs`, in which training is short."""
-    train = popgraft.train
-
-    def short(config: Any, overrides: Any = (), **arguments: Any) -> Any:
-        return train(load_config(config, overrides), SHORT, **arguments)
-
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(popgraft, "train", short)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
-
-
-def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(line, comments=True)
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
-    elif words[0] == "popgraft":
-        short = {"train": SHORT, "resume": {"total_timesteps": 5_000}}.get(words[1], {})
-        settings = [word for key, value in short.items() for word in ("--set", f"{key}={value}")]
-        monkeypatch.setattr(sys, "argv", [*words, *settings])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code, line
-    else:
-        assert line.startswith(OTHER_COMMANDS), f"not known to be harmless: {line}"
-
-
-@named([path for path in DOCUMENTS if any(language in ("console", "python") for language, _ in blocks(path))])
-def test_blocks_run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scope = types.ModuleType("snippet")
-    for language, text in blocks(document):
-        header = re.match(r"# (\w+\.(?:py|yaml))\n", text)
-        if header:
-            (folder / header[1]).write_text(text)
-        elif language == "python":
-            with torch.random.fork_rng():  # a reader's torch.nn modules draw from the global generator
-                exec(compile(text, document.name, "exec"), scope.__dict__)
-        elif language == "console":
-            for line in text.splitlines():
-                run_command(line, monkeypatch)
+@named(
+    [
+        path
+        for path in DOCUMENTS
+        if path != EXTENDING  # recipe by recipe, in test_extending.py
+        and any(language in ("console", "python") for language, _ in blocks(path))
+    ]
+)
+def test_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(blocks(document), tmp_path, monkeypatch)
     assert not os.environ.get("PYTHONPATH")
 
 
@@ -120,10 +57,6 @@ def test_links_lead_somewhere(document: Path) -> None:
         for name in re.findall(r"^`(\w+)`$", label) if found.suffix == ".py" else []:
             defined = re.search(rf"^\s*(def|class) {name}\b|^{name}\b.* = ", found.read_text(), re.MULTILINE)
             assert defined, f"{path} defines no {name}"
-
-
-def headings(document: Path) -> list[str]:
-    return re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def slug(heading: str) -> str:
@@ -155,53 +88,32 @@ def test_floors_are_those_that_the_import_contract_enforces() -> None:
     assert floors == [set(layer.split(" | ")) for layer in contract["layers"]]
 
 
-def test_table_of_settings_is_current() -> None:
-    text = (ROOT / "docs/usage.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- settings -->\n(.*)<!-- end of settings -->", text, re.DOTALL)
-    assert found
-    assert found[1] == settings(), f"docs/usage.md must say:\n{settings()}"
+def test_settings_are_current() -> None:
+    spec = importlib.util.spec_from_file_location("settings_page", ROOT / "docs/settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == page.document(), "run make docs"
 
 
-def settings() -> str:
-    """The tables of all settings, made from the fields of the configuration."""
-    rows = "\n".join(
-        f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in hyperparam_fields().items()
-    )
-    return section(Config, "") + f"\n### Each entry of `pbt.hyperparams`\n\n{HEADER}\n{rows}\n"
-
-
-HEADER = "| key | default | meaning |\n|---|---|---|"
-
-
-def section(kind: type[BaseModel], prefix: str) -> str:
-    title = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
-    rows, inner = [], ""
-    for name, field in kind.model_fields.items():
-        child: Any = field.annotation
-        if isinstance(child, type) and issubclass(child, BaseModel):
-            inner += section(child, f"{prefix}{name}.")
-        else:
-            derived = field.default_factory is not None
-            default = "required" if field.is_required() else "" if derived else shown(field.default)
-            choices = [shown(choice) for choice in get_args(child)] if get_origin(child) is Literal else []
-            meaning = " ".join((field.description or "").split())
-            meaning += f" One of {', '.join(choices)}." if len(choices) > 1 else ""
-            rows.append(f"| `{name}` | {default} | {meaning} |")
-    return f"\n### {title}\n\n{HEADER}\n" + "\n".join(rows) + "\n" + inner
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, Path):
-        return f"`{value}`"
-    return f"`{yaml.safe_dump(value, default_flow_style=True).removesuffix(chr(10)).removesuffix('...').strip()}`"
-
-
-def hyperparam_fields() -> dict[str, tuple[str, str]]:
-    described = dict(re.findall(r"^ {8}(\w+): (.*)$", HyperparamConfig.__doc__ or "", re.MULTILINE))
-    return {
-        field.name: (
-            "required" if field.default is dataclasses.MISSING else shown(field.default),
-            described[field.name],
-        )
-        for field in dataclasses.fields(HyperparamConfig)
+def test_every_setting_is_listed_with_its_default() -> None:
+    tables = settings_page().partition("## Arguments of")[0]
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| [^|]* \| `(.*?)` \|", tables, re.MULTILINE))
+    defaults = flat_config(load_config({"env": {"id": "CartPole-v1"}})) | {"env.id": None, "code_dir": None}
+    del defaults["model.learning_rate"]  # depends on the optimizer
+    assert {key: yaml.safe_load(listed[key]) for key in defaults} == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()
     }
+
+
+def test_every_argument_of_the_algorithm_leads_to_a_setting() -> None:
+    page = settings_page()
+    rows = re.findall(r"^\| `(\w+)` \| \[`([\w.]+)`\]\(#\w*\S*\) \|", page, re.MULTILINE)
+    assert set(dict(rows)) >= {*Settings.__annotations__, "gamma", "n_steps", "seed"}
+    for argument, setting in rows:
+        assert f"| `{setting}` |" in page or f"\n## {setting}\n" in page, argument
+
+
+def settings_page() -> str:
+    return (ROOT / "docs/settings.md").read_text(encoding="utf-8")

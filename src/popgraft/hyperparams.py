@@ -25,7 +25,7 @@ class HyperparamConfig:
         min_value: lower bound, inclusive.
         max_value: upper bound, inclusive.
         values: the ordered choices of a categorical hyperparameter.
-        perturbation_factor: f > 1; a perturbation multiplies or divides by it.
+        perturbation_factor: a perturbation multiplies or divides by it; above 1.
         resample_probability: share of explorations that draw afresh instead of perturbing, where both are allowed.
         is_log_scale: draw log-uniformly; needs `min_value` > 0.
 

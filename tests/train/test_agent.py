@@ -249,7 +249,7 @@ RAW["dict"] = spaces.Dict(dict(RAW))
 
 
 def seen(space: gym.Space[Any], raw: np.ndarray) -> np.ndarray:
-    """A batch as docs/usage.md has an agent see it."""
+    """A batch as docs/environments.md has an agent see it."""
     if isinstance(space, spaces.Discrete):
         return np.eye(space.n)[raw - space.start]
     if isinstance(space, spaces.MultiDiscrete):

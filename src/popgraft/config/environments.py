@@ -14,7 +14,7 @@ class WrapperConfig(Section):
     """One observation wrapper."""
 
     name: str
-    """A built-in wrapper (see docs/usage.md), or `module:Class` of a Gymnasium wrapper."""
+    """`hide`, `flicker`, or `module:Class` of a Gymnasium wrapper, see docs/environments.md."""
     kwargs: Kwargs = {}
     """Keyword arguments of the wrapper."""
 

@@ -51,7 +51,7 @@ FEATURES: dict[type[nn.Module], tuple[str, int]] = {
 
 
 class Settings(TypedDict, total=False):
-    """What the engine can do beyond RecurrentPPO, each with the default that docs/usage.md gives for it.
+    """What the engine can do beyond RecurrentPPO, each with the default that docs/settings.md gives for it.
 
     `normalize_obs` and `normalize_reward` are off by default, as VecNormalize does it here; `normalize_returns` is on
     unless a VecNormalize scales rewards.
