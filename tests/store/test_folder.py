@@ -1,4 +1,7 @@
+import os
+import signal
 import sqlite3
+import time
 
 import pytest
 
@@ -118,13 +121,41 @@ def test_what_was_not_made_to_its_end_is_made_anew(tmp_path, count, database):
         assert [session.config for session in opened.sessions()] == ["seed: 2\n"]
 
 
-def test_what_was_not_made_to_its_end_beside_is_made_anew(tmp_path):
+@pytest.mark.parametrize("count", [0, 4, len(PARTS)])
+def test_what_was_not_made_to_its_end_beside_is_made_anew(tmp_path, count):
     """As a run leaves it that is killed before its folder has its name."""
     folder = RunFolder.create(tmp_path / ".run.new", "seed: 1\n")
-    cut(folder, 4)
+    cut(folder, count)
     assert RunFolder.find(tmp_path) == []
     assert RunFolder.create(tmp_path / "run", "seed: 2\n").config.read_text() == "seed: 2\n"
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("moments", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_whoever_is_killed_while_making_a_folder_leaves_none_in_the_way(tmp_path, moments, there):
+    began = time.monotonic()
+    RunFolder.create(tmp_path / "whole", "seed: 1\n")
+    duration = time.monotonic() - began
+    for moment in range(moments):
+        folder = RunFolder(tmp_path / str(moment))
+        if there:
+            folder.path.mkdir()
+        pid = os.fork()
+        if not pid:
+            try:
+                RunFolder.create(folder.path, "seed: 1\n")
+            finally:
+                os._exit(0)
+        time.sleep(duration * (moment + 0.5) / moments)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if not folder.config.is_file():
+            RunFolder.create(folder.path, "seed: 2\n")
+        assert {file.name for file in folder.path.iterdir()} >= {*PARTS}
+        assert not list(tmp_path.glob(".*.new"))
+        with RunDatabase(folder.database) as database:
+            assert [session.config for session in database.sessions()] == [folder.config.read_text()]
 
 
 @pytest.mark.parametrize("what", ["a file", "a snapshot", "scores", "another table", "a link"])

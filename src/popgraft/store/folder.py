@@ -28,7 +28,7 @@ from popgraft.store.integrity import COLUMNS
 
 IDENTITY = re.compile(r"[0-9a-f]{32}")
 MAKING = re.compile(
-    r"config\.yaml|identity|lock|snapshots|tensorboard|run\.sqlite(-wal|-shm)?|\.(config\.yaml|identity)\.\d+\.tmp"
+    r"config\.yaml|identity|lock|snapshots|tensorboard|run\.sqlite(-wal|-shm|-journal)?|\.(config\.yaml|identity)\.\d+\.tmp"
 )
 """Names of all that is in a folder before its run begins."""
 UNFINISHED = re.compile(r"\..*\.new")
@@ -107,7 +107,7 @@ class RunFolder:
                 folder._fill(config_yaml, versions or {})
                 return folder
             new.path.mkdir(parents=True, exist_ok=True)
-            new._fill(config_yaml, versions or {})
+            new._fill(config_yaml, versions or {}, nameless=True)
             os.rename(new.path, folder.path)
             sync_directory(folder.path.parent)
         except RunExists:
@@ -122,13 +122,19 @@ class RunFolder:
             ) from None
         return folder
 
-    def _fill(self, config_yaml: str, versions: Mapping[str, str]) -> None:
-        """Makes all that is in the folder of a new run; the configuration comes last."""
+    def _fill(self, config_yaml: str, versions: Mapping[str, str], nameless: bool = False) -> None:
+        """Makes all that is in the folder of a new run; the configuration comes last.
+
+        Args:
+            config_yaml: every setting of the run.
+            versions: of the packages that results depend on.
+            nameless: whether the folder gets its name afterwards, so that no run can have begun in it.
+        """
         from popgraft.store.lock import locked  # here, because it knows folders
 
-        self._check_free()
+        self._check_free(nameless)
         with locked(self):
-            self._check_free()
+            self._check_free(nameless)
             for file in self.path.iterdir():  # what somebody has left who was killed, or out of room
                 if file != self.lock:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -140,10 +146,11 @@ class RunFolder:
             write_atomic(self.path / "identity", secrets.token_hex(16).encode())
             write_atomic(self.config, config_yaml.encode())
 
-    def _check_free(self) -> None:
+    def _check_free(self, nameless: bool) -> None:
         """Raises RunExists where there is more than a run that was not made to its end."""
-        if self.config.is_file() or not self._is_half_made():
-            what = "already holds a run" if self.config.is_file() else "is not empty"
+        complete = self.config.is_file() and not nameless
+        if complete or not self._is_half_made():
+            what = "already holds a run" if complete else "is not empty"
             raise RunExists(f"{self.path} {what}; set run_dir to another folder, or delete this one")
 
     def _is_half_made(self) -> bool:
