@@ -1,18 +1,27 @@
 """The loops in C beside the same in PyTorch, on numbers and sizes that are not the usual ones."""
 
+import copy
+import importlib
 import math
+import pkgutil
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
+import popgraft.nn
+import popgraft.ops
+import popgraft.optim
 from popgraft import native, tree
+from popgraft.native import DEFINITIONS, definition, library
 from popgraft.nn import compiled
 from popgraft.nn.blocks import initialise, tanh
 from popgraft.nn.gru import GRU
 from popgraft.nn.heads import Categorical
 from popgraft.nn.lstm import LSTM
 from popgraft.ops.returns import discounted_sums, gae
-from popgraft.optim import UPGDRule, adam_, initial_adam_state, initial_upgd_state, upgd_
+from popgraft.optim import UPGDRule, adam_, initial_adam_state, initial_upgd_state, upgd, upgd_
+from popgraft.state import OptimizerState
 
 pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.native().reason)
 ODD = torch.tensor(
@@ -22,6 +31,10 @@ FACTORS = {"usual": 1.0, "denormal": 1e-42, "huge": 1e30, "inf": math.inf, "nan"
 sizes = pytest.mark.parametrize("n", [1, 2, 3, 7, 15, 16, 17, 31, 67])
 
 
+def draw(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
 def twins(monkeypatch):
     """Asserts that a function finds the same with the compiled loops and without: NaN in the same places too."""
@@ -29,8 +42,7 @@ def twins(monkeypatch):
     def check(function, rtol=1e-5, atol=1e-6, same_infinities=True):
         compiled_ = function()
         with monkeypatch.context() as patch:
-            patch.setattr(native, "serves", lambda x: False)
-            patch.setattr(compiled, "unrolls", lambda x, hidden: False)
+            patch.setattr(definition, "serves", lambda x: False)
             plain = function()
         for ours, expected in zip(compiled_, plain, strict=True):
             if not same_infinities:
@@ -41,8 +53,115 @@ def twins(monkeypatch):
     return check
 
 
-def draw(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+for room in (popgraft.nn, popgraft.ops, popgraft.optim):
+    for module in pkgutil.iter_modules(room.__path__):
+        importlib.import_module(f"{room.__name__}.{module.name}")
+
+
+def lstm():
+    params = initialise(LSTM(5, 16), [torch.Generator().manual_seed(m) for m in range(3)])["layer0"]
+    weights = tuple(params[name].requires_grad_() for name in ("weight_ih", "weight_hh", "bias"))
+    x, state = draw(1, 3, 4, 6, 5).requires_grad_(), draw(2, 3, 6, 32).requires_grad_()
+    yield x, weights, state, draw(5, 3, 4, 6) < -0.5
+
+
+def optimizer():
+    for given in ({}, {"weight_decay": draw(4, 3).abs()}, {"weight_decay": draw(4, 3).abs(), "decoupled": True}):
+        params, active = draw(1, 3, 67), torch.tensor([True, False, True])
+        state = initial_adam_state(params)
+        for step in range(2):
+            yield params, draw(2 + step, 3, 67), state, torch.tensor([0.1, 0.2, 0.3]), active, given
+
+
+def perturbed(stage):
+    for rule in (UPGDRule(), UPGDRule(adaptive=False)):
+        params, grad = draw(1, 3, 67), draw(2, 3, 67)
+        averages = {name: draw(3, 3, 67).abs() for name in initial_upgd_state(params, [67], rule).averages}
+        column = torch.full((3,), 0.1)
+        own = upgd.begin(torch.tensor([1.0, 3.0, 9.0]), column, column, column, torch.tensor([1.0, 0.0, 1.0]), rule)
+        row = column.unsqueeze(1)
+        yield (params, grad, averages, *((own, rule) if stage == "track" else (draw(4, 3, 67), row, own, row, rule)))
+
+
+OURS = {name: forms for name, forms in DEFINITIONS.items() if name.startswith("popgraft.")}
+CASES = {
+    "popgraft.nn.blocks.tanh_gradient": lambda: [(draw(1, 3, 67), draw(2, 3, 67).tanh())],
+    "popgraft.nn.blocks.tanh_of": lambda: [(draw(1, 3, 67).mT,)],
+    "popgraft.nn.draws.draw": lambda: [(draw(1, 2, 3, 5, 9), draw(2, 2, 3, 5, 2).sigmoid(), (2, 7))],
+    "popgraft.nn.lstm.unroll": lstm,
+    "popgraft.ops.returns.accumulated": lambda: [
+        (draw(1, 3, 7, 5), draw(2, 3, 7, 5) < -0.5, torch.full((3,), 0.9), draw(3, 3, 5), {"backward": backward})
+        for backward in (False, True)
+    ],
+    "popgraft.optim.adam.adam_": optimizer,
+    "popgraft.optim.upgd.move_": lambda: perturbed("move"),
+    "popgraft.optim.upgd.track_": lambda: perturbed("track"),
+}
+"""Arguments for both forms of every definition; a dict at the end is of those with names."""
+
+
+SCRATCH = {"popgraft.optim.upgd.move_": -1 - len(upgd.Columns._fields) - 2}
+"""Which of the tensors that `found` returns is a buffer that the two forms leave differently: the noise."""
+
+
+def found(form, arguments):
+    """All tensors that a call returns or may have written to, and the gradients of what it returns."""
+    *given, named = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    given = copy.deepcopy(given)
+    returned = pytree.tree_leaves(form(*given, **named))
+    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, torch.Tensor)]
+    inputs = [x for x in leaves if x.requires_grad]
+    slopes = torch.autograd.grad(sum(y.square().sum() for y in returned), inputs) if inputs else ()
+    written = [state for each in given if isinstance(each, OptimizerState) for _, state in tree.items(each)]
+    return [*returned, *leaves, *written, *slopes]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_both_forms_of_every_definition_find_the_same(name):
+    forms = OURS[name]
+    for arguments in CASES[name]():
+        pairs = [*zip(found(forms.fast, arguments), found(forms.plain, arguments), strict=True)]
+        if name in SCRATCH:
+            del pairs[SCRATCH[name]]
+        for ours, expected in pairs:
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_function_of_the_library_is_reached(monkeypatch):
+    """Through the compiled forms above, or as what prepares their arguments."""
+    called = set()
+
+    def spy(name, *given):
+        called.add(name)
+        library.call(name, *given)
+
+    monkeypatch.setattr(native, "call", spy)
+    monkeypatch.setattr(compiled, "call", spy)
+    for name, forms in OURS.items():
+        for arguments in CASES[name]():
+            found(forms.fast, arguments)
+    assert called == set(library.FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_the_library_cannot_do_is_left_to_the_definition(name, monkeypatch):
+    """In double precision, on PyTorch's device without numbers, and while a graph is traced."""
+    monkeypatch.setattr(OURS[name], "fast", lambda *given, **named: pytest.fail("compiled"))
+    for arguments in CASES[name]():
+        for precise in (lambda x: x.double() if x.is_floating_point() else x, lambda x: x.to("meta")):
+            found(OURS[name], tree_map(precise, arguments))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            found(OURS[name], arguments)
+
+
+def tree_map(change, arguments):
+    own = [tree.map(change, each) if isinstance(each, OptimizerState) else each for each in arguments]
+
+    def changed(x):
+        return change(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+
+    return pytree.tree_map(changed, own)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 16, 17, 67])

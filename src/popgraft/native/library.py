@@ -113,7 +113,7 @@ def serves(x: Tensor) -> bool:
 
     They cannot while PyTorch traces a graph, which has no memory to point to.
     """
-    in_memory = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    in_memory = x.is_cpu and not torch.compiler.is_compiling()
     return in_memory and x.dtype == torch.float32 and native().library is not None
 
 

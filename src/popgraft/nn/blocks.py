@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from popgraft import native, tree
+from popgraft.native import Definition
 
 Params = dict[str, Any]
 """Nested dict of parameter tensors."""
@@ -65,36 +66,49 @@ def orthogonal(rows: int, columns: int, gain: float, generator: torch.Generator)
     return torch.nn.init.orthogonal_(torch.empty(rows, columns), gain, generator)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent, once differentiable: compiled or 2·sigmoid(2x) − 1, both faster than torch.tanh on a CPU."""
+    return _Tanh.apply(x) if x.requires_grad else tanh_of(x)  # type: ignore[no-untyped-call]
+
+
 class _Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = _tanh(x)
+        y = tanh_of(x)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        if native.serves(grad):
-            grad, out = grad.contiguous(), torch.empty_like(y)
-            native.call("tanh_backward", (grad, y, out), (y.numel(),))
-            return out
-        return torch.addcmul(grad, grad * y, y, value=-1)
+        return tanh_gradient(grad, *ctx.saved_tensors)
 
 
-def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent, once differentiable: compiled or 2·sigmoid(2x) − 1, both faster than torch.tanh on a CPU."""
-    return _Tanh.apply(x) if x.requires_grad else _tanh(x)  # type: ignore[no-untyped-call]
-
-
-def _tanh(x: Tensor) -> Tensor:
-    if native.serves(x):
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        native.call("tanh_forward", (x, y), (x.numel(),))
-        return y
+@Definition
+def tanh_of(x: Tensor) -> Tensor:
+    """tanh x = 2σ(2x) − 1, without a gradient."""
     return torch.sigmoid_(2.0 * x).mul_(2.0).sub_(1.0)
+
+
+@tanh_of.compiled()
+def _tanh_in_one_pass(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    native.call("tanh_forward", (x, y), (x.numel(),))
+    return y
+
+
+@Definition
+def tanh_gradient(grad: Tensor, y: Tensor) -> Tensor:
+    """g(1 − y²), the gradient of y = tanh x."""
+    return torch.addcmul(grad, grad * y, y, value=-1)
+
+
+@tanh_gradient.compiled()
+def _tanh_gradient_in_one_pass(grad: Tensor, y: Tensor) -> Tensor:
+    grad, out = grad.contiguous(), torch.empty_like(y)
+    native.call("tanh_backward", (grad, y, out), (y.numel(),))
+    return out
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

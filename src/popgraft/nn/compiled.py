@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -13,9 +13,9 @@ from popgraft.native import call, kept, native, serves
 from popgraft.nn.precision import factors, product, rounded_to
 
 
-def unrolls(x: Tensor, hidden: int) -> bool:
+def unrolls(hidden: int) -> bool:
     """Whether a layer of so many units can be unrolled here: units in whole vector registers."""
-    return serves(x) and hidden % native().width == 0
+    return native().library is not None and hidden % native().width == 0
 
 
 @functools.cache
@@ -45,6 +45,14 @@ def _gain() -> float:
     return least[None] / least[torch.bfloat16]
 
 
+def prepared(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's parameters, with its weights packed where it is going to be unrolled here."""
+    weight_ih, weight_hh = params["weight_ih"], params["weight_hh"]
+    if not (serves(weight_hh) and unrolls(weight_hh.shape[-1])):
+        return params
+    return {**params, "panels": pack(weight_ih, weight_hh)}
+
+
 def pack(
     weight_ih: Float[Tensor, "pop gates n_in"], weight_hh: Float[Tensor, "pop gates hidden"]
 ) -> Float[Tensor, "pop gates n"]:
@@ -59,24 +67,9 @@ def pack(
 
 
 def unroll(
-    x: Float[Tensor, "pop time batch n_in"],
-    weights: tuple[Tensor, Tensor, Tensor],
-    state: Float[Tensor, "pop batch state"],
-    start: Bool[Tensor, "pop time batch"],
-    panels: Tensor | None = None,
+    x: Tensor, weights: tuple[Tensor, Tensor, Tensor], state: Tensor, start: Tensor, panels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One layer over time.
-
-    Args:
-        x: inputs.
-        weights: of the input [pop, 4H, n_in], of the recurrence [pop, 4H, H], and the bias [pop, 4H].
-        state: (h, c) before the first step.
-        start: where the state is zeroed before a step.
-        panels: the weights again, if they are packed.
-
-    Returns:
-        h of every step [pop, time, batch, H], and the state after the last.
-    """
+    """The compiled form of `lstm.unroll`."""
     given = x, *weights, state, start, panels
     if torch.is_grad_enabled():
         return _Layer.apply(*given)  # type: ignore[no-any-return, no-untyped-call]

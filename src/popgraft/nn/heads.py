@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from popgraft import native
 from popgraft.errors import ConfigError
 from popgraft.nn.blocks import Params
 from popgraft.nn.dense import Linear
+from popgraft.nn.draws import by_choice, draw
 from popgraft.spaces import ActionSpec
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -100,30 +100,17 @@ class Categorical(ActionHead):
 
     def __init__(self, n_in: int, sizes: Sequence[int]) -> None:
         super().__init__(n_in, sum(sizes), len(sizes))
-        self.sizes = list(sizes)
-        self._sizes = torch.tensor(self.sizes)
+        self.sizes = tuple(sizes)
 
     def _split(self, outputs: Float[Tensor, "pop *batch outputs"]) -> tuple[Float[Tensor, "_ pop *batch"], ...]:
         """Logits of every sub-action, choices first."""
-        parts: tuple[Tensor, ...] = outputs.movedim(-1, 0).contiguous().split_with_sizes(self.sizes)
-        return parts
+        return by_choice(outputs, self.sizes)
 
     def sample(
         self, params: Params, outputs: Float[Tensor, "pop *batch outputs"], noise: Float[Tensor, "pop *batch dims"]
     ) -> Int[Tensor, "pop *batch dims"]:
         """Inverse of the cumulative distribution: the first choice whose cumulative probability exceeds the noise."""
-        if native.serves(outputs):
-            chosen = torch.empty(noise.shape, dtype=torch.int64)
-            tensors = outputs.contiguous(), noise.to(outputs.dtype).contiguous(), self._sizes, chosen
-            native.call("choose", tensors, (chosen.numel() // len(self.sizes), len(self.sizes)))
-            return chosen
-        actions = []
-        for logits, u in zip(self._split(outputs), noise.unbind(-1), strict=True):
-            cumulative = logits.softmax(0).cumsum(0)
-            below, whole = cumulative.narrow(0, 0, len(logits) - 1), cumulative.select(0, -1)
-            # The last entry stands for 1, whatever rounding made of it; NaN compares as False and gives choice 0.
-            actions.append((below <= u * whole).sum(0))
-        return torch.stack(actions, dim=-1) if len(actions) > 1 else actions[0].unsqueeze(-1)
+        return draw(outputs, noise, self.sizes)
 
     def mode(self, params: Params, outputs: Float[Tensor, "pop *batch outputs"]) -> Int[Tensor, "pop *batch dims"]:
         """The largest logit of every sub-action."""

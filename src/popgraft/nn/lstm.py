@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from popgraft.native import Definition
 from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
 from popgraft.nn.precision import affine, factors, of_weight
@@ -90,6 +91,35 @@ class _Recurrence(torch.autograd.Function):
         return dgates, dweight, dh_next, dc, None
 
 
+@Definition
+def unroll(
+    x: Float[Tensor, "pop time batch n_in"],
+    weights: tuple[Tensor, Tensor, Tensor],
+    state: Float[Tensor, "pop batch state"],
+    start: Bool[Tensor, "pop time batch"],
+    panels: Tensor | None = None,
+) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
+    """One layer over time.
+
+    Args:
+        x: inputs.
+        weights: of the input [pop, 4H, n_in], of the recurrence [pop, 4H, H], and the bias [pop, 4H].
+        state: (h, c) before the first step.
+        start: where the state is zeroed before a step.
+        panels: the weights again, as the compiled loop reads them.
+
+    Returns:
+        h of every step, and the state after the last.
+    """
+    weight_ih, weight_hh, bias = weights
+    gates_x = affine(x.flatten(1, 2), weight_ih, bias).view(*x.shape[:3], bias.shape[-1])
+    y, *last = _Recurrence.apply(gates_x, weight_hh, *state.chunk(2, dim=-1), start.unsqueeze(-1))  # type: ignore[no-untyped-call]
+    return y, torch.cat(last, dim=-1)
+
+
+unroll.compiled(lambda x, weights, *others: compiled.unrolls(weights[1].shape[-1]))(compiled.unroll)
+
+
 class LSTM:
     """Stacked LSTM layers for every member of the population.
 
@@ -127,9 +157,7 @@ class LSTM:
 
     def prepared(self, params: Params) -> Params:
         """The parameters with what every call makes of them; right for as long as they do not change."""
-        if not compiled.unrolls(params["layer0"]["bias"], self.n_out):
-            return params
-        return {name: {**p, "panels": compiled.pack(p["weight_ih"], p["weight_hh"])} for name, p in params.items()}
+        return {name: compiled.prepared(own) for name, own in params.items()}
 
     def __call__(
         self,
@@ -154,13 +182,7 @@ class LSTM:
         final = []
         for layer, own in enumerate(state.chunk(self.layers, dim=-1) if self.layers > 1 else [state]):
             p = params[f"layer{layer}"]
-            if compiled.unrolls(x, self.n_out):
-                weights = p["weight_ih"], p["weight_hh"], p["bias"]
-                x, last = compiled.unroll(x, weights, own, start, p.get("panels"))
-            else:
-                gates_x = affine(x.flatten(1, 2), p["weight_ih"], p["bias"]).view(*x.shape[:3], 4 * self.n_out)
-                x, *parts = _Recurrence.apply(gates_x, p["weight_hh"], *own.chunk(2, dim=-1), start.unsqueeze(-1))  # type: ignore[no-untyped-call]
-                last = torch.cat(parts, dim=-1)
+            x, last = unroll(x, (p["weight_ih"], p["weight_hh"], p["bias"]), own, start, p.get("panels"))
             final.append(last)
             x = x * kept[layer] if layer < len(kept) else x
         return x, torch.cat(final, dim=-1) if self.layers > 1 else final[0]

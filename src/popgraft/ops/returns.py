@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft import native
+from popgraft.native import Definition
 
 
 def gae(
@@ -34,7 +35,7 @@ def gae(
         Advantages; value + advantage is the λ-return.
     """
     delta = reward + gamma.view(-1, 1, 1) * next_value - value
-    return _accumulated(delta, end, gamma * gae_lambda, delta.new_zeros(len(delta), delta.shape[2]), backward=True)[0]
+    return accumulated(delta, end, gamma * gae_lambda, delta.new_zeros(len(delta), delta.shape[2]), backward=True)[0]
 
 
 def discounted_sums(
@@ -54,14 +55,16 @@ def discounted_sums(
     Returns:
         Rₜ at every step (an episode's last step holds its whole sum), and the sum to carry into the next rollout.
     """
-    return _accumulated(reward, end, gamma, start, backward=False)
+    return accumulated(reward, end, gamma, start, backward=False)
 
 
-def _accumulated(
+@Definition
+def accumulated(
     x: Float[Tensor, "pop time env"],
     end: Bool[Tensor, "pop time env"],
     decay: Float[Tensor, "pop"],
     carry: Float[Tensor, "pop env"],
+    *,
     backward: bool,
 ) -> tuple[Float[Tensor, "pop time env"], Float[Tensor, "pop env"]]:
     """Sums over time that begin anew at the end of an episode, and what is carried on.
@@ -74,12 +77,6 @@ def _accumulated(
         backward: whether the last step is the first.
     """
     decay, carry = decay.to(x.dtype), carry.to(x.dtype)
-    if native.serves(x) and not x.requires_grad:
-        x, end, decay = x.contiguous(), end.contiguous(), decay.contiguous()
-        running = carry.clone(memory_format=torch.contiguous_format)
-        sums = torch.empty_like(x)
-        native.call("accumulate", (x, end, decay, running, sums), (*x.shape, backward))
-        return sums, running
     columns, running = [], carry
     for now, ended in zip(*(reversed(z.unbind(1)) if backward else z.unbind(1) for z in (x, end)), strict=True):
         # A factor of 0 would let NaN through.
@@ -88,3 +85,14 @@ def _accumulated(
         columns.append(running)
         running = running if backward else running.masked_fill(ended, 0)
     return torch.stack(columns[::-1] if backward else columns, 1) if columns else x.clone(), running
+
+
+@accumulated.compiled(lambda x, *others, **named: not x.requires_grad)
+def _accumulated_in_one_pass(
+    x: Tensor, end: Tensor, decay: Tensor, carry: Tensor, *, backward: bool
+) -> tuple[Tensor, Tensor]:
+    x, end, decay = x.contiguous(), end.contiguous(), decay.to(x.dtype).contiguous()
+    running = carry.to(x.dtype).clone(memory_format=torch.contiguous_format)
+    sums = torch.empty_like(x)
+    native.call("accumulate", (x, end, decay, running, sums), (*x.shape, backward))
+    return sums, running

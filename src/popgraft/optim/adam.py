@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft import native
+from popgraft.native import Definition
 from popgraft.state import OptimizerState
 
 
@@ -22,6 +23,7 @@ def bias_correction(beta: float, step: Float[Tensor, "pop"]) -> Float[Tensor, "p
     return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)
 
 
+@Definition
 def adam_(
     params: Float[Tensor, "pop n"],
     grad: Float[Tensor, "pop n"],
@@ -52,20 +54,9 @@ def adam_(
         weight_decay: λ of every member, None for no decay; added to the gradient unless `decoupled`.
         decoupled: whether the decay is AdamW's.
     """
-    beta1, beta2 = betas
     exp_avg, exp_avg_sq = state.averages["exp_avg"], state.averages["exp_avg_sq"]
     moving = active.to(params.dtype)
-    state.step.add_(moving)
-    step = state.step.clamp(min=1)
-    correction1, correction2 = bias_correction(beta1, step), bias_correction(beta2, step).sqrt()
-    if native.serves(params) and all(x.is_contiguous() for x in (params, exp_avg, exp_avg_sq)):
-        none = torch.zeros_like(moving)
-        decay = none if weight_decay is None or decoupled else weight_decay
-        kept = 1 - learning_rate * weight_decay if weight_decay is not None and decoupled else none + 1
-        own = torch.stack([moving, decay, kept, learning_rate / correction1, correction2], dim=1).to(params.dtype)
-        constants = torch.tensor([1 - beta1, 1 - beta2, eps], dtype=params.dtype)
-        native.call("adam", (params, grad.contiguous(), exp_avg, exp_avg_sq, own, constants), params.shape)
-        return
+    correction1, root = _count(state, moving, betas)
     learning_rate = learning_rate.to(params.dtype)
     weight_decay = None if weight_decay is None else weight_decay.to(params.dtype)
     row = moving.unsqueeze(1)
@@ -75,7 +66,44 @@ def adam_(
         params.mul_(1 - rate * weight_decay.unsqueeze(1))
     elif weight_decay is not None:
         grad = torch.addcmul(grad, params, row * weight_decay.unsqueeze(1))
-    exp_avg.lerp_(grad, row * (1 - beta1))
-    exp_avg_sq.lerp_(grad.square(), row * (1 - beta2))
-    denominator = exp_avg_sq.sqrt().div_(correction2.unsqueeze(1)).add_(eps)
+    exp_avg.lerp_(grad, row * (1 - betas[0]))
+    exp_avg_sq.lerp_(grad.square(), row * (1 - betas[1]))
+    denominator = exp_avg_sq.sqrt().div_(root.unsqueeze(1)).add_(eps)
     params.sub_(exp_avg / denominator * (rate / correction1.unsqueeze(1)))
+
+
+def _contiguous(params: Tensor, grad: Tensor, state: OptimizerState, *others: object, **constants: object) -> bool:
+    """Whether the compiled pass can write to what is written to."""
+    return params.is_contiguous() and all(average.is_contiguous() for average in state.averages.values())
+
+
+@adam_.compiled(_contiguous)
+def _adam_in_one_pass(
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    learning_rate: Tensor,
+    active: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: Tensor | None = None,
+    decoupled: bool = False,
+) -> None:
+    exp_avg, exp_avg_sq = state.averages["exp_avg"], state.averages["exp_avg_sq"]
+    moving = active.to(params.dtype)
+    correction1, root = _count(state, moving, betas)
+    none = torch.zeros_like(moving)
+    decay = none if weight_decay is None or decoupled else weight_decay
+    kept = 1 - learning_rate * weight_decay if weight_decay is not None and decoupled else none + 1
+    own = torch.stack([moving, decay, kept, learning_rate / correction1, root], dim=1).to(params.dtype)
+    constants = torch.tensor([1 - betas[0], 1 - betas[1], eps], dtype=params.dtype)
+    native.call("adam", (params, grad.contiguous(), exp_avg, exp_avg_sq, own, constants), params.shape)
+
+
+def _count(
+    state: OptimizerState, moving: Float[Tensor, "pop"], betas: tuple[float, float]
+) -> tuple[Float[Tensor, "pop"], Float[Tensor, "pop"]]:
+    """Counts the step of members that take it; returns 1 − β₁ᵗ and √(1 − β₂ᵗ)."""
+    step = state.step.add_(moving).clamp(min=1)
+    return bias_correction(betas[0], step), bias_correction(betas[1], step).sqrt()

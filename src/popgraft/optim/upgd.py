@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from popgraft import native, tree
+from popgraft.native import Definition
 from popgraft.state import OptimizerState
 
 BLOCK = 2**19
@@ -194,6 +195,7 @@ def begin(
     )
 
 
+@Definition
 def track_(
     params: Float[Tensor, "pop n"],
     grad: Float[Tensor, "pop n"],
@@ -214,22 +216,31 @@ def track_(
         Least and largest utility, before the correction of its bias.
     """
     utility = averages["utility"]
-    if _compiled(params, grad, averages):
-        own = torch.cat([columns.keep_utility, columns.take_grad, columns.keep_square], dim=1).to(params.dtype)
-        extremes = own.new_empty(2, len(params))
-        moments = _moments(averages, rule)
-        native.call(
-            "upgd_track",
-            (params, grad, utility, *moments, own, _track_constants(rule), extremes),
-            (*params.shape, rule.adaptive),
-        )
-        low, high = extremes.unsqueeze(2).unbind()
-        return low, high
     utility.mul_(columns.keep_utility).addcmul_(grad, params, value=rule.beta_utility - 1)
     if rule.adaptive:
         averages["exp_avg"].lerp_(grad, columns.take_grad)
         averages["exp_avg_sq"].mul_(columns.keep_square).addcmul_(grad, grad, value=1 - rule.betas[1])
     return utility.amin(1, keepdim=True), utility.amax(1, keepdim=True)
+
+
+def _contiguous(params: Tensor, grad: Tensor, averages: dict[str, Tensor], *others: object) -> bool:
+    """Whether the compiled passes can work on these."""
+    return all(x.is_contiguous() for x in (params, grad, *averages.values()))
+
+
+@track_.compiled(_contiguous)
+def _track_in_one_pass(
+    params: Tensor, grad: Tensor, averages: dict[str, Tensor], columns: Columns, rule: UPGDRule
+) -> tuple[Tensor, Tensor]:
+    own = torch.cat([columns.keep_utility, columns.take_grad, columns.keep_square], dim=1).to(params.dtype)
+    extremes = own.new_empty(2, len(params))
+    native.call(
+        "upgd_track",
+        (params, grad, averages["utility"], *_moments(averages, rule), own, _track_constants(rule), extremes),
+        (*params.shape, rule.adaptive),
+    )
+    low, high = extremes.unsqueeze(2).unbind()
+    return low, high
 
 
 def normaliser(low: Tensor, high: Tensor) -> Tensor:
@@ -266,36 +277,68 @@ def descend_(
         `upgd_noise_std` and `upgd_gate_mean`, as `upgd_`.
     """
     std = _noise_std(grad, averages, columns, sizes, rule)
-    if _compiled(params, grad, averages) and noise.is_contiguous():
-        spread = std / columns.gain
-        if spread.shape[1] > 1:
-            _scale_(noise, spread, sizes)
-            spread = torch.ones_like(columns.gain)
-        pop = len(params)
-        own = torch.cat([eta.expand(pop, 1), spread, columns.eps, columns.length, columns.decay], dim=1).to(
-            params.dtype
-        )
-        mean = own.new_empty(pop)
-        native.call(
-            "upgd_descend",
-            (params, grad, averages["utility"], *_moments(averages, rule), noise, own, mean),
-            (*params.shape, rule.adaptive),
-        )
-        return {"upgd_noise_std": _root_mean_square(std, sizes), "upgd_gate_mean": mean}
+    spread = std / columns.gain
+    if spread.shape[1] > 1:
+        for part, own in zip(noise.split(sizes, dim=1), spread.split(1, dim=1), strict=True):
+            part.mul_(own)
+        spread = torch.ones_like(columns.gain)
+    mean = move_(params, grad, averages, noise, spread, columns, eta, rule)
+    return {"upgd_noise_std": _root_mean_square(std, sizes), "upgd_gate_mean": mean}
+
+
+@Definition
+def move_(
+    params: Float[Tensor, "pop n"],
+    grad: Float[Tensor, "pop n"],
+    averages: dict[str, Float[Tensor, "pop ..."]],
+    noise: Float[Tensor, "pop n"],
+    spread: Float[Tensor, "pop 1"],
+    columns: Columns,
+    eta: Float[Tensor, "pop 1"],
+    rule: UPGDRule,
+) -> Float[Tensor, "pop"]:
+    """The last part of `descend_`, in place: θ ← (1 − αλ)θ + length · (m/(√v + ε′) + spread · ξ)∘(1 − s).
+
+    Returns:
+        Mean 1 − s.
+    """
     gate = torch.div(averages["utility"], -eta).sigmoid_()  # sigmoid(−x) = 1 − sigmoid(x)
-    _scale_(noise, std / columns.gain, sizes)
+    noise.mul_(spread)
     if rule.adaptive:
         denominator = averages["exp_avg_sq"].sqrt().add_(columns.eps)
         noise.addcdiv_(averages["exp_avg"], denominator)
     else:
         noise.add_(grad)
     params.mul_(columns.decay).addcmul_(noise.mul_(gate), columns.length)
-    return {"upgd_noise_std": _root_mean_square(std, sizes), "upgd_gate_mean": gate.mean(1)}
+    return gate.mean(1)
 
 
-def _compiled(params: Tensor, grad: Tensor, averages: dict[str, Tensor]) -> bool:
-    """Whether the compiled passes can work on these."""
-    return native.serves(params) and all(x.is_contiguous() for x in (params, grad, *averages.values()))
+def _contiguous_with_noise(
+    params: Tensor, grad: Tensor, averages: dict[str, Tensor], noise: Tensor, *others: object
+) -> bool:
+    return _contiguous(params, grad, averages) and noise.is_contiguous()
+
+
+@move_.compiled(_contiguous_with_noise)
+def _move_in_one_pass(
+    params: Tensor,
+    grad: Tensor,
+    averages: dict[str, Tensor],
+    noise: Tensor,
+    spread: Tensor,
+    columns: Columns,
+    eta: Tensor,
+    rule: UPGDRule,
+) -> Tensor:
+    pop = len(params)
+    own = torch.cat([eta.expand(pop, 1), spread, columns.eps, columns.length, columns.decay], dim=1).to(params.dtype)
+    mean = own.new_empty(pop)
+    native.call(
+        "upgd_descend",
+        (params, grad, averages["utility"], *_moments(averages, rule), noise, own, mean),
+        (*params.shape, rule.adaptive),
+    )
+    return mean
 
 
 def _moments(averages: dict[str, Tensor], rule: UPGDRule) -> tuple[Tensor, Tensor]:
@@ -337,15 +380,6 @@ def _noise_std(
 def _counts(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Elements of every tensor, copied to the device once."""
     return torch.tensor(sizes, dtype=dtype, device=device)
-
-
-def _scale_(noise: Tensor, std: Tensor, sizes: Sequence[int]) -> None:
-    """Multiplies every tensor's noise by its standard deviation."""
-    if std.shape[1] == 1:
-        noise.mul_(std)
-        return
-    for part, own in zip(noise.split(sizes, dim=1), std.split(1, dim=1), strict=True):
-        part.mul_(own)
 
 
 def _root_mean_square(std: Tensor, sizes: Sequence[int]) -> Tensor:
