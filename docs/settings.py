@@ -16,6 +16,7 @@ from popgraft import DistributionalPPO, HyperparamConfig
 from popgraft.config import Config
 from popgraft.config.environments import WrapperConfig
 from popgraft.config.fields import reference
+from popgraft.config.kinds import Kinds
 from popgraft.config.model import HYPERPARAMS, ModelConfig, path_of
 from popgraft.config.network import NetworkConfig
 from popgraft.config.population import ScheduledConfig
@@ -186,6 +187,9 @@ def words(kind: Any, limits: Any = ()) -> str:
         return "names and values"
     if any(getattr(each, "func", None) is reference for each in limits):
         return "`module:name`"
+    for each in limits:
+        if isinstance(each, Kinds):
+            return ", ".join(f"`{choice}`" for choice in each.choices)
     return NAMES[kind] + interval(limits)
 
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from popgraft import Run, load_config
+from popgraft import Run, load_config, train
 
-from .documents import ROOT, blocks, follow, headings
+from .documents import ROOT, SHORT, blocks, follow, headings
 
 EXTENDING = ROOT / "docs/extending.md"
 RECIPES = [heading for heading in headings(EXTENDING, "##") if blocks(EXTENDING, heading)]
@@ -32,6 +36,41 @@ def of_an_encoder(folder: Path, defined: dict[str, Any]) -> None:
     assert sorted(own.values()) == [(32,), (32,), (32,), (32, 4)]
 
 
+def of_an_environment_backend(folder: Path, defined: dict[str, Any]) -> None:
+    """The same corridor as a Gymnasium vector environment teaches the same weights, to the bit."""
+
+    class Known(VectorEnv[Any, Any, Any]):
+        metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+        def __init__(self, num_envs: int, length: int) -> None:
+            self.num_envs, self.length = num_envs, length
+            self.single_observation_space, self.single_action_space = Box(0.0, 1.0, (1,)), Discrete(2)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            self.rng = np.random.default_rng(seed)
+            self.walks = [[int(place), 0] for place in self.rng.integers(self.length, size=self.num_envs)]
+            return self.shown(), {}
+
+        def shown(self) -> np.ndarray:
+            return np.array([[place / self.length] for place, _ in self.walks], np.float32)
+
+        def step(self, actions: np.ndarray) -> Any:
+            for walk, action in zip(self.walks, actions, strict=True):
+                walk[0], walk[1] = max(walk[0] + (1 if action else -1), 0), walk[1] + 1
+            found = np.array([place == self.length for place, _ in self.walks])
+            late = np.array([time == 12 and place < self.length for place, time in self.walks])
+            last, over = self.shown(), np.flatnonzero(found | late)
+            for env, place in zip(over, self.rng.integers(self.length, size=len(over)), strict=True):
+                self.walks[env] = [int(place), 0]
+            return self.shown(), np.where(found, 1.0, 0.0), found, late, {"final_obs": last}
+
+    mine = Run(folder / "runs/corridor")
+    settings = {"env.source": "python", "env.factory": None, "run_dir": folder / "runs/known"}
+    known = train(load_config(folder / "corridor.yaml", {**SHORT, **settings}), factory=Known)
+    assert [record.score for record in mine.scores] == [record.score for record in known.scores]
+    torch.testing.assert_close(mine.best.member.params, known.best.member.params, rtol=0, atol=0)
+
+
 def of_a_tensor_environment(folder: Path, defined: dict[str, Any]) -> None:
     run = Run(folder / "runs/lights")
     assert run.is_finished
@@ -48,6 +87,7 @@ def of_an_observer(folder: Path, defined: dict[str, Any]) -> None:
 CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "A layer": of_a_layer,
     "An encoder": of_an_encoder,
+    "An environment backend": of_an_environment_backend,
     "A tensor environment": of_a_tensor_environment,
     "An observer": of_an_observer,
 }

@@ -1,6 +1,8 @@
 """Every library and autoreset mode must show the trajectories of a plain loop over single environments."""
 
+import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,12 +11,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import NormalizeObservation
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from popgraft.config import EnvConfig, WrapperConfig
 from popgraft.errors import ConfigError
-from popgraft.rollout import EnvGrid
-from popgraft.rollout.adapters import GymnasiumEnv, adapt, final_observation
+from popgraft.rollout import EnvGrid, MemberEnv
+from popgraft.rollout.adapters import GymnasiumEnv, adapt
+from popgraft.rollout.member_env import final_observation
 
 POP, ENVS, STEPS = 2, 2, 40
 SEEDS = [50, 90]
@@ -157,6 +161,52 @@ def stable_baselines(num_envs: int, as_dict: bool, of: type = Counting) -> Any:
     return DummyVecEnv([lambda: of(as_dict)] * num_envs)
 
 
+class Backend(MemberEnv):
+    """Single environments as somebody's library steps them, into arrays that it uses again."""
+
+    def __init__(self, num_envs: int, as_dict: bool, of: type = Counting, next_step: bool = False) -> None:
+        self.envs, self.next_step = [of(as_dict) for _ in range(num_envs)], next_step
+        self.observation_space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
+        shapes = {"a": (3,), "b": ()}
+        self.shown = {key: np.zeros((num_envs, *shape), np.float32) for key, shape in shapes.items()}
+        self.over, self.as_dict = np.zeros(num_envs, np.bool_), as_dict
+
+    def show(self, env: int, obs: Any) -> None:
+        for key, value in obs.items() if self.as_dict else [("a", obs)]:
+            self.shown[key][env] = value
+
+    def answer(self) -> Any:
+        return self.shown if self.as_dict else self.shown["a"]
+
+    def reset(self, seed: int) -> Any:
+        self.over[:] = False
+        for i, env in enumerate(self.envs):
+            self.show(i, env.reset(seed=seed + i)[0])
+        return self.answer()
+
+    def send(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def receive(self) -> Any:
+        reward, finals = [0.0] * len(self.envs), {}
+        terminated, truncated = np.zeros((2, len(self.envs)), np.bool_)
+        for i, env in enumerate(self.envs):
+            if self.over[i]:
+                self.show(i, env.reset()[0])
+                self.over[i] = False
+                continue
+            obs, reward[i], terminated[i], truncated[i], _ = env.step(self.actions[i])
+            self.over[i] = self.next_step and (terminated[i] or truncated[i])
+            if not self.next_step and (terminated[i] or truncated[i]):
+                finals[i] = copy.deepcopy(obs)
+                obs = env.reset()[0]
+            self.show(i, obs)
+        return self.answer(), reward, terminated, truncated, None if self.next_step else finals
+
+    def close(self) -> None:
+        self.closed = True
+
+
 FACTORIES = {
     "sync next-step": vectorized(SyncVectorEnv, AutoresetMode.NEXT_STEP),
     "sync same-step": vectorized(SyncVectorEnv, AutoresetMode.SAME_STEP),
@@ -165,6 +215,8 @@ FACTORIES = {
     "async same-step": vectorized(AsyncVectorEnv, AutoresetMode.SAME_STEP),
     "async disabled": vectorized(AsyncVectorEnv, AutoresetMode.DISABLED),
     "stable-baselines3": stable_baselines,
+    "backend next-step": functools.partial(Backend, next_step=True),
+    "backend same-step": Backend,
 }
 
 
@@ -309,6 +361,56 @@ def test_a_vector_environment_must_say_when_it_resets() -> None:
 def test_a_factory_must_return_what_was_asked_for(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         adapt(make(), 2, "f")
+
+
+class Unfinished(Backend):
+    def __init__(self, num_envs: int, as_dict: bool) -> None:
+        self.action_space = self.next_step = None
+
+
+class Lopsided(Backend):
+    def receive(self) -> Any:
+        return super().receive()[:4]
+
+
+class Broadcasting(Backend):
+    def receive(self) -> Any:
+        obs, _, *ends = super().receive()
+        return obs, 1.0, *ends
+
+
+class Averaging(Backend):
+    def __init__(self, num_envs: int, as_dict: bool) -> None:
+        super().__init__(num_envs, as_dict)
+        self.env = NormalizeObservation(SyncVectorEnv([Counting] * num_envs))
+
+
+class Shared(Backend):
+    def receive(self) -> Any:
+        obs, reward, terminated, truncated, _ = super().receive()
+        return obs, reward, terminated, truncated, obs
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (Unfinished, r"Unfinished has no observation_space; set it in the class or in __init__"),
+        (Lopsided, r"Lopsided\.receive returned tuple of 4, not .* return these five"),
+        (Broadcasting, r"the environment gave rewards of shape \(\), not \(2,\): 1\.0"),
+        (functools.partial(Backend, num_envs=3), r"the environment gave observations of shape \(3, 3\), not \(2, 3\)"),
+        (Averaging, r"wrapped in NormalizeObservation: running statistics"),
+        (Shared, r"terminal observation lies in the array of the new episode's first"),
+    ],
+)
+def test_what_a_backend_answers_is_checked(of: Callable[..., MemberEnv], message: str) -> None:
+    def make(num_envs: int) -> MemberEnv:
+        return of(**({} if isinstance(of, functools.partial) else {"num_envs": num_envs}), as_dict=False)
+
+    with pytest.raises(ConfigError, match=message):  # noqa: PT012 - wherever it is noticed
+        grid = EnvGrid(EnvConfig(factory="not:used", num_envs=ENVS), 1, factory=make)
+        grid.reset([0], [SEEDS[0]])
+        for _ in range(STEPS):
+            grid.step(np.zeros((1, ENVS, 1), np.int64))
 
 
 def test_an_envpool_from_a_factory_is_refused() -> None:

@@ -29,8 +29,8 @@ class EnvConfig(Section):
     """A registered Gymnasium id, or `module:Id`, which imports the module first; of a tensor environment its name, or
     `module:Class`."""
     factory: Reference | None = None
-    """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv or a
-    Stable-Baselines3 VecEnv."""
+    """`module:function` that is called as f(num_envs=..., **kwargs) and returns a Gymnasium VectorEnv, a
+    Stable-Baselines3 VecEnv or a popgraft.rollout.MemberEnv."""
     kwargs: Kwargs = {}
     """Keyword arguments of the environment."""
     num_envs: Positive = 8

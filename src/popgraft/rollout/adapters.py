@@ -1,9 +1,7 @@
-"""One member's environments behind one interface, whichever library steps them."""
+"""Libraries that step several environments, as one member's environments."""
 
-import abc
 import copy
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,62 +10,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from popgraft.errors import ConfigError
 from popgraft.rollout import workers
-from popgraft.rollout.answers import flag, flags, own, rewards, share_memory
+from popgraft.rollout.answers import flag, flags, own, rewards
+from popgraft.rollout.member_env import Finals, MemberEnv, Outcome, kept, outcome
 from popgraft.rollout.monitor import EpisodeMonitor, GameMonitor
 from popgraft.rollout.normalizers import running_statistics
-
-Finals = Any
-"""Terminal observations that were replaced already: indexed by environment, or a dict of such arrays."""
-
-Outcome = tuple[Any, np.ndarray, np.ndarray, np.ndarray, Finals]
-"""Observations as they were given, rewards, terminations, truncations [env], and `Finals` (None in next-step mode)."""
-
-
-class MemberEnv(abc.ABC):
-    """The environments of one member.
-
-    A step is split in two, so that members whose environments live in other processes or threads run at the same time.
-
-    Attributes:
-        observation_space: of one environment.
-        action_space: of one environment.
-        next_step: whether a finished environment shows its terminal observation and spends the next step on its reset;
-            otherwise it shows the new episode's first observation at once.
-        in_process: whether the environments run in this process, where nothing can interrupt them.
-        metadata: what the environments say of themselves, `render_fps` for one.
-        monitor: what it says of whole episodes, beneath wrappers that cut them or change rewards; None: nothing.
-    """
-
-    observation_space: gym.Space[Any]
-    action_space: gym.Space[Any]
-    next_step: bool
-    in_process: bool
-    metadata: Mapping[str, Any] = {}
-    monitor: EpisodeMonitor | None = None
-
-    @abc.abstractmethod
-    def reset(self, seed: int) -> Any:
-        """Starts fresh episodes everywhere and returns their first observations."""
-
-    @abc.abstractmethod
-    def send(self, actions: np.ndarray) -> None:
-        """Begins a step."""
-
-    @abc.abstractmethod
-    def receive(self) -> Outcome:
-        """Completes the step.
-
-        Raises:
-            ConfigError: rewards or flags of another shape or type than one for every environment.
-        """
-
-    def render(self) -> Any:
-        """The first environment's image, if it was made to have one; None: it cannot have one."""
-        return None
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Releases processes and memory, also of environments that have failed."""
 
 
 class GymnasiumEnv(MemberEnv):
@@ -190,10 +136,55 @@ class StableBaselinesEnv(MemberEnv):
         self._env.close()
 
 
-def outcome(reward: Any, terminated: Any, truncated: Any, num_envs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rewards and flags as arrays, one for every environment."""
-    ends = flags(terminated, num_envs, "terminated"), flags(truncated, num_envs, "truncated")
-    return rewards(reward, num_envs), *ends
+class GivenEnv(MemberEnv):
+    """What a factory has made on this interface itself: it is checked as what libraries make.
+
+    Args:
+        env: the factory's result.
+        num_envs: environments that were asked for.
+
+    Raises:
+        ConfigError: it does not say what an agent sees and does, or when it resets itself; or something in it keeps
+            running statistics.
+    """
+
+    def __init__(self, env: MemberEnv, num_envs: int) -> None:
+        if lacking := [name for name in ("observation_space", "action_space", "next_step") if not hasattr(env, name)]:
+            raise ConfigError(f"{type(env).__name__} has no {lacking[0]}; set it in the class or in __init__")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.next_step, self.in_process, self.metadata = env.next_step, env.in_process, env.metadata
+        self._env, self._num_envs = env, num_envs
+        refuse_statistics(self, env)
+
+    def reset(self, seed: int) -> Any:
+        """Starts fresh episodes everywhere and returns their first observations."""
+        return self._env.reset(seed)
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begins a step."""
+        self._env.send(actions)
+
+    def receive(self) -> Outcome:
+        """Completes the step."""
+        answer: Any = self._env.receive()
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            size = f" of {len(answer)}" if isinstance(answer, tuple) else ""
+            raise ConfigError(
+                f"{type(self._env).__name__}.receive returned {type(answer).__name__}{size}, not a tuple of "
+                "observations, rewards, terminations, truncations and terminal observations; return these five"
+            )
+        obs, reward, terminated, truncated, finals = answer
+        reward, terminated, truncated = outcome(reward, terminated, truncated, self._num_envs)
+        finals = None if self.next_step else kept(finals, obs, truncated & ~terminated)
+        return obs, reward, terminated, truncated, finals
+
+    def render(self) -> Any:
+        """The first environment's image."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """Releases processes and memory, also of environments that have failed."""
+        self._env.close()
 
 
 def refuse_statistics(adapter: MemberEnv, env: Any) -> None:
@@ -226,7 +217,7 @@ def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np
     for env in np.flatnonzero(done).tolist():
         truncated[env] = flag(infos[env].get("TimeLimit.truncated", False), "info['TimeLimit.truncated']")
         finals[env] = infos[env].get("terminal_observation")
-    return done & ~truncated, truncated, _ByEnv(finals)
+    return done & ~truncated, truncated, finals
 
 
 class EnvPoolEnv(MemberEnv):
@@ -288,10 +279,13 @@ def adapt(env: Any, num_envs: int, source: str, limit: float | None = None) -> M
     """
     from stable_baselines3.common.vec_env import VecEnv  # slow to import, and most runs have no factory
 
+    if isinstance(env, MemberEnv):
+        return GivenEnv(env, num_envs)
     if not isinstance(env, (VectorEnv, VecEnv)):
         raise ConfigError(
-            f"{source} returned {type(env).__name__}, which is neither a gymnasium VectorEnv nor a "
-            f"stable_baselines3 VecEnv; return for example gymnasium.vector.SyncVectorEnv([make_env] * num_envs)"
+            f"{source} returned {type(env).__name__}, which is neither a gymnasium VectorEnv nor a stable_baselines3 "
+            "VecEnv nor a popgraft.rollout.MemberEnv; return for example "
+            "gymnasium.vector.SyncVectorEnv([make_env] * num_envs)"
         )
     if env.num_envs != num_envs:
         raise ConfigError(
@@ -303,55 +297,6 @@ def adapt(env: Any, num_envs: int, source: str, limit: float | None = None) -> M
             f"{source} returned an EnvPool, which ignores the seed of a reset; set env.vectorization: envpool"
         )
     return GymnasiumEnv(env, limit) if isinstance(env, VectorEnv) else StableBaselinesEnv(env, limit)
-
-
-def kept(finals: Finals, obs: Any, truncated: np.ndarray) -> Finals:
-    """The terminal observations, once it is known that the new ones have not been written over them.
-
-    Args:
-        finals: of a step that replaced them.
-        obs: the new observations [env].
-        truncated: where the terminal ones are needed.
-
-    Raises:
-        ConfigError: they lie in the same memory.
-    """
-    for env in np.flatnonzero(truncated).tolist():
-        if share_memory(final_observation(finals, env), obs):
-            raise ConfigError(
-                "the environments' terminal observation lies in the array of the new episode's first, which has "
-                "overwritten it; copy it before the reset"
-            )
-    return finals
-
-
-def final_observation(finals: Finals, env: int) -> Any:
-    """The terminal observation of one environment, as the environment returned it.
-
-    Raises:
-        ConfigError: the vector environment did not hand it over, and it cannot be had in any other way.
-    """
-    final = None
-    if isinstance(finals, Mapping):
-        final = {key: values[env] for key, values in finals.items()}
-    elif finals is not None:
-        final = finals[env]
-    if final is None:
-        raise ConfigError(
-            "an episode was truncated and reset in the same step without its terminal observation, which a vector "
-            "environment hands over as info['final_obs'] (a VecEnv as infos[i]['terminal_observation'])"
-        )
-    return final
-
-
-@dataclasses.dataclass(frozen=True)
-class _ByEnv:
-    """Indexes single observations by environment, unlike a dict observation, which is indexed by key."""
-
-    observations: dict[int, Any]
-
-    def __getitem__(self, env: int) -> Any:
-        return self.observations[env]
 
 
 class _Deferred:

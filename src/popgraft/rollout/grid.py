@@ -12,10 +12,10 @@ from torch import Tensor
 from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, UnusableNumber
 from popgraft.messages import logger_of, told
-from popgraft.rollout.adapters import MemberEnv, final_observation
 from popgraft.rollout.answers import deliver, one
 from popgraft.rollout.base import CPU, ArrayGrid, SeededGrid, Transition
 from popgraft.rollout.guests import IN_STEPS, NOBODY, Shared, close_in_time, is_ctrl_c, turn
+from popgraft.rollout.member_env import MemberEnv, final_observation
 from popgraft.rollout.sources import maker_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.rollout.usable import fault_in, named, named_terminal, usable

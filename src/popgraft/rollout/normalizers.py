@@ -16,9 +16,9 @@ def running_statistics(env: Any) -> list[str]:
     One that is frozen (`update_running_mean`, of a VecNormalize `training`, is False) is a transformation like others.
 
     Args:
-        env: a Gymnasium VectorEnv or a Stable-Baselines3 VecEnv.
+        env: a Gymnasium VectorEnv, a Stable-Baselines3 VecEnv, or what a factory has made instead.
     """
-    base = env.unwrapped
+    base = getattr(env, "unwrapped", env)
     layers = [*_layers(env), *(layer for single in getattr(base, "envs", ()) for layer in _layers(single))]
     return list(dict.fromkeys([*(type(layer).__name__ for layer in layers if _averages(layer)), *_in_processes(base)]))
 

@@ -12,9 +12,10 @@ from popgraft.config import EnvConfig
 from popgraft.errors import ConfigError, EnvironmentFault, MissingExtra, PopgraftError
 from popgraft.messages import told
 from popgraft.names import import_module, import_name
-from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, MemberEnv, adapt
+from popgraft.rollout.adapters import EnvPoolEnv, GymnasiumEnv, adapt
 from popgraft.rollout.answers import own
 from popgraft.rollout.guests import is_ctrl_c
+from popgraft.rollout.member_env import MemberEnv
 from popgraft.rollout.wrappers import gymnasium_wrappers
 from popgraft.tether import children_tied
 

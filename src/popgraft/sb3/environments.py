@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from popgraft.rollout.adapters import final_observation, kept, own_environments, vec_env_ends
+from popgraft.rollout.adapters import own_environments, vec_env_ends
 from popgraft.rollout.answers import deliver, flags, one, rewards
 from popgraft.rollout.base import ArrayGrid, Transition
+from popgraft.rollout.member_env import final_observation, kept
 from popgraft.rollout.normalizers import running_statistics
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.rollout.usable import fault_in, named, named_terminal, usable
