@@ -4,7 +4,7 @@ PopgraftError
 ├── ConfigError (also ValueError)     a setting that cannot work: the value, the reason, a fix
 │   └── ArgumentError (also AssertionError and TypeError)  an argument of DistributionalPPO that cannot work
 ├── EnvironmentFault                  an environment that cannot be made, or that failed while it ran
-│   └── UnusableNumber (also ValueError)  it gave NaN, an infinite number, or one that is far too large
+│   └── UnusableNumber (also ValueError)  it gave NaN, an infinite number, one that is far too large, or no choice
 ├── MissingExtra (also ImportError)   an optional dependency, with the command that installs it
 ├── RunExists (also FileExistsError)  the run folder is already in use
 ├── StoreError                        a file of a run that is missing, damaged or foreign, or cannot be read or written
@@ -34,7 +34,10 @@ class EnvironmentFault(PopgraftError):
 
 
 class UnusableNumber(EnvironmentFault, ValueError):
-    """An environment gave NaN, an infinite number, or one that is far too large: see `popgraft.rollout.usable`."""
+    """An environment gave NaN, an infinite number, one that is far too large, or a choice that its space does not have.
+
+    See `popgraft.rollout.usable`.
+    """
 
 
 class MissingExtra(PopgraftError, ImportError):

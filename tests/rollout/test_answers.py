@@ -1,5 +1,6 @@
 """What environments answer is taken for what it says, or refused in words."""
 
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from popgraft.config import EnvConfig
@@ -100,7 +102,7 @@ def play(make: Callable[..., Any], steps: int = 7) -> list[np.ndarray]:
         result = grid.step(np.zeros((1, 3, 1), np.int64))
         brought = (result.reward, result.terminated, result.truncated, result.started, *grid.observations.values())
         seen += [value.copy() for value in brought]
-    assert not grid.failures
+    assert not grid.failures, grid.failures
     grid.close()
     return seen
 
@@ -110,9 +112,8 @@ FLAGS_REFUSED: list[tuple[Change, str]] = [
     (lambda x: x[:, None], r" of shape \(3, 1\), not \(3,\).*; reshape it to \(3,\)"),
     (lambda x: x[:1], r" of shape \(1,\)"),
     (lambda x: x[None], r" of shape \(1, 3\)"),
-    (lambda x: x + 0.5, "which are no flags; give true or false for every environment"),
-    (lambda x: np.where(x, np.nan, 0), "which are no flags"),
-    (lambda x: x * 2, "which are no flags"),
+    (lambda x: x + 0.5, "environment 0 gave .*=0.5, which is no flag; give true or false for every environment"),
+    (lambda x: x * 2, "environment 2 gave .*=2, which is no flag"),
     (lambda x: None, "=None, which are no numbers"),
     (lambda x: ["no"] * 3, "which are no numbers"),
     (lambda x: [[True], [], []], "which are no numbers"),
@@ -251,8 +252,7 @@ class Single(gym.Env):
         ("obs", lambda x: None, "observations=None, which are no numbers"),
         ("reward", lambda x: [x, x], r"the reward of shape \(2,\), not \(\): \[1.0, 1.0\]; give a single one"),
         ("reward", lambda x: None, "the reward=None, which are no numbers"),
-        ("truncated", lambda x: 0.5, "truncated=0.5, which is no flag; give true or false"),
-        ("terminated", lambda x: float("nan"), "terminated=nan, which is no flag"),
+        ("truncated", lambda x: 0.5, "environment 0 gave truncated=0.5, which is no flag; give true or false"),
         ("truncated", lambda x: None, "truncated=None, which are no numbers"),
         ("terminated", lambda x: [False, True], r"terminated of shape \(2,\), not \(\)"),
     ],
@@ -329,6 +329,9 @@ class CountingTogether(Simulator):
         super().__init__(num_envs, "obs", self.odd, space)
         self.when, self.number = when, number
 
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.odd(shown(self.single_observation_space, self.num_envs)), {}
+
     def odd(self, x: Any) -> Any:
         if isinstance(x, dict):
             return x | {"count": self.odd(x["count"])}
@@ -399,6 +402,120 @@ def test_what_an_agent_is_asked_about_is_held_to_it_too() -> None:
         np.testing.assert_array_equal(delivered(image, same)["obs"], pixels)
     for same in ([2, 0], [2.0, 0.0], np.eye(3)[[2, 0]]):
         np.testing.assert_array_equal(delivered(choice, same)["obs"], [[0, 0, 1], [1, 0, 0]])
+
+
+class OddFlag(Single):
+    """Its third step brings what `change` makes of one answer."""
+
+    time = 0
+
+    def given(self, name: str, value: Any) -> Any:
+        self.time += name == "obs"
+        return super().given(name, value) if self.time == 3 else value
+
+
+HUGE = 10**400
+UNUSABLE: list[tuple[str, Change, str]] = [
+    ("terminated", lambda x: np.nan, "environment 1 gave terminated=nan, which is no flag"),
+    ("truncated", lambda x: np.array([np.inf]), "environment 1 gave truncated=inf, which is no flag"),
+    ("terminated", lambda x: -HUGE, "environment 1 gave terminated=-inf, which is no flag"),
+    ("reward", lambda x: HUGE, "environment 1 gave inf as reward"),
+    ("reward", lambda x: [-HUGE], "environment 1 gave -inf as reward"),
+    ("obs", lambda x: [1, HUGE], r"environment 1 gave inf as observation 'obs' at \[1\]"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's own checks, which refuse nothing
+@pytest.mark.parametrize("kind", [SyncVectorEnv, DummyVecEnv, "id", "async"])
+@pytest.mark.parametrize(("of", "change", "message"), UNUSABLE)
+def test_flags_and_numbers_that_are_none_fail_their_member_alone(
+    kind: Any, of: str, change: Change, message: str
+) -> None:
+    def factory(num_envs: int) -> Any:
+        mine = next(members)
+        kinds = [lambda: Single("", lambda x: x)] * num_envs
+        kinds[1] = lambda: OddFlag(of, change if mine == 1 else lambda x: x)
+        return kind(kinds)
+
+    members = iter(range(9))
+    if isinstance(kind, str):
+        gym.registry.pop("popgraft-test/OddFlag-v0", None)
+        gym.register("popgraft-test/OddFlag-v0", lambda: OddFlag(of, change))
+        vectorization: Any = "sync" if kind == "id" else kind
+        grid = EnvGrid(EnvConfig(id="popgraft-test/OddFlag-v0", num_envs=2, vectorization=vectorization), 1)
+        odd, message = 0, message.replace("environment 1", "(environment 0|an environment)")
+    else:
+        grid, odd = EnvGrid(EnvConfig(factory="not:used", num_envs=3), 2, factory=factory), 1
+    grid.reset(range(grid.pop), range(grid.pop))
+    for step in range(3):
+        assert not grid.failures, step
+        grid.step(np.zeros((grid.pop, grid.num_envs, 1), np.int64))
+    assert list(grid.failures) == [odd]
+    assert re.match(f"UnusableNumber: {message}", grid.failures[odd])
+    grid.close()
+
+
+@pytest.mark.parametrize(("change", "place"), [(lambda x: np.where(x, np.nan, 0), 2), (lambda x: [np.inf, 0, 0], 0)])
+@pytest.mark.parametrize(("kind", "of"), [(Simulator, "terminated"), (Simulator, "truncated"), (Gym3, "done")])
+def test_vector_environments_fail_their_member_too(kind: type, of: str, change: Change, place: int) -> None:
+    def odd(x: Any) -> Any:
+        return change(x | (np.arange(3) == 2))
+
+    with pytest.raises(
+        AssertionError, match=f"UnusableNumber: environment {place} gave {of}=(nan|inf), which is no flag"
+    ):
+        play(lambda num_envs: kind(num_envs, of, odd))
+
+
+@pytest.mark.parametrize(("of", "change", "message"), [case for case in UNUSABLE if "-inf as reward" not in case[2]])
+def test_a_model_of_stable_baselines_names_the_environment(of: str, change: Change, message: str) -> None:
+    kinds = [lambda: Monitor(OddFlag("", change)), lambda: Monitor(OddFlag(of, change))]
+    model = DistributionalPPO("MlpLstmPolicy", DummyVecEnv(kinds), n_steps=4, batch_size=8, device="cpu", seed=1)
+    before = model.member.params.clone()
+    large = "environment 1 gave a number that is too large: OverflowError"  # Monitor's sum
+    with pytest.raises(UnusableNumber, match=large if of == "reward" and change(1.0) == HUGE else message):
+        model.learn(16)
+    assert torch.equal(model.member.params, before)
+    assert model.num_timesteps == 0
+
+
+CHOICES = [
+    (spaces.Discrete(5), 4, 7),
+    (spaces.Discrete(5), 0, -1),
+    (spaces.Discrete(3, start=-1), -1, 2),
+    (spaces.MultiDiscrete([2, 3]), [1, 2], [2, 0]),
+    (spaces.MultiDiscrete([2, 3], start=[0, 4]), [0, 4], [0, 3]),
+    (spaces.MultiBinary(3), [0, 1, 1], [0, 2, 1]),
+    (spaces.MultiBinary((1, 2)), [[0, 1]], [[-1, 0]]),
+]
+
+
+@pytest.mark.parametrize(("space", "inside", "outside"), CHOICES)
+def test_a_choice_that_a_space_lacks_is_named(space: Any, inside: Any, outside: Any) -> None:
+    """Asked of an agent; and given in a step, which fails its member alone."""
+    message = f"environment 1 gave {outside} as observation 'obs', which is not in {space}"
+    delivered(fields_of(space), np.array([inside, inside]))
+    with pytest.raises(UnusableNumber, match=re.escape(message)):
+        delivered(fields_of(space), np.array([inside, outside]))
+    with pytest.raises(UnusableNumber, match="as observation 'at'"):
+        delivered(fields_of(spaces.Dict({"at": space})), {"at": [outside]})
+
+    def factory(num_envs: int) -> Any:
+        given = [inside, outside if next(members) == 1 else inside, inside]
+        return Simulator(num_envs, "obs", lambda x: np.array(given), space)
+
+    def within(num_envs: int) -> Any:
+        env = factory(num_envs)
+        env.reset = lambda **_: (np.array([inside] * num_envs), {})
+        return env
+
+    members = iter(range(9))
+    grid = EnvGrid(EnvConfig(factory="not:used", num_envs=3), 2, factory=within)
+    grid.reset([0, 1], [1, 2])
+    result = grid.step(np.zeros((2, 3, 1), np.int64))
+    assert {row: message in what for row, what in grid.failures.items()} == {1: True}
+    assert result.reward.tolist() == [[0, 1, 2], [0, 0, 0]]
+    grid.close()
 
 
 class Late(CartPole):

@@ -14,7 +14,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.utils import LinearSchedule
 
 from popgraft import tree
-from popgraft.errors import ConfigError, StoreError
+from popgraft.errors import ArgumentError, ConfigError, StoreError
 from popgraft.sb3 import DistributionalPPO, MlpLstmPolicy
 from popgraft.sb3.values import Missing, decode, encode
 
@@ -135,6 +135,45 @@ def test_foreign_files(make, played, tmp_path, unseeded):
     }.items():
         with pytest.raises(StoreError, match=message):
             DistributionalPPO.load(tmp_path / name, device="cpu")
+
+
+def archive_of(**files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def saved_of_old():
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no zip", archive_of(), archive_of(other="x"), saved_of_old()],
+    ids=["empty", "text", "0", "1", "old"],
+)
+def test_what_is_no_agent_is_called_that(content, make, tmp_path):
+    """In a stream, of which nothing but its content is known, and in a file; no entry of an archive is named."""
+    with pytest.raises(StoreError, match="the open file is no saved agent; give a file"):
+        DistributionalPPO.load(io.BytesIO(content))
+    (tmp_path / "it").write_bytes(content)
+    for read in (DistributionalPPO.load, MlpLstmPolicy.load, make().set_parameters):
+        with pytest.raises(StoreError, match=r"it is (no saved (agent|policy)|damaged, truncated or not a checkpoint)"):
+            read(tmp_path / "it")
+    with open(tmp_path / "it", "rb") as file, pytest.raises(StoreError, match=r"the open file .*it is no saved"):
+        DistributionalPPO.load(file)
+
+
+def test_a_closed_file_is_no_file(make):
+    closed = io.BytesIO()
+    closed.close()
+    for read in (DistributionalPPO.load, MlpLstmPolicy.load, make().set_parameters):
+        with pytest.raises(ArgumentError, match=r"path=.* must be a path, or a file that is open for reading bytes"):
+            read(closed)
 
 
 class Bomb:

@@ -51,6 +51,19 @@ def test_programs_of_other_networks(other, decided, tmp_path):
     check_program(decided("box", **other), tmp_path / "policy.pt2")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "odd"), [("discrete", [2, 6]), ("integers", [[0, 1, 1], [0, 2, 0]])])
+def test_programs_refuse_what_is_not_in_the_space(kind, odd, decided, tmp_path):
+    model = decided(kind)
+    model.export(tmp_path / "policy.pt2")
+    graph = torch.export.load(tmp_path / "policy.pt2").module()
+    state, start = torch.zeros(2, model.policy.network.actor_memory.state_size), torch.ones(2, dtype=torch.bool)
+    seen = torch.tensor(odd, dtype=torch.from_numpy(model.raw_space.sample()[None]).dtype)
+    graph(seen[:1], state[:1], start[:1])
+    with pytest.raises(RuntimeError, match=r"observation 'obs' is not in (Discrete|MultiBinary)"):
+        graph(seen, state, start)
+
+
 @EVERY_KIND
 def test_onnx(kind, decided, tmp_path):
     check_onnx(decided(kind), tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from popgraft import DistributionalPPO, EnvironmentFault, UnusableNumber, tree
+from popgraft import ConfigError, DistributionalPPO, EnvironmentFault, UnusableNumber, tree
 
 STEPS, ENVS = 16, 2
 
@@ -144,3 +144,31 @@ def test_predict_refuses_such_numbers(value):
     seen = {"place": np.array([[0.0, 1.0], [2.0, value]]), "kind": np.array([0, 1])}
     with pytest.raises(UnusableNumber, match=r"environment 1 gave .* as observation 'place' at \[1\]"):
         model.predict(seen)
+
+
+def test_predict_refuses_what_is_not_in_the_space():
+    model = model_of()
+    place = np.zeros((2, 2))
+    with pytest.raises(
+        UnusableNumber, match=r"environment 1 gave 2 as observation 'kind', which is not in Discrete\(2\)"
+    ):
+        model.predict({"place": place, "kind": np.array([0, 2])})
+    with pytest.raises(ConfigError, match=r"the observation space's int64 cannot hold, such as 0\.5; give int64"):
+        model.predict({"place": place, "kind": np.array([0, 0.5])})
+    with pytest.raises(ConfigError, match="of different numbers of environments: 'kind' 1, 'place' 2"):
+        model.predict({"place": place, "kind": np.array([0])})
+    with pytest.raises(ConfigError, match="'kind' lacks the axis of environments that its other keys have"):
+        model.predict({"place": place[:1], "kind": 0})
+
+
+def test_predict_refuses_a_state_of_other_environments():
+    model, seen = model_of(), {"place": np.zeros((2, 2)), "kind": np.array([0, 1])}
+    _, state = model.predict(seen)
+    for wrong in (state[:1], tuple(part[:, :1] for part in state), (np.ones(2), np.ones(2))):
+        with pytest.raises(ConfigError, match=r"state has the shapes .*, not \[\(1, 2, 16\), \(1, 2, 16\)\]"):
+            model.predict(seen, wrong)
+    for starts in (np.ones(1), np.ones(3), np.array(["a", "b"])):
+        with pytest.raises(ConfigError, match=r"episode_start=.* must be one flag for each of 2 environments"):
+            model.predict(seen, state, starts)
+    action, _ = model.predict(seen, state, np.ones((2, 1)), deterministic=True)
+    np.testing.assert_array_equal(action, model.predict(seen, deterministic=True)[0])

@@ -335,6 +335,13 @@ def test_dict_observations_are_given_by_key(tiny: Tiny) -> None:
 def test_an_observation_of_another_shape_is_refused(drifter: tuple[Agent, list[Any]]) -> None:
     with pytest.raises(ConfigError, match=r"has shape \(3,\); the agent expects \('env', 3\)"):
         drifter[0].predict(np.zeros(3))
+    _, state = drifter[0].predict(np.zeros((2, 3)))
+    with pytest.raises(ConfigError, match=r"state has the shape \(1, 2, \d+\), not \(1, 4, \d+\); give what"):
+        drifter[0].predict(np.zeros((4, 3)), state)
+    with pytest.raises(
+        ConfigError, match=r"episode_start=array\(\[ True\]\) must be one flag for each of 2 environments"
+    ):
+        drifter[0].predict(np.zeros((2, 3)), state, np.array([True]))
 
 
 def test_observations_are_standardised_as_in_training(drifter: tuple[Agent, list[Any]]) -> None:

@@ -215,7 +215,7 @@ def vec_env_ends(done: np.ndarray, infos: Sequence[Any]) -> tuple[np.ndarray, np
     truncated = np.zeros_like(done)
     finals = {}
     for env in np.flatnonzero(done).tolist():
-        truncated[env] = flag(infos[env].get("TimeLimit.truncated", False), "info['TimeLimit.truncated']")
+        truncated[env] = flag(infos[env].get("TimeLimit.truncated", False), "info['TimeLimit.truncated']", env)
         finals[env] = infos[env].get("terminal_observation")
     return done & ~truncated, truncated, finals
 

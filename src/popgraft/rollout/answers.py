@@ -1,6 +1,7 @@
 """What environments answer, taken for what it says and nothing else: never broadcast, cut, or shared with them."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from popgraft.errors import ConfigError
+from popgraft.errors import ConfigError, UnusableNumber
+from popgraft.messages import told
 from popgraft.rollout.spaces_of import Field, write_values
-from popgraft.rollout.usable import fault_in, named
+from popgraft.rollout.usable import LIMIT, fault_in, named
 
 NUMBERS = "biuf"
 """NumPy's kinds of booleans and real numbers."""
@@ -38,28 +40,43 @@ def flags(value: Any, num_envs: int, name: str) -> np.ndarray:
 
     Raises:
         ConfigError: another shape, or something else than flags.
+        UnusableNumber: a number that is not finite.
     """
     if type(value) is np.ndarray and value.shape == (num_envs,) and value.dtype == np.bool_:
         return value
     array = _numbers(value, (num_envs,), name)
-    if not np.isin(array, (0, 1)).all():
-        raise ConfigError(
-            f"the environment gave {name}={_shown(value)}, which are no flags; give true or false for every environment"
-        )
+    for env in np.flatnonzero(~np.isin(array, (0, 1))).tolist():
+        raise _no_flag(float(array[env]), name, env)
     return array.astype(np.bool_)
 
 
-def flag(value: Any, name: str) -> bool:
+def flag(value: Any, name: str, number: int | None = None) -> bool:
     """A flag of one environment.
+
+    Args:
+        value: as the environment gave it.
+        name: what it is called, for errors.
+        number: which environment it is of several, for errors.
 
     Raises:
         ConfigError: something else than a flag.
+        UnusableNumber: a number that is not finite.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if (found := _single(value, name)) not in (0, 1):
-        raise ConfigError(f"the environment gave {name}={_shown(value)}, which is no flag; give true or false")
+        raise _no_flag(float(found), name, number)
     return bool(found)
+
+
+def _no_flag(found: float, name: str, number: int | None) -> Exception:
+    """What is wrong with the environment in every episode, or with this number of it alone."""
+    kind = ConfigError if math.isfinite(found) else UnusableNumber
+    return kind(f"{_who(number)} gave {name}={found:g}, which is no flag; give true or false for every environment")
+
+
+def _who(number: int | None) -> str:
+    return "an environment" if number is None else f"environment {number}"
 
 
 def deliver(fields: Mapping[str, Field], raw: Any, out: Mapping[str, np.ndarray], first: int = 0) -> None:
@@ -73,12 +90,13 @@ def deliver(fields: Mapping[str, Field], raw: Any, out: Mapping[str, np.ndarray]
 
     Raises:
         ConfigError: other keys, shapes or types than the space says.
-        UnusableNumber: what a space of whole numbers cannot hold because it is not finite, or far too large.
+        UnusableNumber: what a space of whole numbers cannot hold because it is not finite, or far too large, and a
+            choice that a space does not have.
     """
     for name, field in fields.items():
         given = raw if field.key is None else _entry(raw, field.key)
         shape = (len(out[name]), *(field.raw_space.shape or ()))
-        field.write(_numbers_of(field, given, shape, first), out[name])
+        _put(field, _numbers_of(field, given, shape, first), out[name], first)
 
 
 def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.ndarray]:
@@ -90,7 +108,7 @@ def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.nda
 
     Raises:
         ConfigError: other keys, shapes or types.
-        UnusableNumber: a number that is not finite, or far too large.
+        UnusableNumber: a number that is not finite, or far too large, or a choice that a space does not have.
     """
     given = observation if isinstance(observation, Mapping) else {"obs": observation}
     if set(given) != set(fields):
@@ -104,11 +122,40 @@ def delivered(fields: Mapping[str, Field], observation: Any) -> dict[str, np.nda
             raise ConfigError(f"observation {name!r} has shape {found}; the agent expects {('env', *shape)}{also}")
         arrays[name] = np.zeros((found[0], *seen), np.uint8 if field.spec.image else np.float32)
         with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, and found to be
-            write = field.write if found[1:] == shape else write_values
-            write(_numbers_of(field, given[name], found), arrays[name])
+            numbers = _numbers_of(field, given[name], found)
+            if found[1:] == shape:
+                _put(field, numbers, arrays[name])
+            else:
+                write_values(numbers, arrays[name])
+    if len({len(array) for array in arrays.values()}) > 1:
+        sizes = ", ".join(f"{name!r} {len(array)}" for name, array in arrays.items())
+        raise ConfigError(f"the observation's keys are of different numbers of environments: {sizes}; give one of each")
     if fault := fault_in(named(arrays)):
         raise fault
     return arrays
+
+
+def starts_of(given: Any, envs: int) -> np.ndarray:
+    """Where an agent is told that an episode begins, as a boolean array [env].
+
+    Raises:
+        ConfigError: other than one flag for every environment.
+    """
+    starts = np.asarray(given)
+    if starts.size != envs or starts.dtype.kind not in NUMBERS:
+        raise ConfigError(f"episode_start={_shown(given)} must be one flag for each of {envs} environments")
+    return starts.reshape(envs).astype(np.bool_)
+
+
+def _put(field: Field, numbers: np.ndarray, out: np.ndarray, first: int = 0) -> None:
+    """Writes one key of observations, and looks whether its space has such a choice."""
+    field.write(numbers, out)
+    if field.holds is not None and not field.holds(out):
+        env = next(env for env in range(len(out)) if not field.holds(out[env : env + 1]))
+        raise UnusableNumber(
+            f"environment {first + env} gave {_shown(numbers[env].tolist())} as observation {field.key or 'obs'!r}, "
+            f"which is not in {field.raw_space}; give what the space holds, or declare a larger one"
+        )
 
 
 def _numbers_of(field: Field, given: Any, shape: tuple[int, ...], first: int = 0) -> np.ndarray:
@@ -160,7 +207,8 @@ class _Step:
 
     Raises:
         ConfigError: an answer of another shape or type than it should have.
-        UnusableNumber: what a space of whole numbers cannot hold because it is not finite, or far too large.
+        UnusableNumber: a flag that is not finite, what a space of whole numbers cannot hold because it is not finite or
+            far too large, and what is too large for any number.
     """
 
     number: int | None = None
@@ -169,14 +217,20 @@ class _Step:
         self._step, self._space = env.step, env.observation_space
 
     def __call__(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
-        answer: Any = self._step(action)
+        try:
+            answer: Any = self._step(action)
+        except OverflowError as error:  # of a wrapper that adds up rewards, for one
+            raise UnusableNumber(
+                f"{_who(self.number)} gave a number that is too large: {told(error)}; numbers must be no larger than "
+                f"{LIMIT:g}"
+            ) from error
         obs, reward, terminated, truncated, info = answer
-        if not isinstance(reward, (float, int, np.floating, np.integer)):
-            reward = _single(reward, "the reward")
+        if not isinstance(reward, (float, np.floating, np.integer)):
+            reward = reward if isinstance(reward, int) and abs(reward) <= LIMIT else _single(reward, "the reward")
         if type(terminated) is not bool:
-            terminated = flag(terminated, "terminated")
+            terminated = flag(terminated, "terminated", self.number)
         if type(truncated) is not bool:
-            truncated = flag(truncated, "truncated")
+            truncated = flag(truncated, "truncated", self.number)
         return _copied(obs, self._space, self.number), reward, terminated, truncated, {**info}
 
 
@@ -230,8 +284,8 @@ def _exactly(array: np.ndarray, dtype: np.dtype[Any], key: str | None, first: in
         cast = array.astype(dtype)
     if not np.array_equal(cast, array):
         raise ConfigError(
-            f"{_called(key)} has numbers of type {array.dtype} that the observation space's {dtype} cannot hold; give "
-            f"{dtype}, or declare a space of type {array.dtype}"
+            f"{_called(key)} has numbers of type {array.dtype} that the observation space's {dtype} cannot hold, such "
+            f"as {array[cast != array][0]:g}; give {dtype}, or declare a space of type {array.dtype}"
         )
     return cast
 
@@ -259,9 +313,19 @@ def _array(value: Any) -> np.ndarray | None:
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError):  # lists of unlike length, arrays of another device
         return None
+    if array.dtype == object and all(isinstance(x, (int, float)) for x in array.flat):  # some are longer than 64 bits
+        return np.array([_double(x) for x in array.flat]).reshape(array.shape)
+    return array
+
+
+def _double(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _called(key: str | None) -> str:

@@ -66,6 +66,7 @@ class MemberEnv(abc.ABC):
 
         Raises:
             ConfigError: rewards or flags of another shape or type than one for every environment.
+            UnusableNumber: a flag that is not finite.
         """
 
     def render(self) -> Any:

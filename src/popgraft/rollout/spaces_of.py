@@ -31,6 +31,7 @@ class Field:
         space: the same as a Gymnasium space: an image has its channels first.
         raw_space: what the environment gives.
         write: how a raw batch is delivered.
+        holds: whether a delivered batch [env, *shape] is of choices that the space has; None: it has no choices.
     """
 
     key: str | None
@@ -38,6 +39,7 @@ class Field:
     space: gym.Space[Any]
     raw_space: gym.Space[Any]
     write: Write
+    holds: Callable[[np.ndarray], bool] | None = None
 
 
 def fields_of(space: gym.Space[Any]) -> dict[str, Field]:
@@ -160,7 +162,7 @@ def _field(key: str | None, space: gym.Space[Any], what: str) -> Field:
     if isinstance(space, spaces.Box):
         return _box_field(key, space)
     if isinstance(space, spaces.MultiBinary):
-        return Field(key, ObsSpec(space.shape), space, space, write_values)
+        return Field(key, ObsSpec(space.shape), space, space, write_values, _are_bits)
     if isinstance(space, spaces.Discrete):
         return _one_hot_field(key, space, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
@@ -195,7 +197,14 @@ def _one_hot_field(key: str | None, space: gym.Space[Any], sizes: np.ndarray, st
     def write(raw: np.ndarray, out: np.ndarray) -> None:
         np.equal(raw.reshape(len(out), -1)[:, owner], choices, out=out)
 
-    return Field(key, ObsSpec((len(choices),)), space, space, write)
+    def holds(out: np.ndarray) -> bool:
+        return bool(np.count_nonzero(out) == len(out) * len(sizes))
+
+    return Field(key, ObsSpec((len(choices),)), space, space, write, holds)
+
+
+def _are_bits(out: np.ndarray) -> bool:
+    return not np.count_nonzero(out * out != out)
 
 
 def write_values(raw: np.ndarray, out: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from stable_baselines3.common.save_util import open_path, save_to_zip_file
+from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.utils import check_for_correct_spaces
 
 from popgraft import untrusted
@@ -121,7 +121,7 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
         StoreError: it is missing, damaged, foreign, or holds pickled objects.
     """
     blob = _blob(path)
-    budget = Budget(len(blob))
+    path, budget = called(path), Budget(len(blob))
     files = unzip(path, blob, budget)
     if _is_saved_by_torch(files):
         checkpoint.parse(path, blob)
@@ -129,11 +129,15 @@ def read(path: Source, device: torch.device | str = "auto", print_system_info: b
             f"{path} holds parameters alone, as PBTTrainingCoordinator and PBTScheduler write them; make a model with "
             "the arguments that it was made with, and call its set_parameters(path)"
         )
+    if "data" not in files:
+        raise StoreError(
+            f"{path} is no saved agent; give a file that DistributionalPPO.save, or popgraft export, wrote"
+        )
     try:
         data = json.loads(files["data"])
         entries = data.items()
-    except (KeyError, ValueError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged or not a model ({type(error).__name__}: {error})") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged or no saved agent ({type(error).__name__}: {error})") from None
     if print_system_info:
         print(files.get("system_info.txt", b"").decode(errors="replace"))
     place = argument("device", device)
@@ -162,9 +166,9 @@ def parameters(path: Source, device: torch.device | str = "auto") -> dict[str, A
         StoreError: it is missing, damaged, foreign, or holds pickled objects.
     """
     blob = _blob(path)
-    if not _is_saved_by_torch(unzip(path, blob)):
+    if not _is_saved_by_torch(unzip(called(path), blob)):
         return read(path, device).parameters
-    found = checkpoint.parse(path, blob)
+    found = checkpoint.parse(called(path), blob)
     data = {"policy": weights_of(found.data)} if found.format == V1 else found.data
     on_device: dict[str, Any] = _on(argument("device", device), data)
     return on_device
@@ -183,14 +187,29 @@ def _is_saved_by_torch(files: Iterable[str]) -> bool:
 
 
 def content(path: Source, suffix: str) -> bytes:
-    """What a file holds; the suffix may be left out of its name. A file of the user's stays open."""
+    """What a file holds; the suffix may be left out of its name. A file of the user's stays open.
+
+    Raises:
+        OSError: it cannot be read.
+        ArgumentError: neither a path nor a file of bytes.
+        StoreError: see `untrusted.read`.
+    """
     if isinstance(path, (str, Path)):
         place = Path(path)
         return untrusted.read(place if place.exists() or place.suffix == suffix else Path(f"{place}{suffix}"))
-    file = open_path(path, "r")
-    if file.seekable():
-        file.seek(0)  # as zipfile does it: a file that was just written stands at its end
-    return bytes(file.read())
+    found = None
+    if not getattr(path, "closed", True):
+        if path.seekable():
+            path.seek(0)  # as zipfile does it: a file that was just written stands at its end
+        found = path.read()
+    if not isinstance(found, bytes):
+        raise ArgumentError(f"path={path!r} must be a path, or a file that is open for reading bytes")
+    return found
+
+
+def called(path: Source) -> str:
+    """What a file is called in messages."""
+    return str(path) if isinstance(path, (str, Path)) else f"the open file {getattr(path, 'name', '')}".rstrip()
 
 
 def _on(device: torch.device, value: Any) -> Any:
@@ -239,6 +258,7 @@ def load(
         StoreError: the file cannot be read.
     """
     archive = read(path, device, print_system_info)
+    path = called(path)
     known = {*archive.data, *Settings.__annotations__}
     given = {name: value for name, value in custom_objects.items() if name in known} | arguments
     missing = Missing()
@@ -247,7 +267,7 @@ def load(
         for name, kwargs in (("encoder", values["settings"]), ("policy_kwargs", values.get("policy_kwargs") or {})):
             if ":" in str(kwargs.get("encoder")) and name not in given:  # module:Class, whose import would run code
                 missing.names.append(f"{name}={kwargs['encoder']}")
-    missing.check(str(path))
+    missing.check(path)
     with reading(path):
         values["settings"] |= {name: given[name] for name in given if name not in archive.data}
         values |= given

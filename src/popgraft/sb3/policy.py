@@ -22,7 +22,7 @@ from popgraft.errors import ConfigError
 from popgraft.nn import Params, Policy, Unrolled
 from popgraft.ops import return_scale
 from popgraft.rollout.acting import Actor, action_noise
-from popgraft.rollout.answers import delivered
+from popgraft.rollout.answers import delivered, starts_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, check_kinds, check_known, layers
@@ -207,6 +207,10 @@ class MlpLstmPolicy(BasePolicy):
 
         Returns:
             Actions as the environment takes them, and the state for the next call.
+
+        Raises:
+            ConfigError: keys, shapes or types that the policy does not know, or that do not belong together.
+            UnusableNumber: a number that is not finite, or far too large, or a choice that the space does not have.
         """
         if isinstance(observation, tuple):
             raise ConfigError(
@@ -214,8 +218,11 @@ class MlpLstmPolicy(BasePolicy):
             )
         obs, vectorized = self._read(observation)
         envs = len(next(iter(obs.values())))
-        starts = torch.zeros(envs) if episode_start is None else torch.as_tensor(np.asarray(episode_start))
+        starts = torch.zeros(envs) if episode_start is None else torch.from_numpy(starts_of(episode_start, envs))
         memory = None if state is None else tuple(torch.as_tensor(part, dtype=torch.float32) for part in state)
+        expected = [(part.shape[0], envs, part.shape[2]) for part in self.recurrent_initial_state.pi]
+        if memory is not None and (found := [tuple(part.shape) for part in memory]) != expected:
+            raise ConfigError(f"state has the shapes {found}, not {expected}; give what the previous call returned")
         with torch.no_grad():
             action, memory = self._predict(obs, memory, starts, deterministic)
         actions = self._encode_actions(action.cpu().numpy())
@@ -342,16 +349,21 @@ class MlpLstmPolicy(BasePolicy):
             ConfigError: other keys or shapes.
         """
         given = observation if isinstance(observation, Mapping) else {"obs": observation}
-        batch, vectorized = {}, True
+        batch, vectorized = {}, {}
         for name, raw in given.items():
             array = raw.cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
             if name in self.fields:
                 space = self.fields[name].raw_space
-                vectorized = array.ndim > len(space.shape or ())
-                array = maybe_transpose(array if vectorized else array[None], space)
+                vectorized[name] = array.ndim > len(space.shape or ())
+                array = maybe_transpose(array if vectorized[name] else array[None], space)
             batch[name] = array
         arrays = delivered(self.fields, batch)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}, vectorized
+        if len(set(vectorized.values())) > 1:
+            alone = ", ".join(repr(name) for name, several in vectorized.items() if not several)
+            raise ConfigError(f"the observation's {alone} lacks the axis of environments that its other keys have")
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}, all(
+            vectorized.values()
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What makes the same policy again; a subclass with arguments of its own adds them."""

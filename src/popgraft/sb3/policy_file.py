@@ -12,14 +12,14 @@ from stable_baselines3.common.utils import ConstantSchedule
 
 from popgraft.disk import reason
 from popgraft.errors import ConfigError, StoreError
-from popgraft.sb3.archive import Source, content, reading
+from popgraft.sb3.archive import Source, called, content, reading
 from popgraft.sb3.arguments import run_config
 from popgraft.sb3.birth import settle
 from popgraft.sb3.given import argument
 from popgraft.sb3.parts import StatePart
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
-from popgraft.untrusted import load_plain
+from popgraft.untrusted import load_plain, unzip
 
 P = TypeVar("P", bound=Any)
 SPACES = ("observation_space", "action_space")
@@ -56,11 +56,17 @@ def load(cls: type[P], path: Source, device: torch.device | str) -> P:
         blob = content(path, ".pkl")
     except OSError as error:
         raise StoreError(f"cannot read the policy {path}: {reason(error)}") from None
-    held, missing = load_plain(path, blob), Missing()
+    path = called(path)
+    files, missing = unzip(path, blob), Missing()
+    held = None if "data" in files else load_plain(path, blob, files)
     if isinstance(held, dict) and "format_version" in held:
         raise StoreError(
             f"{path} is a checkpoint of a coordinator or scheduler; make a model with the arguments that it was made "
             "with, and call its set_parameters(path)"
+        )
+    if not isinstance(held, dict) or "data" not in held:
+        raise StoreError(
+            f"{path} is no saved policy; give a file that policy.save wrote, or an agent's to DistributionalPPO.load"
         )
     with reading(path):
         data = json.loads(held["data"])

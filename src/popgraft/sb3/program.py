@@ -99,6 +99,11 @@ class ActingProgram(nn.Module):
         raw = raw.clone(memory_format=torch.contiguous_format)  # the graph is traced with contiguous tensors
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             raw = _one_hot(space, raw)
+            torch._assert_async(
+                (raw.sum(1) == len(np.ravel(space.start))).all(), f"observation {name!r} is not in {space}"
+            )
+        elif isinstance(space, spaces.MultiBinary):
+            torch._assert_async(((raw == 0) | (raw == 1)).all(), f"observation {name!r} is not in {space}")
         elif spec.image and not space.shape[0] < space.shape[2]:
             raw = raw.permute(0, 3, 1, 2).contiguous()
         x = raw.reshape(1, -1, *spec.shape).to(torch.uint8 if spec.image else torch.float32)

@@ -11,14 +11,14 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.adversary import OnlineAttack
 from popgraft.config import AttackConfig, Config
-from popgraft.errors import EnvironmentFault
+from popgraft.errors import ConfigError, EnvironmentFault
 from popgraft.execute.shard import resolve_device
 from popgraft.names import searched
 from popgraft.nn import Policy
 from popgraft.ppo import initial_member
 from popgraft.rng import derive
 from popgraft.rollout.acting import Actor, action_noise
-from popgraft.rollout.answers import delivered
+from popgraft.rollout.answers import delivered, starts_of
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.film import FilmedGrid
 from popgraft.rollout.make import evaluation_source, make_evaluation_grid
@@ -76,15 +76,20 @@ class Agent:
             Actions as the environment takes them, [env, *action shape], and the recurrent state for the next call.
 
         Raises:
-            ConfigError: an observation of another shape or name than the agent knows.
+            ConfigError: keys, shapes or types that the agent does not know, or that do not belong together.
+            UnusableNumber: a number that is not finite, or far too large, or a choice that the space does not have.
         """
         device = self._actor.device
         arrays = delivered(self._fields, observation)
         obs = {key: torch.from_numpy(x).unsqueeze(0).to(device) for key, x in arrays.items()}
         envs = next(iter(obs.values())).shape[1]
-        start = np.full(envs, state is None) if episode_start is None else np.asarray(episode_start, bool)
+        start = np.full(envs, state is None) if episode_start is None else starts_of(episode_start, envs)
         if state is None:
             state = torch.zeros(1, envs, self.policy.state_size, device=device)
+        if tuple(state.shape) != (expected := (1, envs, self.policy.state_size)):
+            raise ConfigError(
+                f"state has the shape {tuple(state.shape)}, not {expected}; give what the previous call returned"
+            )
         step = self._actor.step(self._actor.normalized(obs), state, torch.from_numpy(start[None]).to(device))
         head, params = self.policy.head, self._actor.params["head"]
         if deterministic:
