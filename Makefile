@@ -3,13 +3,18 @@ BIN := .venv/bin
 # -qq hides pip's warnings and keeps its errors.
 INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: train test test-isa test-slow check docs bench learn continual format clean
+.PHONY: train test test-heavy test-isa test-slow check docs bench learn continual format clean
 
 train: .venv/runtime.stamp
 	$(BIN)/popgraft train configs/quickstart.yaml --set run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+test-heavy: .venv/dev.stamp
+	$(PYTEST) -m 'heavy and not slow'
 
 test-isa: .venv/dev.stamp
 	$(BIN)/python tests/instruction_sets.py

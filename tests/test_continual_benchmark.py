@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
+pytestmark = pytest.mark.heavy
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "continual"
 
 

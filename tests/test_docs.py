@@ -23,6 +23,7 @@ def named(documents: list[Path]) -> Any:
     return pytest.mark.parametrize("document", [pytest.param(path, id=path.name) for path in documents])
 
 
+@pytest.mark.heavy
 @named(
     [
         path

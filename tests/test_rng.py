@@ -52,6 +52,7 @@ def test_torch_seeds_use_all_bits():
     assert all(any(seed >> bit & 1 for seed in seeds) for bit in range(63))
 
 
+@pytest.mark.heavy
 def test_another_process_draws_the_same():
     code = "from popgraft import rng; print(rng.derive(7, 'noise', 3))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

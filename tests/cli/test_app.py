@@ -221,6 +221,7 @@ def test_a_finished_run_without_a_score_says_why(config: Path) -> None:
     assert popgraft("evaluate", "run").exit_code == 0
 
 
+@pytest.mark.heavy
 def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> None:
     changes = settings(env__id="CartPole-v1", env__kwargs="{}", env__vectorization="async", total_timesteps=10**7)
     changes += settings(model__n_steps=64, pbt__perturbation_interval=10)
@@ -248,6 +249,7 @@ def test_ctrl_c_reaches_every_process_and_keeps_what_was_done(config: Path) -> N
     assert snapshot.names(run.folder) == ["best", "last"]
 
 
+@pytest.mark.heavy
 def test_a_terminated_run_is_resumed_and_listed(config: Path) -> None:
     changes = settings(total_timesteps=64 * 400, snapshots__interval=5)
     command = [sys.executable, "-W", "error", "-c", "from popgraft.cli.app import main; main()", "train", str(config)]
@@ -331,6 +333,7 @@ def hostile(result: Result) -> list[str]:
     return lines
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("factories")
 def test_nothing_that_is_quoted_moves_a_cursor_or_begins_a_line(config: Path) -> None:
     """The name of a folder, what an environment says, and an id that somebody has written into the settings."""

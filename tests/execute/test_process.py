@@ -18,6 +18,8 @@ from popgraft.execute import InlineExecutor, ProcessExecutor
 from popgraft.rng import derive
 from popgraft.state import Decision
 
+pytestmark = pytest.mark.heavy
+
 
 def never():
     return False

@@ -64,6 +64,7 @@ def decided(executor, parents, generation):
     return Decision(parents, hyperparams, {m: "truncation" for m in range(4) if parents[m] != m})
 
 
+@pytest.mark.heavy
 def test_actors_make_no_difference(execute):
     """Equal to the bit: after grafts within an actor, between them, in a circle, from the record; after a loss."""
     long = "model.n_epochs=12"  # updates that last, so that a halt arrives before the fifth one has ended

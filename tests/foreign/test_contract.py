@@ -40,6 +40,12 @@ RECURRENT = ("DistributionalPPO", "RecurrentPPO")
 LIBRARY = [kind for kind in KINDS if kind != "own"]
 
 
+def marked(kinds):
+    """The product's own model and a plain module every day, those of other libraries before a change is taken in."""
+    everyday = ("DistributionalPPO", "own")
+    return [kind if kind in everyday else pytest.param(kind, marks=pytest.mark.heavy) for kind in kinds]
+
+
 class Own:
     """A trainer of one's own: two networks, an optimizer and a scheduler for each, a temperature that is learned."""
 
@@ -152,7 +158,7 @@ def test_a1_a_population_is_drawn_from_its_spaces_by_its_seed(make):
     assert [member.hyperparams["learning_rate"] for member in given] == [1e-3] * 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a2_a3_a4_a10_a_graft_is_whole_and_the_explored_rate_is_live(make, kind):
     coordinator, members, models = make(kind)
     donor = state_of(models[0])
@@ -179,7 +185,7 @@ def test_a2_a3_a4_a10_a_graft_is_whole_and_the_explored_rate_is_live(make, kind)
         assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(hyperparams["learning_rate"])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a4_a_refused_graft_leaves_everything_as_it_was(make, kind):
     coordinator, members, models = make(kind)
     parameters, *_ = exploited(coordinator, members, models)
@@ -192,7 +198,7 @@ def test_a4_a_refused_graft_leaves_everything_as_it_was(make, kind):
     assert (members[1].exploited_from, members[1].performance) == (None, 0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a5_none_changes_nothing_and_says_nothing(make, kind, caplog):
     coordinator, members, models = make(kind)
     before = state_of(models[1])
@@ -202,7 +208,7 @@ def test_a5_none_changes_nothing_and_says_nothing(make, kind, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a6_weights_are_taken_by_three_names_and_strictly(make, kind):
     coordinator, members, models = make(kind, normalize=False)
     weights = dict(copy.deepcopy(models[0].policy.state_dict()))
@@ -228,7 +234,7 @@ def test_a7_a_model_that_cannot_load_weights_is_refused(make, caplog):
     assert [record.levelname for record in caplog.records][-1] == "ERROR"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a8_recurrent_states_begin_at_zero(make, kind, caplog):
     coordinator, members, models = make(kind)
     parameters, *_ = exploited(coordinator, members, models)
@@ -243,7 +249,7 @@ def test_a8_recurrent_states_begin_at_zero(make, kind, caplog):
         assert "Model does not have LSTM states (reset_lstm_states_to_initial not found)" in caplog.text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a9_a22_reset_empties_the_same_optimizers(make, kind, caplog):
     coordinator, members, models = make(kind, "reset")
     optimizers = optimizers_of(models[1])
@@ -260,7 +266,7 @@ def test_a9_a22_reset_empties_the_same_optimizers(make, kind, caplog):
         assert [group["lr"] for group in optimizer.param_groups] == [hyperparams["learning_rate"]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a10_a22_a_copy_without_a_state_keeps_the_optimizer_with_a_warning(make, kind, caplog):
     coordinator, members, models = make(kind)
     reports = [coordinator.collect_parameters(model) for model in models]
@@ -275,7 +281,7 @@ def test_a10_a22_a_copy_without_a_state_keeps_the_optimizer_with_a_warning(make,
     assert same({name: each.state_dict()["state"] for name, each in optimizers_of(models[1]).items()}, before)
 
 
-@pytest.mark.parametrize("kind", LIBRARY)
+@pytest.mark.parametrize("kind", marked(LIBRARY))
 def test_a11_statistics_are_synchronized_in_place(make, kind, caplog):
     coordinator, members, models = make(kind)
     normalizer = models[1].get_vec_normalize_env()
@@ -290,7 +296,7 @@ def test_a11_statistics_are_synchronized_in_place(make, kind, caplog):
     assert message in caplog.messages
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a12_saved_members_are_inherited_from_their_files(make, kind):
     coordinator, members, models = make(kind)
     donor = state_of(models[0])
@@ -304,7 +310,7 @@ def test_a12_saved_members_are_inherited_from_their_files(make, kind):
     assert same({**heir["policy"], "n": heir["normalizer"]}, {**donor["policy"], "n": donor["normalizer"]})
 
 
-@pytest.mark.parametrize("kind", LIBRARY)
+@pytest.mark.parametrize("kind", marked(LIBRARY))
 def test_a13_older_code_that_loads_weights_itself_keeps_working(make, kind):
     coordinator, members, models = make(kind, normalize=False)
     parameters, *_ = exploited(coordinator, members, models)
@@ -314,7 +320,7 @@ def test_a13_older_code_that_loads_weights_itself_keeps_working(make, kind):
     models[1].learn(16)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a14_a19_statistics_are_numbers(make, kind):
     coordinator, members, models = make(kind)
     exploited(coordinator, members, models)
@@ -324,7 +330,7 @@ def test_a14_a19_statistics_are_numbers(make, kind):
     assert {name: stats[f"pbt/{name}"] for name in expected} == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a18_a20_a21_records_name_the_donor(make, kind):
     coordinator, members, models = make(kind)
     record = members[1]
@@ -337,7 +343,7 @@ def test_a18_a20_a21_records_name_the_donor(make, kind):
     assert (record.step, record.performance, len(record.history)) == (7, 0.5, 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a20_a23_weights_alone_are_deprecated_and_say_what_is_lost(make, kind, caplog):
     coordinator, members, models = make(kind, normalize=False)
     for member, model, score in zip(members, models, (1.0, 0.0), strict=True):
@@ -350,7 +356,7 @@ def test_a20_a23_weights_alone_are_deprecated_and_say_what_is_lost(make, kind, c
     assert same(dict(models[1].policy.state_dict()), dict(models[0].policy.state_dict()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a23_checkpoints_are_read_with_weights_only(make, kind):
     coordinator, members, models = make(kind)
     coordinator.save_member_checkpoint(members[0], models[0], getattr(models[0], "env", None))
@@ -361,7 +367,7 @@ def test_a23_checkpoints_are_read_with_weights_only(make, kind):
     assert found["hyperparams"] == members[0].hyperparams
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_a24_no_global_generator_is_read_and_the_state_says_all(make, kind):
     coordinator, members, models = make(kind)
     parameters = [coordinator.collect_parameters(model) for model in models]

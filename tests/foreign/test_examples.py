@@ -14,6 +14,7 @@ def run(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.heavy
 def test_a_trainer_of_your_own(tmp_path):
     (line,) = run(tmp_path, ROOT / "examples/pbt_with_your_own_trainer.py", "--rounds", 15).splitlines()
     exploits, rest = line.split(" exploits; best error ")

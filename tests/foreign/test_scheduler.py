@@ -727,6 +727,7 @@ def test_it_draws_as_the_engine_does(make):
     assert member.hyperparams["learning_rate"] == RATE.sample(numpy_generator(11, "initial", "learning_rate", 2))
 
 
+@pytest.mark.heavy
 def test_no_global_generator_is_touched():
     # In a process of its own: here the run-time type checks draw from Python's.
     code = """

@@ -22,6 +22,7 @@ def fuzz(folder: Path, cases: int, seed: int, script: str = "fuzzer.py") -> dict
     return dict(json.loads(counts))
 
 
+@pytest.mark.heavy
 def test_some_mutated_files(tmp_path: Path) -> None:
     counts = fuzz(tmp_path, 300, 1)
     assert sum(sum(count.values()) for count in counts.values()) == 300
@@ -34,6 +35,7 @@ def test_thousands_of_mutated_files(tmp_path: Path, seed: int) -> None:
     assert all(count["read"] for count in fuzz(tmp_path, 2000, 10 + seed).values())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cases", [9, pytest.param(500, marks=pytest.mark.slow)])
 def test_every_command_reads_a_mutated_run_or_refuses_it(tmp_path: Path, cases: int) -> None:
     found = fuzz(tmp_path, cases, 1, "runs.py")

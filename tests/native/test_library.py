@@ -15,6 +15,8 @@ import torch
 
 from popgraft.native import library, native, serves
 
+pytestmark = pytest.mark.heavy
+
 compiled = pytest.mark.skipif(native().library is None, reason=native().reason)
 
 

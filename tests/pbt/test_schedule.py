@@ -281,6 +281,7 @@ def test_a_single_healthy_agent_goes_on_and_a_lost_one_does_not():
         schedule(0, scored([NAN]), values)
 
 
+@pytest.mark.heavy
 def test_pythons_own_generator_is_untouched():
     # In a process of its own: here the run-time type checks draw from it.
     code = """

@@ -104,6 +104,7 @@ print("CHILD", flush=True)
 """
 
 
+@pytest.mark.heavy
 def test_what_a_script_defines_is_there_in_another_process(tmp_path):
     """A script without a guard that registers environments in every way, and names itself in two."""
     (tmp_path / "a_world.py").write_text(MODULE)
@@ -150,6 +151,7 @@ subprocess.run([sys.executable, "-c", {FAR!r}], input=sent, check=True, cwd="/")
 """
 
 
+@pytest.mark.heavy
 def test_modules_beside_the_configuration_go_to_other_machines(tmp_path):
     """A package with relative imports, and a module that registers an environment; their folder is not there."""
     package = tmp_path / "there" / "a_package"

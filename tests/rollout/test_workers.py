@@ -87,6 +87,7 @@ def grid_of(monkeypatch: pytest.MonkeyPatch):
         grid.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("factory", [asynchronous, forked, wrapped, monitored])
 @pytest.mark.parametrize(
     ("how", "when"),

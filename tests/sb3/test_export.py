@@ -17,6 +17,8 @@ from popgraft.sb3.export import model_of
 
 from .graphs import KINDS, as_torch, check_program, sequence
 
+pytestmark = pytest.mark.heavy
+
 PLAIN = {"network": {"encoder_layers": [8], "hidden_size": 8}}
 RICH = {
     "network": {

@@ -9,6 +9,8 @@ from popgraft.rng import torch_generator
 
 from .graphs import KINDS, check_onnx, check_program
 
+pytestmark = pytest.mark.heavy
+
 EVERY_KIND = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind == "dict" else pytest.mark.slow) for kind in KINDS]
 )

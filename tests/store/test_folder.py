@@ -131,6 +131,7 @@ def test_what_was_not_made_to_its_end_beside_is_made_anew(tmp_path, count):
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("moments", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_whoever_is_killed_while_making_a_folder_leaves_none_in_the_way(tmp_path, moments, there):

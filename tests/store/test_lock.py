@@ -50,6 +50,7 @@ def test_asking_does_not_disturb_the_holder_or_leave_a_trace(folder):
             pass
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arguments", [pytest.param([], marks=pytest.mark.slow), ["fork"]])
 def test_a_killed_holder_holds_nothing_even_where_its_children_live_on(folder, arguments):
     command = [sys.executable, "-c", HOLD, str(folder.path), *arguments]

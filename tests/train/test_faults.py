@@ -54,6 +54,7 @@ def faulty(tiny: Callable[..., dict[str, Any]], library: Path, tmp_path: Path) -
     return check
 
 
+@pytest.mark.heavy
 def test_a_fault_at_some_calls_costs_nothing_that_was_saved(faulty: Callable[..., None]) -> None:
     faulty(149, 60, "/tensorboard/", "kill", "EIO", "ENOSPC")
 
