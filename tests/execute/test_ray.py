@@ -1,6 +1,7 @@
 """Shards as actors of a real Ray cluster: the same results as in this process, and the same when actors are lost."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -96,7 +99,7 @@ def test_actors_make_no_difference(execute):
     assert 2 <= updates < 5  # all stopped at the same one
     assert torch.equal(everyone(actors).age, everyone(inline).age + updates)
     os.kill(process_of(actors, 1), signal.SIGKILL)
-    with pytest.raises(ShardLost, match="the actor of members 2-3 is gone"):
+    with pytest.raises(ShardLost, match=r"the actor of members 2-3 is gone"):
         actors.advance(1, never)
     assert actors.recover() == [2, 3]
     actors.restore(everyone(inline))
@@ -140,6 +143,39 @@ def test_what_cannot_be_built_is_said_as_in_this_process(execute):
     with pytest.raises(EnvironmentFault, match="no poles"):
         execute(RayExecutor, "env.id=null", "env.factory=not:used", "env.wrappers=[]", factory=factory)
     assert time.monotonic() - began < 300
+
+
+class Leaving(gym.Env):
+    """Ends its process in its third step, if it is of those who do."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, leaves):
+        self.leaves, self.time = leaves, 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        if self.leaves and self.time == 3:
+            os._exit(7)
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.slow
+def test_whoever_ends_an_actor_is_named(execute):
+    def factory(num_envs):
+        made.append(len(made))  # counted in each actor: the second member of each leaves
+        return gym.vector.SyncVectorEnv([functools.partial(Leaving, len(made) == 2)] * num_envs)
+
+    made = []
+    executor = execute(RayExecutor, "env.id=null", "env.factory=not:used", "env.wrappers=[]", factory=factory)
+    with pytest.raises(
+        ShardLost, match=r"the actor of members .* is gone: .* while the environments of member [13] were at"
+    ):
+        executor.advance(1, never)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +334,7 @@ def test_an_actor_killed_in_a_snapshot(call, monkeypatch, tmp_path, undisturbed)
 
     monkeypatch.setattr(loop, "save_point", save_point)
     if call == 1:
-        with pytest.raises(ShardLost, match="the actor of members 2-3 is gone"):
+        with pytest.raises(ShardLost, match=r"the actor of members 2-3 is gone"):
             trained(tmp_path)
         check_undisturbed(resume(tmp_path / "run"), undisturbed, [])
     else:

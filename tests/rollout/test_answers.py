@@ -381,9 +381,9 @@ def test_a_space_of_whole_numbers_fails_its_member_too(kind: str, space: str, wh
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's own checks, which refuse nothing
 def test_it_does_in_a_process_of_its_own() -> None:
-    gym.registry.pop("popgraft-test/Counting-v0", None)
-    gym.register("popgraft-test/Counting-v0", lambda: Counting(WHOLE["obs"], 2, np.nan))
-    grid = EnvGrid(EnvConfig(id="popgraft-test/Counting-v0", num_envs=2, vectorization="async"), 1)
+    gym.registry.pop("popgraft-test/CountingOnce-v0", None)
+    gym.register("popgraft-test/CountingOnce-v0", lambda: Counting(WHOLE["obs"], 2, np.nan))
+    grid = EnvGrid(EnvConfig(id="popgraft-test/CountingOnce-v0", num_envs=2, vectorization="async"), 1)
     grid.reset([0], [1])
     for _ in range(2):
         grid.step(np.zeros((1, 2, 1), np.int64))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config
+from popgraft.rollout.guests import NOBODY, Turn
 from popgraft.state import Decision, Member, Record, Scores
 
 
@@ -109,6 +110,17 @@ def named(members: list[int]) -> str:
     """The members of a shard, in words."""
     first, last = members[0], members[-1]
     return f"members {first}-{last}" if first < last else f"member {first}"
+
+
+def at_work(members: list[int], noted: int) -> str:
+    """Whose environments were at work in a shard that has ended, as the end of a sentence; empty where nobody's were.
+
+    Args:
+        members: of the shard.
+        noted: descriptor of the file to which the shard's `turn` was published.
+    """
+    place = Turn.read(noted)
+    return "" if place == NOBODY else f" while the environments of member {members[place]} were at work"
 
 
 class Executor(abc.ABC):

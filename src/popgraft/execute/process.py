@@ -22,7 +22,7 @@ from torch import Tensor
 
 from popgraft.config import Config
 from popgraft.errors import ShardLost
-from popgraft.execute.base import divided, named
+from popgraft.execute.base import at_work, divided, named
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.shared import shared
@@ -31,7 +31,6 @@ from popgraft.inheritance import overwrite_
 from popgraft.messages import logger_of
 from popgraft.native import native
 from popgraft.rollout.definitions import Definitions
-from popgraft.rollout.guests import NOBODY, Turn
 from popgraft.state import Decision, Member, Record
 from popgraft.tether import TIE, can_tie
 
@@ -126,9 +125,8 @@ class ShardProcess:
         self._turn.close()
 
     def _lost(self) -> ShardLost:
-        code, place = self._process.wait(), Turn.read(self._turn.fileno())
-        working = f" while the environments of member {self.members[place]} were at work" if place != NOBODY else ""
-        return ShardLost(f"the process of {named(self.members)} {_explained(code, working)}")
+        explained = _explained(self._process.wait(), at_work(self.members, self._turn.fileno()))
+        return ShardLost(f"the process of {named(self.members)} {explained}")
 
 
 def _explained(code: int, working: str) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.config import Config, ExecuteConfig
 from popgraft.errors import ConfigError, ShardLost
-from popgraft.execute.base import assembled, cores, divided, named
+from popgraft.execute.base import assembled, at_work, cores, divided, named
 from popgraft.execute.parallel import ParallelExecutor, passed_on
 from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
@@ -72,7 +73,8 @@ class RayShard:
         self._timeout = math.inf if execute.timeout is None else execute.timeout
         resources = {"num_cpus": execute.cpus_per_shard, "num_gpus": execute.gpus_per_shard}
         groups = dict.fromkeys(("inbox", "outbox", "shelf"), 1)
-        self._actor = ray.remote(concurrency_groups=groups, **resources)(ShardActor).remote()
+        self._turn = tempfile.NamedTemporaryFile(prefix="popgraft_")  # noqa: SIM115  # until the actor ends
+        self._actor = ray.remote(concurrency_groups=groups, **resources)(ShardActor).remote(self._turn.name)
         self._tell = self._actor.tell.options(concurrency_group="inbox")
         self._hear = self._actor.hear.options(concurrency_group="outbox")
         self.end = self._actor.work.remote()
@@ -136,10 +138,11 @@ class RayShard:
     def kill(self) -> None:
         """Ends the actor at once."""
         ray.kill(self._actor)
+        self._turn.close()
 
     def _lost(self, how: str) -> ShardLost:
         self.lost = True
-        return ShardLost(f"the actor of {named(self.members)} {how}")
+        return ShardLost(f"the actor of {named(self.members)} {how}{at_work(self.members, self._turn.fileno())}")
 
 
 class RayExecutor(ParallelExecutor):

@@ -5,6 +5,8 @@ executor's calls of `tell` fill the one, and its calls of `hear` wait at the oth
 copies as they are. Those that cross from shard to shard go from actor to actor; the executor sees references only.
 """
 
+import contextlib
+import os
 import queue
 import signal
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from popgraft.errors import ShardLost
 from popgraft.execute.shard import Shard
 from popgraft.execute.worker import Channel, Closed, Message, serve
 from popgraft.native import native
+from popgraft.rollout.guests import turn
 from popgraft.state import Decision, Member
 
 Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
@@ -162,9 +165,15 @@ class HostedShard(Shard):
 
 
 class ShardActor:
-    """A shard in an actor; `work` runs until it is told to close. All other methods have a thread of their own each."""
+    """A shard in an actor; `work` runs until it is told to close. All other methods have a thread of their own each.
 
-    def __init__(self) -> None:
+    Args:
+        noted: path of a file that is to say whose environments are at work, if it is on this machine.
+    """
+
+    def __init__(self, noted: str) -> None:
+        with contextlib.suppress(OSError):
+            turn.publish(os.open(noted, os.O_RDWR))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's way out waits for `work` to end, which it does not
         self._mailbox = Mailbox()
 
