@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from popgraft.config import dump_config, load_config
 from popgraft.dashboard.data import read
 from popgraft.dashboard.report import report
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.state import Scores
 from popgraft.store import Aftermath, RunDatabase, RunFolder, snapshot
 from popgraft.train.run import BEST
@@ -48,16 +48,16 @@ def made_up(path: Path, pop: int, generations: int) -> None:
     config = load_config(
         config.model_dump(), {"total_timesteps": generations * config.steps_per_generation, "run_dir": str(path)}
     )
-    folder, schedule = RunFolder.create(path, dump_config(config), {"popgraft": "made up"}), Schedule(config.pbt, 0)
+    folder, evolution = RunFolder.create(path, dump_config(config), {"popgraft": "made up"}), Evolution(config.pbt, 0)
     generator = torch.Generator().manual_seed(0)
-    values = schedule.initial_hyperparams(config.model.hyperparams())
+    values = evolution.initial_hyperparams(config.model.hyperparams())
     skill, best = torch.zeros(pop), -1.0
     with RunDatabase(folder.database) as database:
         for number in range(generations):
             skill += torch.rand(pop, generator=generator) - 4 * (values["learning_rate"].log10() + 3).square() / 10
             mean = 500 * torch.sigmoid(skill / generations * 8 - 3) + 10 * torch.randn(pop, generator=generator)
             scores = Scores(mean, torch.full((pop,), 3.0), torch.full((pop,), 10))
-            decision = schedule(number, scores, values)
+            decision = evolution.decide(everybody(number, scores, values, config.pbt, 0), values)
             strategies = dict.fromkeys(decision.reasons, "copy")
             steps = (number + 1) * config.steps_per_generation // pop
             database.record_generation(number, scores, values, steps, decision, strategies)

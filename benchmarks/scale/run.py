@@ -31,7 +31,7 @@ from popgraft.execute import Executor, make_executor
 from popgraft.execute.ray_actor import pack, unpack
 from popgraft.inheritance import strategies
 from popgraft.nn import Policy
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.ppo import initial_member
 from popgraft.rng import torch_generator
 from popgraft.rollout.make import make_grid
@@ -63,7 +63,7 @@ class Costs:
         row_bytes: a member with optimizer and statistics.
         params_bytes: its parameters alone.
         wire_bytes: the same row as an object of Ray.
-        decision: the schedule's decision, by number of members.
+        decision: the strategy's decision, by number of members.
         record: a generation in the database, by number of members.
         message: to an actor and back, of many that are under way.
         put: one row into the object store.
@@ -102,7 +102,7 @@ def member_of(config: Config, rows: int) -> Member:
     grid = make_grid(config.env, 1, device=torch.device("cpu"))
     with contextlib.closing(grid):
         policy = Policy(grid.spaces, config.model.network)
-        values = Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
+        values = Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
         one = {name: column[:1] for name, column in values.items()}
         generators = [torch_generator(0, "weights", 0)]
         member = initial_member(policy, grid.spaces, config.model, one, generators, torch.device("cpu"))
@@ -118,10 +118,10 @@ def scores_of(members: int, seed: int) -> Scores:
 
 def decide(config: Config, seed: int = 0) -> Callable[[], Decision]:
     """A decision on random scores, ready to be made."""
-    schedule = Schedule(config.pbt, 0)
-    values = schedule.initial_hyperparams(config.model.hyperparams())
+    evolution = Evolution(config.pbt, 0)
+    values = evolution.initial_hyperparams(config.model.hyperparams())
     scores = scores_of(config.pbt.population_size, seed)
-    return lambda: schedule(0, scores, values)
+    return lambda: evolution.decide(everybody(0, scores, values, config.pbt, 0), values)
 
 
 class Echo:
@@ -160,7 +160,7 @@ def measure(overrides: list[str]) -> Costs:
 
 def record_time(config: Config) -> float:
     """Seconds for a generation in the database."""
-    decision, values = decide(config)(), Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
+    decision, values = decide(config)(), Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
     fate = strategies(decision, values, config.pbt)
     scores = scores_of(config.pbt.population_size, 0)
     with tempfile.TemporaryDirectory() as folder:
@@ -194,22 +194,23 @@ def throughput(pairs: int, seconds: float) -> list[float]:
 
 def speed(config: Config, seconds: float) -> float:
     """Environment steps per second of whole generations: advance, decide, graft."""
-    schedule = Schedule(config.pbt, 0)
-    values = schedule.initial_hyperparams(config.model.hyperparams())
+    evolution = Evolution(config.pbt, 0)
+    values = evolution.initial_hyperparams(config.model.hyperparams())
     with contextlib.closing(make_executor(config, values)) as executor:
-        generation(executor, schedule, config, 0)
+        generation(executor, evolution, config, 0)
         began, number, steps = time.perf_counter(), 1, 0
         while time.perf_counter() < began + seconds:
-            steps += generation(executor, schedule, config, number)
+            steps += generation(executor, evolution, config, number)
             number += 1
         return steps / (time.perf_counter() - began)
 
 
-def generation(executor: Executor, schedule: Schedule, config: Config, number: int) -> int:
+def generation(executor: Executor, evolution: Evolution, config: Config, number: int) -> int:
     """One generation; returns its steps."""
     advance = executor.advance(config.pbt.perturbation_interval, lambda: False)
-    values = schedule.initial_hyperparams(config.model.hyperparams())
-    executor.graft(schedule(number, scores_of(config.pbt.population_size, number), values), number + 1)
+    values = evolution.initial_hyperparams(config.model.hyperparams())
+    standing = everybody(number, scores_of(config.pbt.population_size, number), values, config.pbt, 0)
+    executor.graft(evolution.decide(standing, values), number + 1)
     return advance.steps
 
 

@@ -20,7 +20,7 @@ from worker import Work, configured
 
 from popgraft.config import load_config
 from popgraft.execute import InlineExecutor, Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 MEMBERS = (1, 8, 16)
 ON = ["model.adversary={enabled: true, warmup_updates: 0, adversarial_ratio: 0.5, perturbation: {attack_steps: 3}}"]
@@ -29,7 +29,7 @@ ON = ["model.adversary={enabled: true, warmup_updates: 0, adversarial_ratio: 0.5
 def shard_of(members: int, overrides: Sequence[str]) -> Shard:
     """All members in one shard of this process, after two updates."""
     config = load_config(configured(Work(population=members)), overrides)
-    hyperparams = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    hyperparams = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     executor = InlineExecutor(config, hyperparams, None, 1)
     executor.advance(2, lambda: False)
     return executor.shards[0]

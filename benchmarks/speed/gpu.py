@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from popgraft.config import Config, load_config
 from popgraft.execute.shard import Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 WORKLOAD = Path(__file__).with_name("workload.yaml")
 TENSORS = {
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def shard_of(config: Config) -> Shard:
     """The whole population in one shard."""
-    initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    initial = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     return Shard(config, range(config.pbt.population_size), initial)
 
 

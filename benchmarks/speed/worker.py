@@ -21,7 +21,7 @@ from measuring import N_ENVS, N_MINIBATCHES, N_STEPS, Update, cpu_seconds, memor
 from popgraft.config import Config, load_config
 from popgraft.execute import Executor, make_executor
 from popgraft.nn.policy import Policy
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 from popgraft.rollout.grid import EnvGrid
 from popgraft.state import Decision
 
@@ -83,7 +83,7 @@ def configured(work: Work) -> Config:
 
 def executor_of(config: Config) -> Executor:
     """The executor that `train` would make."""
-    return make_executor(config, Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams()))
+    return make_executor(config, Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams()))
 
 
 def population(work: Work) -> dict[str, float]:
@@ -147,7 +147,7 @@ def graft(work: Work) -> dict[str, float]:
     config = configured(work)
     executor = executor_of(config)
     executor.advance(1, lambda: False)
-    hyperparams = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    hyperparams = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     parents, quarter = torch.arange(work.population), work.population // 4
     parents[-quarter:] = torch.arange(quarter)
     reasons = dict.fromkeys(range(work.population - quarter, work.population), "truncation")

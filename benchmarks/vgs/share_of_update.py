@@ -13,7 +13,7 @@ import torch
 
 from popgraft.config import load_config
 from popgraft.execute import Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 WORKLOAD = Path(__file__).parents[1] / "speed" / "workload.yaml"
 
@@ -44,7 +44,7 @@ def share(population: int, statistic: str, updates: int) -> tuple[float, float]:
             "model.vgs.statistic": statistic,
         },
     )
-    shard = Shard(config, range(population), Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams()))
+    shard = Shard(config, range(population), Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams()))
     shard.learner.scaler = Timed(shard.learner.scaler, [])
     shard.advance(1, lambda: False)
     shares, steps = [], []

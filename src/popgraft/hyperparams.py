@@ -85,6 +85,14 @@ class HyperparamConfig:
         return self.values is not None
 
     @property
+    def real(self) -> "HyperparamConfig":
+        """The same space over the reals: integer bounds, as in [0, 1], would allow whole numbers only."""
+        if self.is_categorical:
+            return self
+        low, high = self.bounds
+        return dataclasses.replace(self, min_value=float(low), max_value=float(high))
+
+    @property
     def bounds(self) -> tuple[int | float, int | float]:
         """(min_value, max_value) of a continuous hyperparameter."""
         assert self.min_value is not None
@@ -197,3 +205,29 @@ def same_single(one: Value, other: Value) -> bool:
 def shortest(single: float) -> float:
     """The number of fewest digits that is the same one in single precision."""
     return float(str(np.float32(single)))
+
+
+def to_single(space: HyperparamConfig, value: int | float) -> float:
+    """Rounds to single precision, away from a bound that rounding would cross (1e-5 rounds to 0.9999999747e-5).
+
+    Where no single lies between the bounds, the nearest one.
+    """
+    nearest = np.float32(value)
+    if space.is_categorical:
+        return float(nearest)
+    low, high = space.bounds
+    inward = np.float32(high) if float(nearest) < low else np.float32(low)
+    inside = nearest if low <= float(nearest) <= high else np.nextafter(nearest, inward)
+    return float(inside if low <= float(inside) <= high else nearest)
+
+
+def from_lists(space: HyperparamConfig, value: Value) -> Value:
+    """Undoes what JSON makes of a listed choice with tuples, so that it is found in its list again."""
+    if space.values is None or value in space.values:
+        return value
+    return next((choice for choice in space.values if _lists(choice) == _lists(value)), value)
+
+
+def _lists(value: Value) -> Value:
+    """Nested tuples and lists as lists."""
+    return [_lists(part) for part in value] if isinstance(value, (tuple, list)) else value

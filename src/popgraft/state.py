@@ -208,16 +208,23 @@ class Decision:
             best state there ever was.
         hyperparams: the values that every member trains with from now on.
         reasons: for every member whose parent is someone else, why: the exploit method, or "rescue".
+        hyperparameter_parents: whose values those were before some were explored; None: those of `parents`.
     """
 
     parents: Int[Tensor, "pop"]
     hyperparams: dict[str, Float[Tensor, "pop"]]
     reasons: dict[int, str]
+    hyperparameter_parents: Int[Tensor, "pop"] | None = None
 
     @property
     def recipients(self) -> Int[Tensor, "recipients"]:
         """Indices of the members that are overwritten."""
         return (self.parents != torch.arange(len(self.parents))).nonzero().squeeze(1)
+
+    @property
+    def hyperparameter_donors(self) -> Int[Tensor, "pop"]:
+        """Whose hyperparameters everybody took before some were explored."""
+        return self.parents if self.hyperparameter_parents is None else self.hyperparameter_parents
 
 
 @dataclasses.dataclass(frozen=True)

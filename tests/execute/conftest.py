@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popgraft.config import load_config
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 ENVS = {
     "CartPole": {
@@ -52,7 +52,7 @@ def initial():
     """Hyperparameters with which a configuration begins; a member's do not depend on the population's size."""
 
     def make(config) -> dict[str, torch.Tensor]:
-        return Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+        return Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
 
     return make
 

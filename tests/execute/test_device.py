@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from popgraft.config import load_config
 from popgraft.execute.shard import Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 META = torch.device("meta")
 FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
@@ -58,7 +58,7 @@ def shard_of(settings: dict[str, Any]) -> Shard:
         },
         settings,
     )
-    shard = Shard(config, range(2), Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams()))
+    shard = Shard(config, range(2), Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams()))
     shard.iterate()  # constants are made once
     return shard
 

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgraft.config import load_config
 from popgraft.errors import ConfigError
 from popgraft.execute import Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.train import train
 
 STEPS = 10
@@ -60,15 +60,15 @@ def scored():
 
     def score(**evaluation):
         config = settings(**evaluation)
-        schedule = Schedule(config.pbt, config.seed)
-        values = schedule.initial_hyperparams(config.model.hyperparams())
+        evolution = Evolution(config.pbt, config.seed)
+        values = evolution.initial_hyperparams(config.model.hyperparams())
         shard = Shard(config, range(2), values, make)
         shards.append(shard)
         head = shard.policy.views(shard.member.params)["head"]["linear"]
         head["weight"].copy_(torch.tensor([[[-3.0], [3.0], [0.0]], [[-0.1], [0.1], [0.0]]]))
         head["bias"].copy_(torch.tensor([[0.0, 0.0, -9.0], [0.0, 0.0, 9.0]]))
         scores = shard.evaluate(seed=4)
-        return scores.mean, schedule(0, scores, values).parents.tolist()
+        return scores.mean, evolution(everybody(0, scores, values, config.pbt, 0)).parents.tolist()
 
     yield score
     for shard in shards:
@@ -111,6 +111,6 @@ def test_images_cannot_be_attacked_and_that_is_said_at_once():
         return SyncVectorEnv([Picture] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
     config = settings(attack_weight=0.5)
-    values = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    values = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     with pytest.raises(ConfigError, match=r"images only; do without .*evaluation\.attack_weight: 0"):
         Shard(config, range(2), values, pictures)

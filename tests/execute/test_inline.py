@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import tree
 from popgraft.execute import InlineExecutor
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.rng import derive
 from popgraft.state import Decision
 
@@ -119,12 +119,13 @@ def test_the_same_seed_twice_is_the_same_bit_for_bit(execute):
     outcomes = []
     for _ in range(2):
         config, executor = execute(shards=2)
-        schedule = Schedule(config.pbt, config.seed)
+        evolution = Evolution(config.pbt, config.seed)
         for generation in range(2):
             executor.advance(1, never)
             scores = executor.evaluate(derive(config.seed, "evaluation", generation))
             hyperparams = executor.export(torch.arange(3)).hyperparams
-            executor.graft(schedule(generation, scores, hyperparams), generation + 1)
+            standing = everybody(generation, scores, hyperparams, config.pbt, config.seed)
+            executor.graft(evolution.decide(standing, hyperparams), generation + 1)
         outcomes.append(everyone(executor))
     check_equal(*outcomes, [0, 1, 2])
 
@@ -203,7 +204,9 @@ def test_a_fault_is_contained_reported_and_healed(kind, normalize, shards, mode,
 
     scores = executor.evaluate(8)
     scores = dataclasses.replace(scores, mean=scores.mean.masked_fill(~advance.healthy, math.nan))
-    decision = Schedule(config.pbt, config.seed)(0, scores, executor.export(torch.arange(3)).hyperparams)
+    values = executor.export(torch.arange(3)).hyperparams
+    standing = everybody(0, scores, values, config.pbt, config.seed)
+    decision = Evolution(config.pbt, config.seed).decide(standing, values)
     assert decision.reasons[1] == "rescue"
     donor = int(decision.parents[1])
     assert donor in SURVIVORS

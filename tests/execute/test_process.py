@@ -155,9 +155,9 @@ import sys
 from pathlib import Path
 from popgraft.config import load_config
 from popgraft.execute import ProcessExecutor
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 config = load_config({"env": {"id": "CartPole-v1", "vectorization": "async"}, "pbt": {"population_size": 2}})
-executor = ProcessExecutor(config, Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams()), None, 2)
+executor = ProcessExecutor(config, Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams()), None, 2)
 shards = [shard._process.pid for shard in executor.shards]
 stats = [path.read_text().rpartition(")")[2].split() + [path.parent.name] for path in Path("/proc").glob("[0-9]*/stat")]
 environments = [stat[-1] for stat in stats if int(stat[1]) in shards]

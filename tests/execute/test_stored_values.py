@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgraft.config import load_config
 from popgraft.errors import ConfigError
 from popgraft.execute.inline import InlineExecutor
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 
 from ..worlds import World
 
@@ -79,7 +79,7 @@ def executor_of(settings, env, shards):
 
         source = {"factory": "not:used"}
     config = load_config({**settings, "env": {**source, "num_envs": ENVS}})
-    hyperparams = Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
+    hyperparams = Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
     return InlineExecutor(config, hyperparams, factory, shards)
 
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgraft import tree
 from popgraft.config import load_config
 from popgraft.execute import Shard
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 from popgraft.state import Decision
 
 POP, ENVS, BAD = 3, 2, 1
@@ -76,7 +76,7 @@ def shard_of(model, place, value, mode=AutoresetMode.SAME_STEP):
             "engine": {"sequence_length": 4, "device": "cpu"},
         }
     )
-    hyperparams = Schedule(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
+    hyperparams = Evolution(config.pbt, 0).initial_hyperparams(config.model.hyperparams())
     return Shard(config, range(POP), hyperparams, factory)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from popgraft.config import PopulationConfig
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTScheduler, PBTTrainingCoordinator
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.state import Scores
 
 from .conftest import parameters
@@ -27,14 +27,15 @@ class Engine:
     """The ancestors of a population whose members all decide at once."""
 
     def __init__(self, n, seed, **options):
-        self.schedule = Schedule(PopulationConfig(**settings(n, **options)), seed)
+        self.evolution = Evolution(PopulationConfig(**settings(n, **options)), seed)
         self.ancestors, self.rounds = np.arange(n), 0
 
     def decide(self, scores):
         """Parents after a round."""
         n, spread = len(scores), torch.full((len(scores),), 0.5, dtype=torch.float64)
         known = Scores(torch.from_numpy(scores), spread, torch.full((n,), 10))
-        parents = self.schedule(self.rounds, known, {}).parents.numpy()
+        standing = everybody(self.rounds, known, {}, self.evolution.config, self.evolution.seed)
+        parents = self.evolution(standing).parents.numpy()
         self.ancestors, self.rounds = self.ancestors[parents], self.rounds + 1
         return parents
 

@@ -338,8 +338,7 @@ def history(scheduler, rounds=6, sign=1.0):
             if scheduler.should_exploit_and_explore(member):
                 scheduler.exploit_and_explore(member)
     return [
-        (member.exploited_from, member.hyperparams, sign * member.standing.performance)
-        for member in scheduler.population
+        (member.exploited_from, member.hyperparams, sign * member.ranked.performance) for member in scheduler.population
     ]
 
 

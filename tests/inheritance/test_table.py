@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from popgraft import DistributionalPPO, PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, load_config
 from popgraft.execute import InlineExecutor
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution
 from popgraft.state import Decision
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
@@ -104,7 +104,7 @@ def test_the_engine(strategy):
             "engine": {"device": "cpu"},
         }
     )
-    initial = Schedule(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    initial = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
     executor = InlineExecutor(config, initial | {"learning_rate": torch.full((2,), RATE)})
     (shard,) = executor.shards
     member, everyone = shard.member, torch.ones(2, dtype=torch.bool)

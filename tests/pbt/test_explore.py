@@ -3,20 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt.explore import explore, to_single
+from popgraft.config.population import EXPLORE, PopulationConfig
+from popgraft.hyperparams import HyperparamConfig, to_single
 
 LOG = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-2, is_log_scale=True)
 CHOICES = HyperparamConfig("gamma", values=(0.9, 0.95, 0.99))
 
 
 def explored(space, value, method, draws=400):
-    stream = np.random.default_rng(0)
-    return [explore(space, value, method, stream) for _ in range(draws)]
-
-
-def test_none_keeps_the_donors_value():
-    assert set(explored(LOG, 0.123, "none")) == {0.123}
+    explore, stream = EXPLORE.load(method)(PopulationConfig()), np.random.default_rng(0)
+    return [explore.explored(space, value, stream) for _ in range(draws)]
 
 
 def test_perturb_makes_one_step():

@@ -5,8 +5,8 @@ import torch
 
 from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, PopulationLost
-from popgraft.pbt import Prescribed, Schedule, make_schedule
-from popgraft.state import Scores
+from popgraft.pbt import Evolution, Prescribed, everybody, make_strategy
+from popgraft.state import Decision, Scores
 
 
 def settings(schedule: list[dict[str, Any]], **pbt: Any) -> Config:
@@ -34,12 +34,26 @@ def scores(*means: float) -> Scores:
     return Scores(torch.tensor(means), torch.zeros(3), torch.ones(3, dtype=torch.long))
 
 
+def decided(follow: Prescribed, generation: int, known: Scores, values: dict[str, torch.Tensor]) -> Decision:
+    """What is carried out after a generation of 32 steps."""
+    spent = torch.full((3,), 32)
+    standing = everybody(generation, known, values, follow.config, 0, steps=spent * (generation + 1), spent=spent)
+    return follow.decide(standing, values)
+
+
+def following(entries: list[dict[str, Any]]) -> Prescribed:
+    """The strategy of a configuration."""
+    found = make_strategy(settings(entries))
+    assert isinstance(found, Prescribed)
+    return found
+
+
 def test_values_set_in_with_the_generation_that_begins_at_their_step_or_after_it() -> None:
-    follow = Prescribed(settings([entry(0, 0.1), entry(32, 0.2), entry(65, 0.3), entry(70, 0.4)]))
+    follow = following([entry(0, 0.1), entry(32, 0.2), entry(65, 0.3), entry(70, 0.4)])
     values = follow.initial_hyperparams({"learning_rate": 1.0, "gamma": 0.9})
     rates = [values["learning_rate"].tolist()]
     for generation in range(4):
-        decision = follow(generation, scores(1.0, 2.0, 3.0), values)
+        decision = decided(follow, generation, scores(1.0, 2.0, 3.0), values)
         assert decision.parents.tolist() == [0, 1, 2]
         assert decision.reasons == {}
         values = decision.hyperparams
@@ -49,24 +63,24 @@ def test_values_set_in_with_the_generation_that_begins_at_their_step_or_after_it
 
 
 def test_at_a_graft_everybody_moves_one_place_on_whatever_the_scores() -> None:
-    follow = Prescribed(settings([entry(0, 0.1), entry(32, 0.1, graft=True)]))
+    follow = following([entry(0, 0.1), entry(32, 0.1, graft=True)])
     values = follow.initial_hyperparams({"learning_rate": 1.0})
-    decision = follow(0, scores(1.0, float("nan"), 3.0), values)
+    decision = decided(follow, 0, scores(1.0, float("nan"), 3.0), values)
     assert decision.parents.tolist() == [2, 0, 1]
     assert decision.recipients.tolist() == [0, 1, 2]
     assert decision.reasons == {0: "schedule", 1: "schedule", 2: "schedule"}
-    assert follow(1, scores(1.0, 1.0, 1.0), values).reasons == {}
+    assert decided(follow, 1, scores(1.0, 1.0, 1.0), values).reasons == {}
 
 
 def test_a_population_without_any_finite_score_is_lost() -> None:
-    follow = Prescribed(settings([entry(0, 0.1)]))
+    follow = following([entry(0, 0.1)])
     with pytest.raises(PopulationLost, match="no member has a finite score after generation 4"):
-        follow(4, scores(*[float("nan")] * 3), follow.initial_hyperparams({"learning_rate": 1.0}))
+        decided(follow, 4, scores(*[float("nan")] * 3), follow.initial_hyperparams({"learning_rate": 1.0}))
 
 
 def test_the_configuration_says_who_decides() -> None:
-    assert isinstance(make_schedule(settings([entry(0, 0.1)])), Prescribed)
-    assert isinstance(make_schedule(settings([])), Schedule)
+    assert isinstance(make_strategy(settings([entry(0, 0.1)])), Prescribed)
+    assert isinstance(make_strategy(settings([])), Evolution)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,35 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from popgraft.config.fields import Integer, Number, Positive, Reference, Section
+from popgraft.config.kinds import Kinds
 from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
 
-ExploitMethod = Literal["truncation", "binary_tournament", "ttest", "backtracking", "none"]
+Mode = Literal["max", "min"]
 OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
+
+STRATEGY = Kinds("pbt.strategy", ("popgraft.pbt.strategy:Strategy",), {"evolution": "popgraft.pbt.evolution:Evolution"})
+EXPLOIT = Kinds(
+    "pbt.exploit_method",
+    ("popgraft.pbt.exploit:Exploit",),
+    {
+        "truncation": "popgraft.pbt.exploit:Truncation",
+        "binary_tournament": "popgraft.pbt.tournament:BinaryTournament",
+        "ttest": "popgraft.pbt.tournament:TTest",
+        "backtracking": "popgraft.pbt.exploit:Backtracking",
+        "none": None,
+    },
+)
+EXPLORE = Kinds(
+    "pbt.explore_method",
+    ("popgraft.pbt.explore:Explore",),
+    {
+        "perturb": "popgraft.pbt.explore:Perturb",
+        "resample": "popgraft.pbt.explore:Resample",
+        "both": "popgraft.pbt.explore:Both",
+        "none": None,
+    },
+)
 
 GraftFault = Literal[
     "forget_vgs",
@@ -34,16 +58,18 @@ class EvolutionConfig(Section):
     """Steps between two decisions."""
     hyperparams: list[HyperparamConfig] = []
     """Numbers that vary over the population, each with its space."""
-    exploit_method: ExploitMethod = "truncation"
+    strategy: Annotated[str, STRATEGY] = "evolution"
+    """Who decides: `evolution` exploits and explores as the following settings say."""
+    exploit_method: Annotated[str, EXPLOIT] = "truncation"
     """Who copies whom: the worst one of the best, everybody a better or significantly better opponent, or the worst the
     best state there ever was; `none` is random search."""
-    explore_method: Literal["perturb", "resample", "both", "none"] = "both"
+    explore_method: Annotated[str, EXPLORE] = "both"
     """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
     explore_always: StrictBool = False
     """Whether survivors explore too, and not recipients alone."""
     truncation_ratio: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
     """Share of the population that is replaced, and that is copied from."""
-    metric_mode: Literal["max", "min"] = "max"
+    metric_mode: Mode = "max"
     """Whether high or low scores are good."""
     ready_percentage: Annotated[Number, Field(gt=0, le=1)] = 0.8
     """Share of members that must have a finite score before anyone copies."""
@@ -61,6 +87,16 @@ class EvolutionConfig(Section):
     optimizer_rescale: StrictBool = False
     """Whether inherited momentum is multiplied by old/new learning rate, so that the velocity stays the donor's."""
 
+    @property
+    def copies(self) -> bool:
+        """Whether members become copies of others while they are healthy."""
+        return EXPLOIT.table.get(self.exploit_method, "") is not None
+
+    @property
+    def spaces(self) -> list[HyperparamConfig]:
+        """Spaces in which hyperparameters vary."""
+        return self.hyperparams
+
     @field_validator("hyperparams", mode="after")
     @classmethod
     def _distinct(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
@@ -68,12 +104,12 @@ class EvolutionConfig(Section):
 
     @model_validator(mode="after")
     def _someone_to_copy(self) -> "EvolutionConfig":
-        if self.population_size == 1 and self.exploit_method != "none":
+        if self.population_size == 1 and self.copies:
             raise ValueError(
                 f"a population of 1 has nobody to copy from, but exploit_method is {self.exploit_method!r}; "
                 "raise pbt.population_size or set pbt.exploit_method: none"
             )
-        if self.min_ready_members > self.population_size and self.exploit_method != "none":
+        if self.min_ready_members > self.population_size and self.copies:
             raise ValueError(
                 f"min_ready_members={self.min_ready_members} exceeds population_size={self.population_size}, "
                 "so nobody would ever copy after waiting; lower it"
@@ -123,6 +159,11 @@ class PopulationConfig(EvolutionConfig):
         return self
 
     @property
+    def spaces(self) -> list[HyperparamConfig]:
+        """Spaces in which hyperparameters vary, of real numbers all of them."""
+        return [space.real for space in self.hyperparams]
+
+    @property
     def faults(self) -> list[str]:
         """Everything that is done wrong on purpose."""
         return [*self.graft_faults, *(["keep_recurrent_state"] if self.lstm_reset_mode == "keep" else [])]
@@ -138,7 +179,11 @@ class PopulationConfig(EvolutionConfig):
         if not self.schedule:
             return self
         names, steps = list(self.schedule[0].hyperparams), [entry.steps for entry in self.schedule]
-        if self.exploit_method != "none" or self.explore_always:
+        if self.strategy != type(self).model_fields["strategy"].default:
+            raise ValueError(
+                f"schedule takes the place of a strategy, but strategy is {self.strategy!r}; remove one of them"
+            )
+        if self.copies or self.explore_always:
             raise ValueError(
                 f"schedule takes the place of exploit and explore, but exploit_method is {self.exploit_method!r} and "
                 f"explore_always {self.explore_always}; set exploit_method: none and explore_always: false"
@@ -152,7 +197,7 @@ class PopulationConfig(EvolutionConfig):
                     f"one at step {entry.steps} sets {', '.join(entry.hyperparams) or 'nothing'}"
                 )
             for name, value in entry.hyperparams.items():
-                _check(name, value, "schedule")
+                check_value(name, value, "schedule")
         if missing := [space.name for space in self.hyperparams if space.name not in names]:
             raise ValueError(
                 f"schedule does not set {', '.join(missing)}, which hyperparams lists; add it to every entry"
@@ -179,11 +224,11 @@ class PopulationConfig(EvolutionConfig):
         ]
         for space in spaces:
             for value in space.values if space.values is not None else space.bounds:
-                _check(space.name, value)
+                check_value(space.name, value)
         return _listed_once(spaces)
 
 
-def _check(name: str, value: object, place: str = "") -> None:
+def check_value(name: str, value: object, place: str = "") -> None:
     """Refuses a hyperparameter that there is not, and a value without a meaning."""
     where = f"{place}: " if place else ""
     if name not in HYPERPARAMS:

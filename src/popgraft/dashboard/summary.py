@@ -66,7 +66,7 @@ def _success(data: RunData) -> list[str]:
 def _evolution(data: RunData) -> list[str]:
     if data.pop == 1:
         return []
-    if data.config.pbt.exploit_method == "none" and not data.grafts:
+    if not data.config.pbt.copies and not data.grafts:
         return ["Nobody was replaced: this is random search over the hyperparameters."]
     reasons = Counter(graft.reason for graft in data.grafts)
     rescues = reasons.pop("rescue", 0)
@@ -98,7 +98,7 @@ def _moves(data: RunData) -> Iterator[str]:
 def _comparison(data: RunData, other: RunData | None) -> list[str]:
     if other is None:
         return []
-    kind = "random search" if other.config.pbt.exploit_method == "none" else "its population"
+    kind = "random search" if not other.config.pbt.copies else "its population"
     own, theirs = (_best(each) for each in (data, other))
     return [f"In {other.path}, {kind} reached {theirs} in {other.total:,} steps, against {own} here."]
 

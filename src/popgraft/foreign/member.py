@@ -27,7 +27,9 @@ class PopulationMember:
         step: step at which that was measured, in the trainer's own unit; a recipient goes on from its donor's.
         checkpoint_path: file with the parameters that it has, as far as the scheduler knows them.
         vecnormalize_stats_path: file with the normalisation statistics that go with them.
-        history: every report, as {"step", "performance", "hyperparams"}.
+        history: every report, as {"step", "performance", "hyperparams"}; of one after which the member became another
+            one's copy, with "parents" as well: the donors of its "weights" and its "hyperparams", and the "generation"
+            of the first one's report, counted from 0.
         exploited_from: the donor of its latest exploit.
         reference_step: step from which `perturbation_interval` counts.
         stderr: standard error of the score; NaN where it is not known.
@@ -53,7 +55,7 @@ class PopulationMember:
     changed_at: int = -1
 
     @property
-    def standing(self) -> "PopulationMember":
+    def ranked(self) -> "PopulationMember":
         """What its latest report was of, by which it is ranked."""
         if self.reported is None or self.performance not in (None, self.reported.performance):  # set by hand
             return self
@@ -61,16 +63,18 @@ class PopulationMember:
 
     def as_reported(self) -> "PopulationMember":
         """A record of what it has reported, to be kept in `reported` when a decision changes it."""
-        return dataclasses.replace(self.standing, history=[], reported=None)
+        return dataclasses.replace(self.ranked, history=[], reported=None)
 
     def take_back(self) -> None:
         """Undoes what has changed since the report."""
-        vars(self).update(vars(dataclasses.replace(self.standing, history=self.history)))
+        for report in self.history[-1:]:
+            report.pop("parents", None)
+        vars(self).update(vars(dataclasses.replace(self.ranked, history=self.history)))
 
     def seen_by(self, recipient: "PopulationMember") -> "PopulationMember":
         """What a recipient copies: what this member has reported, or what it was by the recipient's own report."""
         copied = self.performance is None and self.changed_at < recipient.reported_at
-        return self if copied else self.standing
+        return self if copied else self.ranked
 
     @property
     def is_healthy(self) -> bool:

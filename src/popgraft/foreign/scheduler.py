@@ -7,9 +7,10 @@
         if scheduler.should_exploit_and_explore(member):
             parameters, hyperparams, _ = scheduler.exploit_and_explore(member)
 
-It decides with the same code as `Schedule`, which decides for a whole population at once.
+It decides by the same strategies as the engine, where a whole population decides at once.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
+import torch
 
-from popgraft.errors import ConfigError
+from popgraft.config.population import STRATEGY
+from popgraft.errors import ConfigError, PopulationLost
 from popgraft.foreign import checkpoint
 from popgraft.foreign.checkpoint import V1, V2, Format
 from popgraft.foreign.config import PBTConfig
 from popgraft.foreign.member import PopulationMember, number, scores_of
 from popgraft.foreign.optimizer import by_strategy
-from popgraft.hyperparams import Value
+from popgraft.foreign.standing import standing_of
+from popgraft.hyperparams import Value, from_lists
 from popgraft.inheritance.success import Success
-from popgraft.pbt.exploit import choose_parents, rank
-from popgraft.pbt.explore import explore, from_lists
-from popgraft.pbt.readiness import Readiness
-from popgraft.rng import numpy_generator
+from popgraft.pbt import Choice, Strategy
+from popgraft.pbt.ranking import is_better
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class PBTScheduler:
         self.exploitation_count = 0
         self.exploration_count = 0
         self._decisions = 0
-        self._readiness = Readiness(config)
+        self._strategy: Strategy = STRATEGY.load(config.strategy)(config, self.seed)
+        self._explorers: set[int] = set()
         self._success = Success(config.metric_mode)
 
     def initialize_population(
@@ -186,27 +189,27 @@ class PBTScheduler:
             ConfigError: the member is not in the population.
             StoreError: the donor's checkpoint cannot be read, or the member's not written; the member is as it was.
         """
-        config = self.config
         self.check_known(member)
         number, self._decisions = self._decisions, self._decisions + 1
-        ready = (config.exploit_method != "none" or config.explore_always) and self._readiness.check(
-            self._ready, len(self.population), f"Member {member.member_id}", member.member_id
-        )
-        candidates = [other for other in self.population if other.standing.performance is not None]
-        reports = [other.standing for other in candidates]
-        if member.performance is None or not any(report.is_healthy for report in reports):
+        standing = standing_of(self.config, self.population, member, self.best, number, self.seed)
+        choice = Choice(torch.arange(standing.pop))
+        with contextlib.suppress(PopulationLost):  # nobody has a finite score; whoever asks keeps what it has
+            choice = self._strategy(standing)
+        if member.performance is None or not self._ready:
             return None, member.hyperparams, None
-        place = [other is member for other in candidates].index(True)
-        if config.exploit_method == "backtracking":
-            candidates.append(self.best or PopulationMember(-1, {}))
-            reports.append(candidates[-1])
-        parent = int(choose_parents(config, scores_of(reports), ready, self.seed, number)[place])
+        choice, place = choice.of_those_who_decide(standing), int(standing.deciding)
+        parent, adopted = int(choice.parents[place]), int(choice.hyperparameter_donors[place])
+        explored = choice.explored.get(place, {})
+        hyperparams = {**standing.hyperparams_of(adopted), **explored}
         if parent != place:
-            return self._copy(member, candidates[parent].seen_by(member), reports[parent].performance, number)
-        if ready and config.explore_always:
+            parents = self._parents(parent, adopted)
+            outcome = self._copy(member, self._donor(parent, member), hyperparams, bool(explored), number)
+            member.history[-1:] = [{**report, "parents": parents} for report in member.history[-1:]]
+            return outcome
+        if adopted != place or explored:
             member.reported = member.as_reported()
-            member.hyperparams = self._explored(member, member.hyperparams, number)
-            self.exploration_count += self._explores
+            member.hyperparams = hyperparams
+            self.exploration_count += bool(explored)
         return None, member.hyperparams, None
 
     def check_known(self, member: Any) -> None:
@@ -223,7 +226,7 @@ class PBTScheduler:
             member.take_back()
             self._success.forget(member.member_id)
             self.exploitation_count -= 1
-            self.exploration_count -= self._explores
+            self.exploration_count -= member.member_id in self._explorers
 
     def get_stats(self) -> dict[str, float]:
         """The population in numbers, by the names under which TensorBoard shows them.
@@ -237,7 +240,7 @@ class PBTScheduler:
             "ready_members": self._ready,
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
-            "failed_ready_checks": self._readiness.failed,
+            **self._strategy.statistics(),
         }
         mean = scores_of(self.population).mean
         scores = mean[mean.isfinite()]
@@ -257,7 +260,7 @@ class PBTScheduler:
         state = {
             "seed": self.seed,
             "decisions": self._decisions,
-            **self._readiness.state_dict(),
+            "strategy": self._strategy.state_dict(),
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
             "exploits": self._success.state_dict(),
@@ -284,8 +287,9 @@ class PBTScheduler:
         for member, record in zip(self.population, records, strict=True):
             vars(member).update(vars(record))
         self.best = state["best"] and self._restored(state["best"])
-        self.seed, self._decisions = state["seed"], state["decisions"]
-        self._readiness.load_state_dict(state)
+        self.seed = self._strategy.seed = state["seed"]
+        self._decisions = state["decisions"]
+        self._strategy.load_state_dict(state.get("strategy", state))  # earlier versions had the readiness checks alone
         self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
 
@@ -301,31 +305,52 @@ class PBTScheduler:
         return PopulationMember(**restored)
 
     def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
-        values = dict(given)
+        values = {
+            **given,
+            **{name: value for name, value in self._strategy.initial(member).items() if name not in given},
+        }
         for space in self.config.hyperparams:
-            if space.name not in values:
-                values[space.name] = space.sample(numpy_generator(self.seed, "initial", space.name, member))
-            elif not space.contains(values[space.name]):
+            if not space.contains(values[space.name]):
                 allowed = f"values {list(space.values)}" if space.values is not None else f"bounds {list(space.bounds)}"
                 raise ConfigError(
                     f"initial_hyperparams: {space.name}={values[space.name]!r} is outside its {allowed}; change either"
                 )
         return values
 
-    def _copy(self, member: PopulationMember, donor: PopulationMember, score: Any, number: int) -> Outcome:
-        """Makes `member` a copy of `donor`, which ranks by `score`; whatever can fail comes before the first change."""
-        explored = self._explored(member, donor.hyperparams, number)
+    def _parents(self, parent: int, adopted: int) -> dict[str, int]:
+        """Who a recipient's weights and hyperparameters are from, and in which of its reports the weights' donor."""
+        size = len(self.population)
+        best = self.best.member_id if self.best else size
+        donor, adopted = (best if each == size else each for each in (parent, adopted))
+        reports = self.population[donor].history
+        generation = len(reports) - 1
+        if parent == size and self.best:
+            when = self.best.step, self.best.performance
+            generation = next(i for i, each in enumerate(reports) if (each["step"], each["performance"]) == when)
+        return {"weights": donor, "hyperparams": adopted, "generation": generation}
+
+    def _donor(self, parent: int, recipient: PopulationMember) -> PopulationMember:
+        """What a recipient copies: of a member, or of the best report ever."""
+        if parent < len(self.population):
+            return self.population[parent].seen_by(recipient)
+        assert self.best is not None, "there is no best report to return to yet"
+        return self.best
+
+    def _copy(
+        self, member: PopulationMember, donor: PopulationMember, hyperparams: Hyperparams, explored: bool, number: int
+    ) -> Outcome:
+        """Makes `member` a copy of `donor` with other hyperparameters; what can fail comes before the first change."""
         found, parameters, path, name = None, None, None, f"member_{member.member_id}"
         if donor.checkpoint_path is not None:
             found = checkpoint.read(Path(donor.checkpoint_path))
-            parameters = by_strategy(self.config, found, donor.member_id, donor.hyperparams, explored)
+            parameters = by_strategy(self.config, found, donor.member_id, donor.hyperparams, hyperparams)
         reported = self._copied(member.as_reported(), f"{name}_reported")
         statistics = self._copied_file(donor.vecnormalize_stats_path, f"{name}_inherited_vecnormalize.pt")
         if found is not None:
             path = self._write(f"{name}.pt", found.blob)
         logger.info(
             "Member %s (%s %s) exploits member %s (%s)",
-            member.member_id, self.config.metric_name, member.performance, donor.member_id, score,
+            member.member_id, self.config.metric_name, member.performance, donor.member_id, donor.ranked.performance,
         )  # fmt: skip
         if found is None:
             logger.warning(
@@ -333,39 +358,29 @@ class PBTScheduler:
                 "yourself, or pass model_parameters to update_performance", donor.member_id, member.member_id,
             )  # fmt: skip
         self._success.begin(member.member_id, self.config.optimizer_exploit_strategy, member.performance)
-        member.reported, member.changed_at, member.hyperparams = reported, number, explored
+        member.reported, member.changed_at, member.hyperparams = reported, number, hyperparams
         member.performance = None
         member.reference_step = max(member.reference_step, donor.step)
         member.step = donor.step
         member.checkpoint_path, member.vecnormalize_stats_path = path, statistics
         member.exploited_from = donor.member_id
         self.exploitation_count += 1
-        self.exploration_count += self._explores
+        self.exploration_count += explored
+        (self._explorers.add if explored else self._explorers.discard)(member.member_id)
         return parameters, member.hyperparams, None if found is None else found.format
-
-    def _explored(self, member: PopulationMember, values: Hyperparams, number: int) -> Hyperparams:
-        explored = dict(values)
-        for space in self.config.hyperparams:
-            rng = numpy_generator(self.seed, "explore", number, space.name, member.member_id)
-            explored[space.name] = explore(space, values[space.name], self.config.explore_method, rng)
-        return explored
 
     @property
     def _ready(self) -> int:
         """Members whose latest report is a finite score, whatever has become of them since."""
-        return sum(member.standing.is_healthy for member in self.population)
-
-    @property
-    def _explores(self) -> bool:
-        return self.config.explore_method != "none" and bool(self.config.hyperparams)
+        return sum(member.ranked.is_healthy for member in self.population)
 
     def _check(self, report: PopulationMember) -> None:
         if report.step < 0:
             raise ConfigError(f"step={report.step} is below 0; count a member's steps from 0")
         known = report.episodes >= 2 and math.isfinite(report.stderr)
-        if self.config.exploit_method == "ttest" and report.is_healthy and not known:
+        if self._strategy.compares_episodes and report.is_healthy and not known:
             raise ConfigError(
-                f"exploit_method 'ttest' compares episodes, but stderr={report.stderr} and "
+                f"exploit_method {self.config.exploit_method!r} compares episodes, but stderr={report.stderr} and "
                 f"episodes={report.episodes}; pass both for at least 2 episodes, or set exploit_method: truncation"
             )
 
@@ -385,8 +400,8 @@ class PBTScheduler:
     def _is_record(self, report: PopulationMember) -> bool:
         if not report.is_healthy or self.best is None:
             return report.is_healthy
-        order = rank(scores_of([self.best, report]).mean, self.config.metric_mode)
-        return int(order[0]) == 1
+        new, old = scores_of([report, self.best]).mean.tolist()
+        return is_better(new, old, self.config.metric_mode)
 
     def _copied(self, record: PopulationMember, name: str) -> PopulationMember:
         """The record with files that stay as they are when the member writes its next."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
@@ -57,18 +57,18 @@ def inherit(own: Member, donor: Member, config: Config) -> Member:
     return heir
 
 
-def inherited_values(decision: Decision, before: Values, record: Record | None = None) -> Values:
+def inherited_values(parents: Int[Tensor, "pop"], before: Values, record: Record | None = None) -> Values:
     """Hyperparameters of everybody's parent, [pop] each.
 
     Args:
-        decision: who inherits from whom.
+        parents: who that is; the population's size stands for the best state there ever was.
         before: hyperparameters that everybody has trained with.
-        record: the best state there ever was, where somebody returns to it.
+        record: that state, if there is one yet.
     """
     known = before
     if record is not None:
         known = {name: torch.cat([column, record.state.hyperparams[name]]) for name, column in before.items()}
-    return {name: column[decision.parents] for name, column in known.items()}
+    return {name: column[parents] for name, column in known.items()}
 
 
 def strategies(
@@ -77,12 +77,13 @@ def strategies(
     """What becomes of every recipient's optimizer state: "copy", "reset" or "partial".
 
     Args:
-        decision: who inherits from whom, and the new values.
+        decision: who inherits from whom, and the new values; an optimizer's state goes with the weights, so that it is
+            the weights' donor's values that they differ from.
         before: hyperparameters that everybody has trained with, [pop] each.
         config: the strategy.
         record: the best state there ever was, where somebody returns to it.
     """
-    donors, heirs = _rows(inherited_values(decision, before, record)), _rows(decision.hyperparams)
+    donors, heirs = _rows(inherited_values(decision.parents, before, record)), _rows(decision.hyperparams)
     fates: dict[int, Fate] = {
         member: fate_of(config, donors[member], heirs[member]) for member in decision.recipients.tolist()
     }

@@ -1,59 +1,75 @@
-"""Explore: from a donor's hyperparameter to the recipient's (Jaderberg et al. 2017, arXiv:1711.09846, §3)."""
+"""Explore: from a donor's hyperparameters to the recipient's (Jaderberg et al. 2017, arXiv:1711.09846, §3)."""
 
-from typing import Literal, assert_never
+import abc
 
 import numpy as np
 
+from popgraft.config.population import EvolutionConfig
 from popgraft.hyperparams import HyperparamConfig, Value
+from popgraft.pbt.standing import Hyperparams, Standing
 
-Method = Literal["perturb", "resample", "both", "none"]
 
-
-def explore(space: HyperparamConfig, donor_value: Value, method: Method, rng: np.random.Generator) -> Value:
-    """The value that a recipient trains with.
+class Explore(abc.ABC):
+    """How a recipient's hyperparameters differ from its donor's.
 
     Args:
-        space: the hyperparameter's space.
-        donor_value: what the donor trained with.
-        method: perturb the donor's value, draw afresh, or `both`: afresh with `space.resample_probability`, else
-            perturb; `none` keeps the donor's value.
-        rng: source of the draws.
+        config: how the population evolves.
+
+    Attributes:
+        spaces: hyperparameters that vary over the population.
     """
-    match method:
-        case "none":
-            return donor_value
-        case "perturb":
-            return space.perturb(donor_value, rng)
-        case "resample":
-            return space.sample(rng)
-        case "both":
-            afresh = rng.random() < space.resample_probability
-            return space.sample(rng) if afresh else space.perturb(donor_value, rng)
-        case _:
-            assert_never(method)
+
+    def __init__(self, config: EvolutionConfig) -> None:
+        self.spaces = config.spaces
+
+    @abc.abstractmethod
+    def __call__(self, standing: Standing, member: int, inherited: Hyperparams) -> Hyperparams:
+        """New values of the hyperparameters that change, by name.
+
+        Args:
+            standing: the population.
+            member: who goes on with them; draws come from `standing.rng("explore", …, member)`.
+            inherited: what its donor was trained with.
+        """
 
 
-def to_single(space: HyperparamConfig, value: int | float) -> float:
-    """Rounds to single precision, away from a bound that rounding would cross (1e-5 rounds to 0.9999999747e-5).
+class EachByItself(Explore):
+    """Every hyperparameter by itself, from a stream of its own."""
 
-    Where no single lies between the bounds, the nearest one.
-    """
-    nearest = np.float32(value)
-    if space.is_categorical:
-        return float(nearest)
-    low, high = space.bounds
-    inward = np.float32(high) if float(nearest) < low else np.float32(low)
-    inside = nearest if low <= float(nearest) <= high else np.nextafter(nearest, inward)
-    return float(inside if low <= float(inside) <= high else nearest)
+    def __call__(self, standing: Standing, member: int, inherited: Hyperparams) -> Hyperparams:
+        """New values of all hyperparameters that vary."""
+        return {
+            space.name: self.explored(
+                space, space.listed(inherited[space.name]), standing.rng("explore", space.name, member)
+            )
+            for space in self.spaces
+        }
 
-
-def from_lists(space: HyperparamConfig, value: Value) -> Value:
-    """Undoes what JSON makes of a listed choice with tuples, so that it is found in its list again."""
-    if space.values is None or value in space.values:
-        return value
-    return next((choice for choice in space.values if _lists(choice) == _lists(value)), value)
+    @abc.abstractmethod
+    def explored(self, space: HyperparamConfig, value: Value, rng: np.random.Generator) -> Value:
+        """The value that a recipient trains with, whose donor has trained with `value`."""
 
 
-def _lists(value: Value) -> Value:
-    """Nested tuples and lists as lists."""
-    return [_lists(part) for part in value] if isinstance(value, (tuple, list)) else value
+class Perturb(EachByItself):
+    """The donor's value, moved one step up or down."""
+
+    def explored(self, space: HyperparamConfig, value: Value, rng: np.random.Generator) -> Value:
+        """One step from the donor's."""
+        return space.perturb(value, rng)
+
+
+class Resample(EachByItself):
+    """A value drawn afresh."""
+
+    def explored(self, space: HyperparamConfig, value: Value, rng: np.random.Generator) -> Value:
+        """Whatever the donor's was."""
+        return space.sample(rng)
+
+
+class Both(EachByItself):
+    """Afresh with the space's `resample_probability`, else one step from the donor's."""
+
+    def explored(self, space: HyperparamConfig, value: Value, rng: np.random.Generator) -> Value:
+        """Either of both."""
+        afresh = rng.random() < space.resample_probability
+        return space.sample(rng) if afresh else space.perturb(value, rng)

@@ -9,6 +9,9 @@ from popgraft.config.population import EvolutionConfig
 
 logger = logging.getLogger(__name__)
 
+KINDS = (bool, type(None))
+"""Types of a verdict."""
+
 
 class Readiness:
     """Counts the members with a finite score, and in the end goes on with few of them rather than never.
@@ -69,6 +72,13 @@ class Readiness:
         return {"failed_ready_checks": self.failed, "ready_asked": list(self._asked), "ready_verdict": self._verdict}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned; earlier versions had the count alone."""
-        self.failed = state["failed_ready_checks"]
-        self._asked, self._verdict = list(state.get("ready_asked", [])), state.get("ready_verdict")
+        """Restores what `state_dict` returned; earlier versions had the count alone.
+
+        Raises:
+            ValueError: it returned nothing like it.
+        """
+        failed, asked = state["failed_ready_checks"], list(state.get("ready_asked", []))
+        verdict = state.get("ready_verdict")
+        if any(type(count) is not int or count < 0 for count in (failed, *asked)) or type(verdict) not in KINDS:
+            raise ValueError(f"{failed}, {asked} and {verdict} are not a state of readiness checks")
+        self.failed, self._asked, self._verdict = failed, asked, verdict

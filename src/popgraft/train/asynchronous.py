@@ -10,12 +10,13 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import PopulationLost, ShardLost
 from popgraft.execute import Part
-from popgraft.pbt import Schedule
+from popgraft.pbt import Choice
 from popgraft.state import Decision, Member
 from popgraft.train.aftermath import distances
 from popgraft.train.loop import Training, logger
 from popgraft.train.points import newest_point, read_point, save_point
 from popgraft.train.recover import ATTEMPTS
+from popgraft.train.standing import standing_of
 
 if TYPE_CHECKING:
     from popgraft.execute.ray_async import AsyncRayExecutor, Loss
@@ -34,7 +35,6 @@ class AsyncTraining(Training):
     """
 
     executor: "AsyncRayExecutor"
-    schedule: Schedule
 
     def _start(self) -> None:
         self.executor.rescue = self._from_disk
@@ -69,29 +69,25 @@ class AsyncTraining(Training):
             return news
 
     def _choose(self, part: Part) -> Decision:
-        """Asks the schedule for those who have trained, once for all of the same age."""
+        """Asks the strategy for those who have trained, once for all of the same age."""
         state, members = self.state, part.members
         number = int(state.rounds.sum())
-        decision = Decision(torch.arange(state.pop), {**state.hyperparams}, {})
+        whole = Choice(torch.arange(state.pop))
         for age in state.age[members].unique().tolist():
             deciding = members[state.age[members] == age]
             compared, heirs = self._comparable(age, deciding)
             try:
-                one = self.schedule(number, state.known, state.hyperparams, state.record, compared, deciding, heirs)
+                known = {"compared": compared, "deciding": deciding, "heirs": heirs, "together": False}
+                standing = standing_of(self.config, state, number, self.database, **known)
+                whole = whole.joined(self.strategy(standing).of_those_who_decide(standing))
             except PopulationLost:
                 if not self._at_work.any():
                     raise
                 names = ", ".join(str(member) for member in deciding.tolist())
                 text = f"no healthy member has been scored yet, so nobody takes the place of member {names}"
                 self.tell_event("waiting", text, int(state.rounds[deciding[0]]))
-                number += len(deciding)
-                continue
-            decision.parents[deciding] = one.parents[deciding]
-            decision.reasons.update(one.reasons)
-            for name, values in one.hyperparams.items():
-                decision.hyperparams[name] = decision.hyperparams[name].index_put((deciding,), values[deciding])
             number += len(deciding)
-        return decision
+        return whole.decision(state.hyperparams, state.record, self.config.pbt)
 
     def _comparable(self, age: int, deciding: Int[Tensor, "deciding"]) -> tuple[Int[Tensor, "compared"], int]:
         """Those who decide, and others of about their age: scored members, and how many are heirs.

@@ -18,7 +18,7 @@ from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost, StoreEr
 from popgraft.execute import Executor, Part
 from popgraft.inheritance import inherited_values, strategies
 from popgraft.messages import logger_of
-from popgraft.pbt import Prescribed, Schedule
+from popgraft.pbt import Strategy
 from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase, snapshot
@@ -30,6 +30,7 @@ from popgraft.train.place import Place
 from popgraft.train.points import save_point, save_population
 from popgraft.train.recover import recover
 from popgraft.train.run import BEST, Run
+from popgraft.train.standing import standing_of
 from popgraft.train.state import RunState
 from popgraft.train.tensorboard import TensorBoard
 
@@ -41,7 +42,7 @@ class Training:
     """One run while it goes on."""
 
     config: Config
-    schedule: Schedule | Prescribed
+    strategy: Strategy
     executor: Executor
     run: Run
     place: Place
@@ -220,14 +221,15 @@ class Training:
 
     def _statistics(self, before: dict[str, Tensor], decision: Decision) -> dict[str, float]:
         moved = torch.zeros(len(decision.parents), dtype=torch.bool)
-        for name, inherited in inherited_values(decision, before, self._needed_record(decision)).items():
+        donors = decision.hyperparameter_donors
+        for name, inherited in inherited_values(donors, before, self.state.record).items():
             moved |= decision.hyperparams[name] != inherited
         self.state.explorations += int(moved.sum())
         self.state.exploits += len(decision.recipients)
         return {
             "exploitation_count": float(self.state.exploits),
             "exploration_count": float(self.state.explorations),
-            "failed_ready_checks": float(self.schedule.failed_ready_checks),
+            **self.strategy.statistics(),
             **self._distances(),
         }
 
@@ -240,9 +242,10 @@ class Training:
         self.executor.graft(decision, self.state.generation + 1, self._needed_record(decision))
 
     def _choose(self, part: Part) -> Decision:
-        """Asks the schedule."""
+        """Asks the strategy."""
         state = self.state
-        return self.schedule(state.generation, state.known, state.hyperparams, state.record)
+        standing = standing_of(self.config, state, state.generation, self.database)
+        return self.strategy.decide(standing, state.hyperparams, state.record)
 
     def _evaluation_seed(self, number: int) -> int | None:
         """Names the episodes that a generation is evaluated on; None where training's own count."""
@@ -266,7 +269,7 @@ class Training:
         )
 
     def _decide(self, part: Part, numbers: Int[Tensor, "pop"]) -> Decision:
-        """Asks the schedule, and records the generation whatever comes of it."""
+        """Asks the strategy, and records the generation whatever comes of it."""
         state, members, advance = self.state, part.members, part.advance
         decision = Decision(torch.arange(state.pop), state.hyperparams, {})
         unknown = (state.known.episodes == 0) & ~state.known.mean.isfinite()

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from popgraft.errors import Damaged
 
@@ -37,12 +37,6 @@ class _Follower(_Part):
     latest: list[Annotated[tuple[Count, float], Strict(False)]]
 
 
-class _Schedule(_Part):
-    failed_ready_checks: Count = 0
-    ready_asked: list[Count] = []
-    ready_verdict: bool | None = None
-
-
 class Point(_Part):
     """What a point holds besides its tensors."""
 
@@ -53,7 +47,7 @@ class Point(_Part):
     events: Count
     found: Found | None
     follower: _Follower
-    schedule: _Schedule
+    strategy: dict[str, Any] = Field(validation_alias=AliasChoices("strategy", "schedule"))
     tensorboard: dict[str, Count]
 
 

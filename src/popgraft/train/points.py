@@ -31,7 +31,7 @@ def save_point(training: "Training") -> None:
     record = None if state.record is None else state.record.state
     metadata = {
         **state.metadata(),
-        "schedule": training.schedule.state_dict(),
+        "strategy": training.strategy.state_dict(),
         "events": training.database.events_written(),
         "tensorboard": training.tensorboard.sizes(),
     }
@@ -52,19 +52,19 @@ def save_population(training: "Training", finished: bool) -> None:
         "generation": state.generation,
         "steps": state.steps,
         "finished": finished,
-        "schedule": training.schedule.state_dict(),
+        "strategy": training.strategy.state_dict(),
     }
     snapshot.save(training.run.folder, LAST, training.executor.export(everyone), metadata)
 
 
 def load_point(training: "Training", name: str, metadata: dict[str, Any]) -> None:
-    """Puts members, state and schedule of a run that has not begun back to a point; its seats are for the caller."""
+    """Puts members, state and strategy of a run that has not begun back to a point; its seats are for the caller."""
     executor, state = training.executor, training.state
     like = executor.export(torch.arange(training.config.pbt.population_size))
     with reading(training.run.folder.snapshots / name):
         tensors = read_point(training, name, metadata, like)
         state.restore(tensors, metadata)
-        training.schedule.load_state_dict(metadata["schedule"])
+        training.strategy.load_state_dict(metadata.get("strategy", metadata.get("schedule", {})))  # its earlier name
         told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
         true = int(state.place_steps.sum()), state.generation
         found = metadata["found"] or {"generation": 0, "member": 0}

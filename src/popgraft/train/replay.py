@@ -132,6 +132,7 @@ def replay_config(
         schedule = schedule_of(line, names, grafts)
     settings = {
         "pbt.population_size": seeds,
+        "pbt.strategy": "evolution",
         "pbt.exploit_method": "none",
         "pbt.explore_always": False,
         "pbt.schedule": schedule,

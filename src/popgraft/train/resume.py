@@ -12,7 +12,7 @@ from popgraft.errors import ConfigError
 from popgraft.execute import make_executor
 from popgraft.messages import logger_of
 from popgraft.names import searched
-from popgraft.pbt import make_schedule
+from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
@@ -73,14 +73,14 @@ def resume(
         run, latest = Run.at(place, factory), _latest_session(folder, database)
         settings = _settings(folder, latest, from_python(overrides, factory))
         stack.enter_context(searched(settings.code_dir))
-        schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
-        state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
+        strategy, trackers = make_strategy(settings), make_trackers(settings.tracking)
+        state = RunState(strategy.initial_hyperparams(settings.model.hyperparams()))
         with beginning(stop), in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         board = TensorBoard(folder.tensorboard)
         made = training_class(settings)
         training = made(
-            settings, schedule, executor, run, place, database, board, observer, stop.is_set, state, trackers
+            settings, strategy, executor, run, place, database, board, observer, stop.is_set, state, trackers
         )
         damages: list[str] = []
         point = newest_point(folder, damages.append)

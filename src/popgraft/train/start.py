@@ -8,7 +8,7 @@ from typing import Any
 from popgraft.config import Config, dump_config, load_config
 from popgraft.execute import make_executor
 from popgraft.names import searched
-from popgraft.pbt import make_schedule
+from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase, RunFolder
 from popgraft.store.lock import locked
 from popgraft.train.asynchronous import training_class
@@ -63,11 +63,11 @@ def train(
     """
     settings = load_config(config, from_python(overrides, factory))
     observer = observer or Observer()
-    schedule, trackers = make_schedule(settings), make_trackers(settings.tracking)
-    state = RunState(schedule.initial_hyperparams(settings.model.hyperparams()))
-    place = Place.of(settings.run_dir)
+    trackers, place = make_trackers(settings.tracking), Place.of(settings.run_dir)
     with place.held(), stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
         # Before the folder: a typo leaves nothing behind.
+        strategy = make_strategy(settings)
+        state = RunState(strategy.initial_hyperparams(settings.model.hyperparams()))
         with beginning(stop), in_words(settings):
             executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
         folder = RunFolder.create(place.folder.path, dump_config(settings), versions())
@@ -76,7 +76,7 @@ def train(
         run, board = Run.at(place, factory), TensorBoard(folder.tensorboard)
         made = training_class(settings)
         training = made(
-            settings, schedule, executor, run, place, database, board, observer, stop.is_set, state, trackers
+            settings, strategy, executor, run, place, database, board, observer, stop.is_set, state, trackers
         )
         with place.used():
             training.train()

@@ -10,7 +10,7 @@ import torch
 from popgraft.config import PopulationConfig
 from popgraft.errors import PopulationLost
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.state import Member, Record, Scores
 
 NAN = math.nan
@@ -20,7 +20,7 @@ DEFAULTS = {"learning_rate": 3e-4, "gamma": 0.99, "clip_range": 0.2, "target_kl"
 
 
 def make(seed=0, **settings):
-    return Schedule(PopulationConfig(**{"population_size": 8, "hyperparams": [RATE, GAMMA], **settings}), seed)
+    return Evolution(PopulationConfig(**{"population_size": 8, "hyperparams": [RATE, GAMMA], **settings}), seed)
 
 
 def scored(mean):
@@ -28,17 +28,23 @@ def scored(mean):
     return Scores(mean, torch.zeros_like(mean), torch.ones(len(mean), dtype=torch.long))
 
 
+def decided(strategy, number, scores, values, record=None, **known):
+    """What is carried out of a strategy's choice; `known` says where not everybody decides at once."""
+    standing = everybody(number, scores, values, strategy.config, strategy.seed, record, **known)
+    return strategy.decide(standing, values, record)
+
+
 def copied(values):
     return {name: tensor.clone() for name, tensor in values.items()}
 
 
-def history(schedule, generations=12, sign=1.0):
+def history(evolution, generations=12, sign=1.0):
     """Parents and values of a run in which a higher learning rate scores better, and members fail now and then."""
-    values, steps = schedule.initial_hyperparams(DEFAULTS), []
+    values, steps = evolution.initial_hyperparams(DEFAULTS), []
     for generation in range(generations):
         mean = values["learning_rate"].log() * sign
         mean[generation % len(mean)] = NAN
-        decision = schedule(generation, scored(mean), values)
+        decision = decided(evolution, generation, scored(mean), values)
         values = decision.hyperparams
         steps.append((decision.parents.tolist(), decision.reasons, {k: v.tolist() for k, v in values.items()}))
     return steps
@@ -78,13 +84,13 @@ def test_integer_bounds_bound_real_numbers():
 @pytest.mark.parametrize("n", range(2, 21))
 @pytest.mark.parametrize("method", ["perturb", "resample", "both", "none"])
 def test_laws_of_a_decision(n, method):
-    schedule = make(population_size=n, explore_method=method, ready_percentage=0.1)
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(population_size=n, explore_method=method, ready_percentage=0.1)
+    values = evolution.initial_hyperparams(DEFAULTS)
     for generation in range(4):
         mean = torch.from_numpy(np.random.default_rng(generation).normal(size=n)).float()
         mean[0] = NAN
         before = copied(values)
-        decision = schedule(generation, scored(mean), values)
+        decision = decided(evolution, generation, scored(mean), values)
         parents, recipients = decision.parents, set(decision.recipients.tolist())
         assert set(decision.reasons) == recipients
         assert decision.reasons[0] == "rescue"
@@ -107,10 +113,10 @@ def test_laws_of_a_decision(n, method):
 
 
 def test_a_recipient_explores_from_the_donors_value():
-    schedule = make(explore_method="perturb")
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(explore_method="perturb")
+    values = evolution.initial_hyperparams(DEFAULTS)
     values["learning_rate"] = torch.linspace(1e-4, 8e-4, 8)
-    decision = schedule(0, scored(range(8)), values)
+    decision = decided(evolution, 0, scored(range(8)), values)
     assert decision.recipients.tolist() == [0]
     donor = float(values["learning_rate"][7])
     assert float(decision.hyperparams["learning_rate"][0]) == pytest.approx(donor * 1.2, rel=1e-6) or float(
@@ -119,29 +125,31 @@ def test_a_recipient_explores_from_the_donors_value():
 
 
 def test_a_choice_moves_to_a_neighbour_although_stored_in_single_precision():
-    schedule = make(explore_method="perturb", population_size=2)
-    values = schedule.initial_hyperparams(DEFAULTS) | {"gamma": torch.tensor([0.9, 0.9])}
-    found = {float(schedule(g, scored([0.0, 1.0]), values).hyperparams["gamma"][0]) for g in range(20)}
+    evolution = make(explore_method="perturb", population_size=2)
+    values = evolution.initial_hyperparams(DEFAULTS) | {"gamma": torch.tensor([0.9, 0.9])}
+    found = {float(decided(evolution, g, scored([0.0, 1.0]), values).hyperparams["gamma"][0]) for g in range(20)}
     assert found == {float(np.float32(0.95))}
 
 
 def test_rounding_never_leaves_the_bounds():
-    schedule = make(explore_method="perturb", population_size=2, hyperparams=[RATE])
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(explore_method="perturb", population_size=2, hyperparams=[RATE])
+    values = evolution.initial_hyperparams(DEFAULTS)
     seen = set()
     for generation in range(200):
-        values = schedule(generation, scored([0.0, 1.0] if generation % 2 else [1.0, 0.0]), values).hyperparams
+        values = decided(
+            evolution, generation, scored([0.0, 1.0] if generation % 2 else [1.0, 0.0]), values
+        ).hyperparams
         seen |= set(values["learning_rate"].tolist())
     assert all(1e-5 <= rate <= 1e-2 for rate in seen)
 
 
 def test_each_hyperparameter_and_generation_draws_its_own():
     spaces = [HyperparamConfig(name, min_value=0.1, max_value=0.9) for name in ("clip_range", "gamma")]
-    schedule = make(explore_method="perturb", hyperparams=spaces, population_size=2)
+    evolution = make(explore_method="perturb", hyperparams=spaces, population_size=2)
     values = {"clip_range": torch.full((2,), 0.5), "gamma": torch.full((2,), 0.5)}
     ups = []
     for generation in range(200):
-        new = schedule(generation, scored([0.0, 1.0]), values).hyperparams
+        new = decided(evolution, generation, scored([0.0, 1.0]), values).hyperparams
         ups.append([float(new[name][0]) > 0.5 for name in values])
     first, second = np.array(ups).T
     for share in (first.mean(), second.mean(), (first == second).mean()):
@@ -149,8 +157,8 @@ def test_each_hyperparameter_and_generation_draws_its_own():
 
 
 def test_each_recipient_draws_its_own():
-    schedule = make(explore_method="resample", truncation_ratio=0.5)
-    decision = schedule(0, scored(range(8)), schedule.initial_hyperparams(DEFAULTS))
+    evolution = make(explore_method="resample", truncation_ratio=0.5)
+    decision = decided(evolution, 0, scored(range(8)), evolution.initial_hyperparams(DEFAULTS))
     assert len(set(decision.hyperparams["learning_rate"][:4].tolist())) == 4
 
 
@@ -160,10 +168,13 @@ def test_low_is_good_on_negated_scores_is_the_same_run():
 
 def test_a_part_of_the_population_decides():
     """Recipients are those who decide, donors those who can be compared, and both are chosen as among these alone."""
-    schedule, values = make(truncation_ratio=0.5), make().initial_hyperparams(DEFAULTS)
+    evolution, values = make(truncation_ratio=0.5), make().initial_hyperparams(DEFAULTS)
     compared, deciding = torch.tensor([1, 2, 4, 6]), torch.tensor([1, 6])
     mean = torch.tensor([90.0, 1.0, 5.0, 80.0, 6.0, 70.0, 2.0, NAN])
-    parts = [schedule(n, scored(mean), values, None, compared, deciding, heirs=4) for n in range(20)]
+    parts = [
+        decided(evolution, n, scored(mean), values, compared=compared, deciding=deciding, heirs=4, together=False)
+        for n in range(20)
+    ]
     assert {int(parent) for one in parts for parent in one.parents[deciding]} == {2, 4}
     for one in parts:
         others = torch.tensor([0, 2, 3, 4, 5, 7])
@@ -174,21 +185,28 @@ def test_a_part_of_the_population_decides():
             one.hyperparams["learning_rate"][deciding], values["learning_rate"][one.parents[deciding]]
         )
     mean[[1, 2]] = NAN
-    rescued = schedule(20, scored(mean), values, None, compared, deciding)  # two of eight are ready: nobody else copies
+    rescued = decided(
+        evolution, 20, scored(mean), values, compared=compared, deciding=deciding, together=False
+    )  # two of eight are ready: nobody else copies
     assert (rescued.reasons, int(rescued.parents[6])) == ({1: "rescue"}, 6)
-    assert schedule.failed_ready_checks == 1
+    assert evolution.readiness.failed == 1
     with pytest.raises(PopulationLost):
-        schedule(21, scored(torch.full((8,), NAN)), values, None, compared, deciding)
+        decided(
+            evolution, 21, scored(torch.full((8,), NAN)), values, compared=compared, deciding=deciding, together=False
+        )
 
 
 def test_the_record_is_the_last_of_those_compared():
     values = make().initial_hyperparams(DEFAULTS)
-    schedule = make(exploit_method="backtracking", ready_percentage=0.1)
-    state = object.__new__(Member)  # the schedule looks at nothing but its hyperparameters
+    evolution = make(exploit_method="backtracking", ready_percentage=0.1)
+    state = object.__new__(Member)  # a decision looks at nothing but its hyperparameters and its age
+    state.age = torch.zeros(1, dtype=torch.long)
     state.hyperparams = {name: torch.full_like(column[:1], 0.125) for name, column in values.items()}
     record = Record(state, scored([99.0]), 0, 0)
     compared = torch.tensor([3, 5, 7])
-    one = schedule(0, scored(range(8)), values, record, compared, torch.tensor([3, 5]))
+    one = decided(
+        evolution, 0, scored(range(8)), values, record, compared=compared, deciding=torch.tensor([3, 5]), together=False
+    )
     assert one.parents.tolist() == [0, 1, 2, 8, 4, 5, 6, 7]
     assert (one.hyperparams["clip_range"] == 0.125).tolist() == [member == 3 for member in range(8)]
 
@@ -198,30 +216,30 @@ def test_the_seed_decides_the_history():
     assert history(make(seed=3)) != history(make(seed=4))
 
 
-def test_a_resumed_schedule_decides_as_the_uninterrupted_one():
+def test_a_resumed_evolution_decides_as_the_uninterrupted_one():
     full, values = make(ready_check_max_wait=3), make().initial_hyperparams(DEFAULTS)
     mean = [1.0, 2.0, 3.0] + [NAN] * 5
     for generation in range(2):
-        full(generation, scored(mean), values)
+        decided(full, generation, scored(mean), values)
     resumed = make(ready_check_max_wait=3)
     resumed.load_state_dict(full.state_dict())
-    assert resumed.failed_ready_checks == 2
+    assert resumed.readiness.failed == 2
     for generation in range(2, 6):
-        a, b = (schedule(generation, scored(mean), values) for schedule in (full, resumed))
+        a, b = (decided(evolution, generation, scored(mean), values) for evolution in (full, resumed))
         assert torch.equal(a.parents, b.parents)
         assert all(torch.equal(a.hyperparams[name], b.hyperparams[name]) for name in values)
     assert full.state_dict() == resumed.state_dict()
 
 
 def test_not_ready_only_rescues(caplog):
-    schedule = make(ready_percentage=0.8, truncation_ratio=0.5)
-    values = schedule.initial_hyperparams(DEFAULTS)
-    decision = schedule(0, scored([NAN, NAN, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), values)  # 6 of 8, 7 needed
+    evolution = make(ready_percentage=0.8, truncation_ratio=0.5)
+    values = evolution.initial_hyperparams(DEFAULTS)
+    decision = decided(evolution, 0, scored([NAN, NAN, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), values)  # 6 of 8, 7 needed
     assert decision.reasons == {0: "rescue", 1: "rescue"}
-    assert schedule.failed_ready_checks == 1
-    decision = schedule(1, scored([NAN, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), values)
+    assert evolution.readiness.failed == 1
+    decision = decided(evolution, 1, scored([NAN, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), values)
     assert decision.reasons == {0: "rescue", 1: "truncation", 2: "truncation", 3: "truncation"}
-    assert schedule.failed_ready_checks == 0
+    assert evolution.readiness.failed == 0
     assert not caplog.records
 
 
@@ -230,23 +248,23 @@ def test_not_ready_only_rescues(caplog):
 )
 def test_the_share_that_must_be_ready_is_rounded_up(n, percentage, needed):
     for ready in (needed - 1, needed):
-        schedule = make(population_size=n, ready_percentage=percentage)
+        evolution = make(population_size=n, ready_percentage=percentage)
         mean = [NAN] * (n - ready) + list(range(ready))
         if ready:
-            schedule(0, scored(mean), schedule.initial_hyperparams(DEFAULTS))
-            assert schedule.failed_ready_checks == (0 if ready == needed else 1)
+            decided(evolution, 0, scored(mean), evolution.initial_hyperparams(DEFAULTS))
+            assert evolution.readiness.failed == (0 if ready == needed else 1)
 
 
 def test_after_enough_failed_checks_a_few_members_suffice(caplog):
-    schedule = make(ready_check_max_wait=3, min_ready_members=3, truncation_ratio=0.5)
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(ready_check_max_wait=3, min_ready_members=3, truncation_ratio=0.5)
+    values = evolution.initial_hyperparams(DEFAULTS)
     mean = [NAN] * 3 + [5.0, 4.0, 3.0, 2.0, 1.0]  # the worst four are 0, 1, 2 and 7
     proceeded, counts = [], []
     with caplog.at_level(logging.WARNING):
         for generation in range(7):
-            decision = schedule(generation, scored(mean), values)
+            decision = decided(evolution, generation, scored(mean), values)
             proceeded.append(decision.reasons.get(7) == "truncation")
-            counts.append(schedule.failed_ready_checks)
+            counts.append(evolution.readiness.failed)
     assert proceeded == [False, False, True, False, False, True, False]
     assert counts == [1, 2, 0, 1, 2, 0, 1]
     assert len(caplog.records) == 2
@@ -254,31 +272,31 @@ def test_after_enough_failed_checks_a_few_members_suffice(caplog):
 
 
 def test_too_few_members_never_suffice(caplog):
-    schedule = make(ready_check_max_wait=2, min_ready_members=3, truncation_ratio=0.5)
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(ready_check_max_wait=2, min_ready_members=3, truncation_ratio=0.5)
+    values = evolution.initial_hyperparams(DEFAULTS)
     for generation in range(4):
-        decision = schedule(generation, scored([NAN] * 6 + [1.0, 0.0]), values)
+        decision = decided(evolution, generation, scored([NAN] * 6 + [1.0, 0.0]), values)
         assert set(decision.reasons.values()) == {"rescue"}
         assert 7 not in decision.reasons
-    assert schedule.failed_ready_checks == 4
+    assert evolution.readiness.failed == 4
     assert not caplog.records
 
 
 def test_random_search_replaces_only_unhealthy_members(caplog):
-    schedule = make(exploit_method="none", ready_check_max_wait=1)
-    values = schedule.initial_hyperparams(DEFAULTS)
-    assert schedule(0, scored(range(8)), values).reasons == {}
-    assert set(schedule(1, scored([NAN] * 7 + [1.0]), values).reasons.values()) == {"rescue"}
-    assert schedule.failed_ready_checks == 0
+    evolution = make(exploit_method="none", ready_check_max_wait=1)
+    values = evolution.initial_hyperparams(DEFAULTS)
+    assert decided(evolution, 0, scored(range(8)), values).reasons == {}
+    assert set(decided(evolution, 1, scored([NAN] * 7 + [1.0]), values).reasons.values()) == {"rescue"}
+    assert evolution.readiness.failed == 0
     assert not caplog.records
 
 
 def test_a_single_healthy_agent_goes_on_and_a_lost_one_does_not():
-    schedule = make(population_size=1, exploit_method="none")
-    values = schedule.initial_hyperparams(DEFAULTS)
-    assert schedule(0, scored([1.0]), values).parents.tolist() == [0]
+    evolution = make(population_size=1, exploit_method="none")
+    values = evolution.initial_hyperparams(DEFAULTS)
+    assert decided(evolution, 0, scored([1.0]), values).parents.tolist() == [0]
     with pytest.raises(PopulationLost):
-        schedule(0, scored([NAN]), values)
+        decided(evolution, 0, scored([NAN]), values)
 
 
 @pytest.mark.heavy
@@ -288,12 +306,13 @@ def test_pythons_own_generator_is_untouched():
 import random, torch
 from popgraft.config import PopulationConfig
 from popgraft.hyperparams import HyperparamConfig
-from popgraft.pbt import Schedule
+from popgraft.pbt import Evolution, everybody
 from popgraft.state import Member, Record, Scores
-schedule = Schedule(PopulationConfig(hyperparams=[HyperparamConfig("gamma", min_value=0.9, max_value=1.0)]), 0)
+evolution = Evolution(PopulationConfig(hyperparams=[HyperparamConfig("gamma", min_value=0.9, max_value=1.0)]), 0)
 before = random.getstate()
-values = schedule.initial_hyperparams({"gamma": 0.9})
-schedule(0, Scores(torch.arange(8.0), torch.zeros(8), torch.ones(8, dtype=torch.long)), values)
+values = evolution.initial_hyperparams({"gamma": 0.9})
+scores = Scores(torch.arange(8.0), torch.zeros(8), torch.ones(8, dtype=torch.long))
+evolution(everybody(0, scores, values, evolution.config, 0))
 assert random.getstate() == before
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -301,43 +320,44 @@ assert random.getstate() == before
 
 @pytest.mark.parametrize("method", ["truncation", "binary_tournament", "ttest"])
 def test_every_method_copies_by_its_name_and_rescues(method):
-    schedule = make(exploit_method=method, truncation_ratio=0.5)
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(exploit_method=method, truncation_ratio=0.5)
+    values = evolution.initial_hyperparams(DEFAULTS)
     scores = Scores(torch.tensor([NAN, *range(7)]), torch.full((8,), 1e-3), torch.full((8,), 10))
-    found = [schedule(generation, scores, values).reasons for generation in range(8)]
+    found = [decided(evolution, generation, scores, values).reasons for generation in range(8)]
     assert all(reasons[0] == "rescue" for reasons in found)
     assert {reason for reasons in found for member, reason in reasons.items() if member} == {method}
 
 
 @pytest.mark.parametrize("method", ["truncation", "none"])
 def test_survivors_explore_too_if_asked_once_the_population_is_ready(method):
-    schedule = make(exploit_method=method, explore_always=True, explore_method="perturb", truncation_ratio=0.5)
-    values = schedule.initial_hyperparams(DEFAULTS)
+    evolution = make(exploit_method=method, explore_always=True, explore_method="perturb", truncation_ratio=0.5)
+    values = evolution.initial_hyperparams(DEFAULTS)
     values["learning_rate"] = torch.linspace(1e-4, 8e-4, 8)
-    decision = schedule(0, scored(range(8)), values)
+    decision = decided(evolution, 0, scored(range(8)), values)
     moved = decision.hyperparams["learning_rate"] / values["learning_rate"][decision.parents]
     assert all(ratio == pytest.approx(1.2, rel=1e-5) or ratio == pytest.approx(1 / 1.2, rel=1e-5) for ratio in moved)
     assert len(decision.recipients) == (4 if method == "truncation" else 0)
     assert torch.equal(decision.hyperparams["clip_range"], values["clip_range"])
-    waiting = schedule(1, scored([1.0] + [NAN] * 7), values)
-    assert schedule.failed_ready_checks == 1
+    waiting = decided(evolution, 1, scored([1.0] + [NAN] * 7), values)
+    assert evolution.readiness.failed == 1
     assert waiting.hyperparams["learning_rate"][0] == values["learning_rate"][0]
 
 
 def test_backtracking_returns_the_worst_to_the_record_with_its_hyperparameters():
-    schedule = make(exploit_method="backtracking", truncation_ratio=0.25, explore_method="none")
-    values = schedule.initial_hyperparams(DEFAULTS)
-    state = object.__new__(Member)  # the schedule looks at nothing but its hyperparameters
+    evolution = make(exploit_method="backtracking", truncation_ratio=0.25, explore_method="none")
+    values = evolution.initial_hyperparams(DEFAULTS)
+    state = object.__new__(Member)  # a decision looks at nothing but its hyperparameters and its age
+    state.age = torch.zeros(1, dtype=torch.long)
     state.hyperparams = {name: column[:1] + 0.5 for name, column in values.items()}
     record = Record(state, scored([6.5]), generation=3, place=5)
-    decision = schedule(4, scored(range(8)), values, record)
+    decision = decided(evolution, 4, scored(range(8)), values, record)
     assert decision.reasons == {0: "backtracking", 1: "backtracking"}
     assert decision.parents.tolist() == [8, 8, *range(2, 8)]
     assert torch.equal(decision.hyperparams["gamma"][:2], (values["gamma"][:1] + 0.5).expand(2))
     assert torch.equal(decision.hyperparams["gamma"][2:], values["gamma"][2:])
-    assert schedule(5, scored(range(7, 15)), values, record).reasons == {}
-    lost = schedule(6, scored([NAN] * 8), values, record)
+    assert decided(evolution, 5, scored(range(7, 15)), values, record).reasons == {}
+    lost = decided(evolution, 6, scored([NAN] * 8), values, record)
     assert lost.parents.tolist() == [8] * 8
     assert set(lost.reasons.values()) == {"rescue"}
     with pytest.raises(PopulationLost):
-        schedule(7, scored([NAN] * 8), values)
+        decided(evolution, 7, scored([NAN] * 8), values)

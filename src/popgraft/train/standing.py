@@ -1,0 +1,57 @@
+"""How a run stands, in the terms of those who decide over it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from popgraft.config import Config
+from popgraft.pbt import Past, Standing, everybody
+from popgraft.store import RunDatabase
+from popgraft.train.state import RunState
+
+ALIKE = ("generation", "member", "score", "stderr", "episodes", "steps", "hyperparams")
+"""What the database says of a generation as a strategy sees it."""
+
+
+def standing_of(config: Config, state: RunState, number: int, database: RunDatabase, **known: Any) -> Standing:
+    """What a strategy sees after some members have trained for a generation.
+
+    Args:
+        config: the run.
+        state: what it knows.
+        number: number of the decision.
+        database: what it has recorded of earlier ones.
+        known: further attributes of the standing, where not everybody decides at once.
+    """
+    return everybody(
+        number,
+        state.known,
+        state.hyperparams,
+        config.pbt,
+        config.seed,
+        state.record,
+        ages=state.age,
+        steps=state.place_steps,
+        spent=torch.full_like(state.place_steps, config.steps_per_generation // state.pop),
+        recall=lambda: history(database),
+        **known,
+    )
+
+
+def history(database: RunDatabase) -> Sequence[Past]:
+    """Everybody's generations that have been decided on, by generation and member."""
+    grafts = {(graft.generation, graft.member): graft for graft in database.lineage()}
+    found = []
+    for own in database.scores():
+        graft = grafts.get((own.generation, own.member))
+        parent, when = (graft.parent, graft.parent_generation) if graft else (own.member, own.generation)
+        found.append(
+            Past(
+                **{name: getattr(own, name) for name in ALIKE},
+                parent=parent,
+                parent_generation=when,
+                hyperparameter_parent=parent,
+            )
+        )
+    return found
