@@ -34,6 +34,10 @@ from popgraft.train.replay import replay_config
 POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+SectionOption = Annotated[
+    list[str] | None,
+    typer.Option("--section", metavar="MODULE:FUNCTION", help="A section of your own on the page; repeat for more."),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -222,12 +226,15 @@ def report(
         Path | None, typer.Option(metavar="RUN", help="Another run to compare with, such as a random search.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the facts instead of writing a file.")] = False,
+    section: SectionOption = None,
 ) -> None:
     """Write what a run has done as a page for a browser, or print it.
 
     The page is one file that needs no network. Training writes it by itself when it ends.
     """
     with _in_words():
+        if text and section:
+            raise ConfigError("--section adds to the page, which --text does not write; leave one of them out")
         if text:
             from popgraft.dashboard.text import text as written
 
@@ -236,7 +243,7 @@ def report(
                 printed = written(data, other)
             Console(highlight=False).print(printed)
         else:
-            say(f"wrote {write_report(folder, out, compare)}")
+            say(f"wrote {write_report(folder, out, compare, section or ())}")
 
 
 @app.command(epilog=_examples("watch runs/quickstart", "watch runs --port 8000"))
@@ -247,6 +254,7 @@ def watch(
     host: Annotated[str, typer.Option(help="Interface to listen on; other machines then need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")] = 8642,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    section: SectionOption = None,
 ) -> None:
     """Show runs in a browser while they train.
 
@@ -255,7 +263,7 @@ def watch(
     from popgraft.cli.watch import watch as watch_runs  # here, because a web server is slow to import
 
     with _in_words():
-        watch_runs(path, host, port, show)
+        watch_runs(path, host, port, show, section or ())
 
 
 @app.command(

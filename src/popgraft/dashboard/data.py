@@ -89,6 +89,13 @@ class RunData:
     found: dict[str, Any]
     replay: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Nobody who looks at it changes what others see."""
+        for value in vars(self).values():
+            for array in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(array, Array):
+                    array.flags.writeable = False
+
     @property
     def pop(self) -> int:
         """Members of the population."""

@@ -1,5 +1,7 @@
 """Everything that a page shows of a run below its summary, in the order of reading."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from popgraft.dashboard import curves, tables
@@ -7,8 +9,9 @@ from popgraft.dashboard.data import DISTANCES, LEARNING, Limits, RunData
 from popgraft.dashboard.exploits import exploits
 from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.importance import LEAST, Importance, Z, importance
-from popgraft.dashboard.page import Section
+from popgraft.dashboard.own import added
 from popgraft.dashboard.replayed import replayed, verdict
+from popgraft.dashboard.section import Maker, Section, View
 from popgraft.dashboard.style import COLOURS, EDGE, SYMBOLS
 from popgraft.dashboard.tree import tree
 
@@ -22,107 +25,153 @@ TOO_LITTLE = (
 )
 
 
-def figures(data: RunData, other: RunData | None = None, limits: Limits | None = None) -> list[Section]:
+def figures(
+    data: RunData, other: RunData | None = None, limits: Limits | None = None, own: Iterable[Maker] = ()
+) -> list[Section]:
     """The sections of a run; those for which nothing was recorded are left out.
 
     Args:
         data: the run.
         other: another run, whose best score is drawn too.
         limits: the least and the highest score that scales reach to; None: those of the run itself.
+        own: functions of the user's, whose sections follow the others.
     """
-    sections = []
-    explored = any(space.name in data.hyperparams for space in data.spaces)
-    if len(data.steps):
-        sections += _of_scores(data, other, limits)
-    if explored:
-        sections += _of_hyperparams(data)
-    if data.replay or (explored and data.state == "finished"):
-        sections.append(Section("replay", "Replay", verdict(data), replayed(data) if data.replay else ""))
-    if data.grafts:
-        sections.append(
-            Section(
-                "exploits",
-                "Inheritance",
-                "Top: how much worse a recipient predicts returns than its donor, on the same steps; 1 means that "
-                "nothing was lost. Below: its return ten updates later against that before, and how often it was no "
-                "worse, with 95 % intervals.",
-                exploits(data),
-            )
-        )
-    if any(name in data.metrics for name in LEARNING):
-        sections.append(
-            Section(
-                "learning",
-                "Learning",
-                "What updates report, averaged over a generation: the median member, the middle half, and the best "
-                "agent with its ancestors.",
-                curves.learning(data),
-            )
-        )
-    if data.pop > 1 and any(name in data.population for name in DISTANCES):
-        sections.append(
-            Section(
-                "divergence",
-                "Diversity",
-                "How far apart members are. Momenta have distance 0 where optimizers remember the same gradients, and "
-                "1 where these have nothing in common.",
-                curves.divergence(data),
-            )
-        )
-    if len(data.steps):
-        when = "its last generation" if data.apart else f"generation {data.generations[-1] + 1}"
-        caption = f"Everybody after {when}, the best first."
-        sections.append(Section("members", "Members", caption, tables.as_html(*tables.members(data))))
-    sections.append(
-        Section("settings", "Settings", "What the run can be repeated with.", tables.settings(data)),
+    view = View(data, other, limits)
+    known = [section for make in SECTIONS if (section := make(view)) is not None]
+    return added(known, own, view)
+
+
+def scores(view: View) -> Section | None:
+    """What was reached."""
+    if not len(view.data.steps):
+        return None
+    compared = f" The dotted line is the best of {view.other.path}." if view.other else ""
+    evaluated = view.data.found.get("final_score") is not None
+    fresh = " The diamond is the best agent's mean over fresh episodes." if evaluated else ""
+    return Section(
+        "scores",
+        "Score",
+        f"Every member (thin), the median and the middle half of them, and the best of every generation (bold)."
+        f"{fresh}{compared}",
+        curves.scores(view.data, view.other, view.limits),
     )
-    return sections
 
 
-def _of_scores(data: RunData, other: RunData | None, limits: Limits | None) -> list[Section]:
-    final = data.found.get("final_score")
-    compared = f" The dotted line is the best of {other.path}." if other else ""
-    fresh = " The diamond is the best agent's mean over fresh episodes." if final is not None else ""
-    sections = [
-        Section(
-            "scores",
-            "Score",
-            f"Every member (thin), the median and the middle half of them, and the best of every generation (bold)."
-            f"{fresh}{compared}",
-            curves.scores(data, other, limits),
-        )
-    ]
-    if data.pop > 1:
-        sections.append(
-            Section(
-                "tree",
-                "Family tree",
-                "Every band is a place in the population, coloured by score. A band is cut where its member was "
-                "overwritten, and a line leads there from the member that was copied. The bold line is the descent of "
-                "the best agent.",
-                tree(data, limits),
-            )
-        )
-    return sections
+def family_tree(view: View) -> Section | None:
+    """Who descends from whom."""
+    if not len(view.data.steps) or view.data.pop == 1:
+        return None
+    return Section(
+        "tree",
+        "Family tree",
+        "Every band is a place in the population, coloured by score. A band is cut where its member was "
+        "overwritten, and a line leads there from the member that was copied. The bold line is the descent of "
+        "the best agent.",
+        tree(view.data, view.limits),
+    )
 
 
-def _of_hyperparams(data: RunData) -> list[Section]:
-    found = importance(data)
-    return [
-        Section(
-            "schedules",
-            "Hyperparameters",
-            "The values that every member was trained with (thin), and those of the best agent and its ancestors "
-            "(bold): the schedule that led to it.",
-            curves.schedules(data),
-        ),
-        Section(
-            "importance",
-            "Importance",
-            IMPORTANCE if found else TOO_LITTLE,
-            _shares(found) if found else "",
-        ),
-    ]
+def hyperparameters(view: View) -> Section | None:
+    """What was explored."""
+    if not _explored(view.data):
+        return None
+    return Section(
+        "schedules",
+        "Hyperparameters",
+        "The values that every member was trained with (thin), and those of the best agent and its ancestors "
+        "(bold): the schedule that led to it.",
+        curves.schedules(view.data),
+    )
+
+
+def what_mattered(view: View) -> Section | None:
+    """How much of it mattered."""
+    if not _explored(view.data):
+        return None
+    found = importance(view.data)
+    return Section("importance", "Importance", IMPORTANCE if found else TOO_LITTLE, _shares(found) if found else "")
+
+
+def what_a_replay_found(view: View) -> Section | None:
+    """What fresh agents reached with the winner's schedule."""
+    data = view.data
+    if not data.replay and not (_explored(data) and data.state == "finished"):
+        return None
+    return Section("replay", "Replay", verdict(data), replayed(data) if data.replay else "")
+
+
+def inheritance(view: View) -> Section | None:
+    """What grafts did."""
+    if not view.data.grafts:
+        return None
+    return Section(
+        "exploits",
+        "Inheritance",
+        "Top: how much worse a recipient predicts returns than its donor, on the same steps; 1 means that "
+        "nothing was lost. Below: its return ten updates later against that before, and how often it was no "
+        "worse, with 95 % intervals.",
+        exploits(view.data),
+    )
+
+
+def learning(view: View) -> Section | None:
+    """What updates reported."""
+    if not any(name in view.data.metrics for name in LEARNING):
+        return None
+    return Section(
+        "learning",
+        "Learning",
+        "What updates report, averaged over a generation: the median member, the middle half, and the best "
+        "agent with its ancestors.",
+        curves.learning(view.data),
+    )
+
+
+def diversity(view: View) -> Section | None:
+    """How far apart members were."""
+    if view.data.pop == 1 or not any(name in view.data.population for name in DISTANCES):
+        return None
+    return Section(
+        "divergence",
+        "Diversity",
+        "How far apart members are. Momenta have distance 0 where optimizers remember the same gradients, and "
+        "1 where these have nothing in common.",
+        curves.divergence(view.data),
+    )
+
+
+def members(view: View) -> Section | None:
+    """Who is there."""
+    data = view.data
+    if not len(data.steps):
+        return None
+    when = "its last generation" if data.apart else f"generation {data.generations[-1] + 1}"
+    caption = f"Everybody after {when}, the best first."
+    return Section("members", "Members", caption, tables.as_html(*tables.members(data)))
+
+
+def settings(view: View) -> Section:
+    """What it was trained with."""
+    return Section("settings", "Settings", "What the run can be repeated with.", tables.settings(view.data))
+
+
+SECTIONS: tuple[Maker, ...] = (
+    scores,
+    family_tree,
+    hyperparameters,
+    what_mattered,
+    what_a_replay_found,
+    inheritance,
+    learning,
+    diversity,
+    members,
+    settings,
+)
+"""The sections that come along, in the order of reading."""
+
+
+def _explored(data: RunData) -> bool:
+    return any(space.name in data.hyperparams for space in data.spaces)
 
 
 def _shares(found: list[Importance]) -> Figure:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
-from popgraft.dashboard.figure import Figure
+from popgraft.dashboard.section import Section
 from popgraft.messages import one_line
 
 STYLE, SCRIPT, PLOTLY = "page.css", "page.js", "plotly.min.js"
@@ -35,23 +35,6 @@ ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32' fill='none' stroke='%230b7285' "
     "stroke-width='3'%3E%3Cpath d='M6 7v18M26 7v18M6 10q0 6 10 6t10 6'/%3E%3C/svg%3E"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A part of a page.
-
-    Attributes:
-        id: short name, unique in the page; letters, digits and hyphens.
-        title: its heading.
-        caption: one sentence in plain language that says what is seen; also the figure's text alternative.
-        content: a figure, or HTML such as a table.
-    """
-
-    id: str
-    title: str
-    caption: str
-    content: Figure | str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -15,6 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from popgraft.dashboard.guard import Guard
+from popgraft.dashboard.section import Maker
 from popgraft.dashboard.watcher import Watcher
 from popgraft.disk import reason
 from popgraft.errors import ConfigError
@@ -30,6 +31,7 @@ class Server:
         root: the folder of a run, or one above several.
         host: name or address of the interface to listen on.
         port: 0 takes one that is free.
+        own: functions of the user's that make sections.
 
     Attributes:
         url: what a browser opens; holds a secret if other machines can reach the server.
@@ -38,14 +40,14 @@ class Server:
         ConfigError: nothing can listen there.
     """
 
-    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0, own: Sequence[Maker] = ()) -> None:
         self._socket = _listening(host, port)
         address, port = self._socket.getsockname()[:2]
         ip = ipaddress.ip_address(address)
         token = None if ip.is_loopback else secrets.token_urlsafe()
         name = socket.gethostname() if ip.is_unspecified else f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
-        self._watcher = Watcher(root)
+        self._watcher = Watcher(root, own)
         static = StaticFiles(packages=[("popgraft.dashboard", "static"), ("plotly", "package_data")])
         routes = [Route("/", self._page), Route("/changes", self._changes), Mount("/static", static)]
         app = Guard(Starlette(routes=routes), token, port)

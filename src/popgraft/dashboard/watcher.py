@@ -11,6 +11,7 @@ from pathlib import Path
 from popgraft.dashboard.data import Limits, RunData, read
 from popgraft.dashboard.figures import figures
 from popgraft.dashboard.page import Account, page
+from popgraft.dashboard.section import Maker
 from popgraft.dashboard.standing import Standing, listing, standing
 from popgraft.dashboard.summary import summary
 from popgraft.errors import PopgraftError
@@ -62,11 +63,13 @@ class Shown:
     Attributes:
         mark: what it looked like then.
         data: what was read; where it could not be, why.
+        own: functions of the user's that make sections.
         waits_until: when it may be read again, on the clock of time.monotonic.
     """
 
     mark: Mark
     data: RunData | str
+    own: Sequence[Maker] = ()
     waits_until: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Shown:
             return Account(name, [self.data], [])
         try:
             with reading(self.data.path):
-                return Account(name, summary(self.data), figures(self.data, limits=limits))
+                return Account(name, summary(self.data), figures(self.data, limits=limits, own=self.own))
         except PopgraftError as error:
             return Account(name, [UNREADABLE.format(error)], [])
 
@@ -91,10 +94,11 @@ class Watcher:
 
     Args:
         root: the folder of a run, or one above several.
+        own: functions of the user's that make sections.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, own: Sequence[Maker] = ()) -> None:
+        self._root, self._own = root, own
         self._lock = threading.Lock()
         self._marks: dict[str, Mark] = {}
         self._version = 0
@@ -139,7 +143,7 @@ class Watcher:
         there = [name for name in chosen if name in self._marks]
         for name in there:
             if name in due or name not in self._shown:
-                self._shown[name] = Shown(self._marks[name], self._read(self._marks[name]))
+                self._shown[name] = Shown(self._marks[name], self._read(self._marks[name]), self._own)
         limits = _limits(self._shown[name].data for name in there) if len(chosen) > 1 else None
         accounts = {name: self._shown[name].account(name, limits) for name in there}
         until = time.monotonic() + (time.thread_time() - began) / DRAWING

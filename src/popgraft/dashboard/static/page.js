@@ -18,12 +18,16 @@ async function draw() {
 }
 
 /** Draws one figure, unless it has been drawn as it is. */
-function drawOne(plot) {
+async function drawOne(plot) {
   const json = plot.nextElementSibling.textContent;
   if (drawn.get(plot) === json) return;
   drawn.set(plot, json);
   const { data, layout } = JSON.parse(json);
-  return Plotly.react(plot, data, { ...layout, uirevision: document.title + location.search }, CONFIG);
+  try {
+    await Plotly.react(plot, data, { ...layout, uirevision: document.title + location.search }, CONFIG);
+  } catch (error) {
+    plot.textContent = `This figure cannot be drawn: ${error.message}`; // the others can
+  }
 }
 
 /** Makes a part of the document equal to its new version; what has the focus, or was opened or zoomed, stays so. */
