@@ -41,7 +41,8 @@ def test_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_settings_in_blocks_are_valid(document: Path) -> None:
     for language, text in blocks(document):
         if language == "yaml":
-            load_config({"env": {"id": "CartPole-v1"}, **yaml.safe_load(text)})
+            given = {"env": {"id": "CartPole-v1"}, **yaml.safe_load(text)}
+            assert given.keys() <= load_config(given).model_fields_set
 
 
 @named(DOCUMENTS)

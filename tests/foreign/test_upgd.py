@@ -280,12 +280,17 @@ def test_averages_that_are_not_the_rules_are_refused(damage, make):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_groups_with_entries_of_their_own_are_loaded(first, make):
-    optimizer, other = UPGDW(make(), lr=0.1, seed=0), UPGDW(make(), lr=0.1, seed=1)
+    params, others = make(), make()
+    optimizer, other = UPGDW(params, lr=0.1, seed=0), UPGDW(others, lr=0.1, seed=1)
     torch.optim.lr_scheduler.ExponentialLR(optimizer if first else other, 0.9)
     for _ in range(2):
         train(optimizer, 1)
-        other.load_state_dict(optimizer.state_dict())
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for ours, theirs in zip(params, others, strict=True):
+            theirs.data.copy_(ours.data)
+        train(optimizer, 1)
         train(other, 1)
+        assert same(params, others)
 
 
 def test_an_average_of_norms_cannot_begin_late(make):

@@ -6,7 +6,7 @@ import numpy as np
 
 from popgraft.dashboard import curves, tables
 from popgraft.dashboard.data import DISTANCES, LEARNING, Limits, RunData
-from popgraft.dashboard.exploits import exploits
+from popgraft.dashboard.exploits import LAST, exploits
 from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.importance import LEAST, Importance, Z, importance
 from popgraft.dashboard.own import added
@@ -108,7 +108,7 @@ def inheritance(view: View) -> Section | None:
         "exploits",
         "Inheritance",
         "Top: how much worse a recipient predicts returns than its donor, on the same steps; 1 means that "
-        "nothing was lost. Below: its return ten updates later against that before, and how often it was no "
+        f"nothing was lost. Below: its return {LAST} updates later against that before, and how often it was no "
         "worse, with 95 % intervals.",
         exploits(view.data),
     )

@@ -38,7 +38,9 @@ MANIFEST = "manifest.json"
 WIDEST = 16
 """Bytes of a number at most."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST = 100
+"""Characters of a snapshot's name."""
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
 RETIRED = {"square_step": "step"}
 """Leaves of earlier versions that are no longer there, and the leaf beside each whose copy it is nearly always."""
 
@@ -277,7 +279,7 @@ def _digest(path: Path) -> str:
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise StoreError(
-            f"{name!r} cannot name a snapshot; use at most 100 letters, digits, '.', '_' and '-', "
+            f"{name!r} cannot name a snapshot; use at most {LONGEST} letters, digits, '.', '_' and '-', "
             "beginning with a letter or a digit"
         )
 
