@@ -18,7 +18,7 @@ from popgraft.dashboard.data import read
 from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.figures import figures
 from popgraft.dashboard.importance import importance, residuals
-from popgraft.dashboard.standing import standing
+from popgraft.dashboard.status import status_of
 from popgraft.dashboard.summary import summary
 from popgraft.dashboard.tables import members
 from popgraft.dashboard.text import text
@@ -88,7 +88,7 @@ def test_words_are_of_everybodys_last_generation(apart: Path) -> None:
     assert [row[:2] for row in rows] == [["2", "3"], ["1", "2"], ["0", "5"]]
     assert [row[-1] for row in rows] == ["0.0032", "0.0021", "0.0014"]
     Console(quiet=True).print(text(read(apart)))
-    assert standing(Run(apart)).done == 5
+    assert status_of(Run(apart)).done == 5
 
 
 def test_the_tree_leads_ahead_and_back(apart: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
-from popgraft.dashboard.standing import standing
+from popgraft.dashboard.status import standing
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train import resume

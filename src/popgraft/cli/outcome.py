@@ -6,7 +6,7 @@ from pathlib import Path
 
 from popgraft.cli.table import say
 from popgraft.dashboard.report import report
-from popgraft.dashboard.standing import standing
+from popgraft.dashboard.status import status_of
 from popgraft.errors import PopgraftError, StoreError
 from popgraft.train import Run, counted, readable
 
@@ -14,7 +14,7 @@ from popgraft.train import Run, counted, readable
 def stand(path: Path) -> str:
     """State, generations and best score of a run."""
     try:
-        found = standing(Run(path))
+        found = status_of(Run(path))
     except PopgraftError as error:
         return f"damaged   {error}"
     if found.fault:

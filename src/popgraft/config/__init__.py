@@ -14,7 +14,7 @@ from popgraft.config.schema import (
     ExecuteConfig,
     SnapshotConfig,
 )
-from popgraft.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from popgraft.config.trackers import MlflowConfig, TrackingConfig, WandbConfig
 
 __all__ = [
     "HYPERPARAMS",

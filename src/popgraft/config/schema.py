@@ -12,7 +12,7 @@ from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import ModelConfig, path_of
 from popgraft.config.optimizer import made_for_adam
 from popgraft.config.population import PopulationConfig
-from popgraft.config.tracking import TrackingConfig
+from popgraft.config.trackers import TrackingConfig
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import same_single, shortest
 

@@ -7,13 +7,13 @@ import numpy as np
 from popgraft.dashboard import curves, tables
 from popgraft.dashboard.data import DISTANCES, LEARNING, Limits, RunData
 from popgraft.dashboard.exploits import LAST, exploits
+from popgraft.dashboard.family_tree import tree
 from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.importance import LEAST, Importance, Z, importance
 from popgraft.dashboard.own import added
 from popgraft.dashboard.replayed import replayed, verdict
-from popgraft.dashboard.section import Maker, Section, View
+from popgraft.dashboard.section import MakeSection, Section, View
 from popgraft.dashboard.style import COLOURS, EDGE, SYMBOLS
-from popgraft.dashboard.tree import tree
 
 IMPORTANCE = (
     "The share of the members' progress from one generation to the next that goes with a hyperparameter's value, with "
@@ -26,7 +26,7 @@ TOO_LITTLE = (
 
 
 def figures(
-    data: RunData, other: RunData | None = None, limits: Limits | None = None, own: Iterable[Maker] = ()
+    data: RunData, other: RunData | None = None, limits: Limits | None = None, own: Iterable[MakeSection] = ()
 ) -> list[Section]:
     """The sections of a run; those for which nothing was recorded are left out.
 
@@ -155,7 +155,7 @@ def settings(view: View) -> Section:
     return Section("settings", "Settings", "What the run can be repeated with.", tables.settings(view.data))
 
 
-SECTIONS: tuple[Maker, ...] = (
+SECTIONS: tuple[MakeSection, ...] = (
     scores,
     family_tree,
     hyperparameters,

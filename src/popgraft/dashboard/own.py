@@ -7,7 +7,7 @@ from typing import Any
 
 from popgraft.dashboard.figure import Figure
 from popgraft.dashboard.markup import clean
-from popgraft.dashboard.section import Maker, Section, View
+from popgraft.dashboard.section import MakeSection, Section, View
 from popgraft.errors import ConfigError
 from popgraft.messages import told
 from popgraft.names import import_name
@@ -19,7 +19,7 @@ PREFIX = "own-"
 """What the ids of these sections begin with, so that they are none of the page's."""
 
 
-def named(sections: Iterable[str | Maker]) -> list[Maker]:
+def named(sections: Iterable[str | MakeSection]) -> list[MakeSection]:
     """The functions that make sections, found before anything is read.
 
     Args:
@@ -37,7 +37,7 @@ def named(sections: Iterable[str | Maker]) -> list[Maker]:
     return makers
 
 
-def added(known: list[Section], makers: Iterable[Maker], view: View) -> list[Section]:
+def added(known: list[Section], makers: Iterable[MakeSection], view: View) -> list[Section]:
     """The sections of a page, with the user's behind them."""
     sections = list(known)
     for number, maker in enumerate(makers, 1):

@@ -7,7 +7,7 @@ from popgraft.dashboard.data import read
 from popgraft.dashboard.figures import figures
 from popgraft.dashboard.own import named
 from popgraft.dashboard.page import Account, page
-from popgraft.dashboard.section import Maker
+from popgraft.dashboard.section import MakeSection
 from popgraft.dashboard.summary import summary
 from popgraft.disk import reason, write_atomic
 from popgraft.errors import StoreError
@@ -20,7 +20,7 @@ def report(
     path: str | Path,
     out: str | Path | None = None,
     compare: str | Path | None = None,
-    sections: Iterable[str | Maker] = (),
+    sections: Iterable[str | MakeSection] = (),
 ) -> Path:
     """Writes the report of a run, which may still be going on.
 

@@ -39,5 +39,5 @@ class View:
     limits: Limits | None = None
 
 
-Maker = Callable[[View], Section | None]
+MakeSection = Callable[[View], Section | None]
 """Makes a section; None where nothing was recorded that it could show."""

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from popgraft.dashboard.guard import Guard
-from popgraft.dashboard.section import Maker
+from popgraft.dashboard.section import MakeSection
 from popgraft.dashboard.watcher import Watcher
 from popgraft.disk import reason
 from popgraft.errors import ConfigError
@@ -40,7 +40,7 @@ class Server:
         ConfigError: nothing can listen there.
     """
 
-    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0, own: Sequence[Maker] = ()) -> None:
+    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0, own: Sequence[MakeSection] = ()) -> None:
         self._socket = _listening(host, port)
         address, port = self._socket.getsockname()[:2]
         ip = ipaddress.ip_address(address)

@@ -11,8 +11,8 @@ from pathlib import Path
 from popgraft.dashboard.data import Limits, RunData, read
 from popgraft.dashboard.figures import figures
 from popgraft.dashboard.page import Account, page
-from popgraft.dashboard.section import Maker
-from popgraft.dashboard.standing import Standing, listing, standing
+from popgraft.dashboard.section import MakeSection
+from popgraft.dashboard.status import Status, listing, status_of
 from popgraft.dashboard.summary import summary
 from popgraft.errors import PopgraftError
 from popgraft.store import RunFolder
@@ -31,7 +31,7 @@ UNREADABLE = "This run cannot be read: {}."
 """What is told of a run in place of everything else."""
 
 SHOWN, LISTED = 16, 4096
-"""Runs whose figures are remembered though nobody asks for them, and whose standings are."""
+"""Runs whose figures are remembered though nobody asks for them, and whose statuses are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Shown:
 
     mark: Mark
     data: RunData | str
-    own: Sequence[Maker] = ()
+    own: Sequence[MakeSection] = ()
     waits_until: float = 0.0
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class Watcher:
         own: functions of the user's that make sections.
     """
 
-    def __init__(self, root: Path, own: Sequence[Maker] = ()) -> None:
+    def __init__(self, root: Path, own: Sequence[MakeSection] = ()) -> None:
         self._root, self._own = root, own
         self._lock = threading.Lock()
         self._marks: dict[str, Mark] = {}
@@ -109,7 +109,7 @@ class Watcher:
         self._run = lru_cache(2 * SHOWN)(
             lambda folder, _: Run(folder.path)
         )  # it keeps the configuration that it has read
-        self._standing = lru_cache(LISTED)(self._stands)
+        self._status = lru_cache(LISTED)(self._status_of)
 
     def version(self) -> int:
         """A number that grows whenever a run has appeared, changed or vanished, or figures may be drawn again."""
@@ -129,9 +129,9 @@ class Watcher:
             first = not self._shown.keys() >= set(chosen)
             accounts = self._accounts(chosen)
             began = time.thread_time()
-            standings = {name: self._standing(mark) for name, mark in self._marks.items()}
+            statuses = {name: self._status(mark) for name, mark in self._marks.items()}
             title = chosen[0] if len(chosen) == 1 else f"{len(chosen)} runs in {self._root}"
-            text = page(title, accounts, listing(self._root, standings, chosen))
+            text = page(title, accounts, listing(self._root, statuses, chosen))
             if not first:  # what a person waits for is not rationed
                 self._spent += time.thread_time() - began
             return text
@@ -179,12 +179,12 @@ class Watcher:
         except PopgraftError as error:
             return UNREADABLE.format(error)
 
-    def _stands(self, mark: Mark) -> Standing:
+    def _status_of(self, mark: Mark) -> Status:
         """How far a run has come."""
         try:
-            return standing(self._run(mark.folder, mark.stamps[0]))
+            return status_of(self._run(mark.folder, mark.stamps[0]))
         except PopgraftError as error:
-            return Standing("damaged", fault=str(error))
+            return Status("damaged", fault=str(error))
 
     def _look(self) -> None:
         """Takes the marks of all runs, unless that was done a moment ago."""

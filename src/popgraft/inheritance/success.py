@@ -20,7 +20,7 @@ def no_worse(before: Any, after: Any, mode: str) -> Any:
 
 
 @dataclasses.dataclass
-class Exploit:
+class Recipient:
     """One member that became another one's copy.
 
     Attributes:
@@ -45,11 +45,11 @@ class Success:
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
-        self.exploits: list[Exploit] = []
+        self.exploits: list[Recipient] = []
 
     def begin(self, member: int, strategy: str, before: float | int | None) -> None:
         """An exploit has happened."""
-        self.exploits.append(Exploit(member, strategy, math.nan if before is None else before))
+        self.exploits.append(Recipient(member, strategy, math.nan if before is None else before))
 
     def forget(self, member: int) -> None:
         """A member's latest exploit has not happened after all."""
@@ -83,4 +83,4 @@ class Success:
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Restores what `state_dict` returned."""
-        self.exploits = [Exploit(**record) for record in state]
+        self.exploits = [Recipient(**record) for record in state]

@@ -17,7 +17,7 @@ from popgraft.train.run import State, planned_generations
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
+class Status:
     """How far a run has come.
 
     Attributes:
@@ -35,16 +35,16 @@ class Standing:
     fault: str = ""
 
 
-def standing(run: Run) -> Standing:
+def status_of(run: Run) -> Status:
     """Reads how far a run has come, whatever its folder holds; nothing in it is changed."""
     try:
         with reading(run.path):
             return _read(run)
     except PopgraftError as error:
-        return Standing("damaged" if isinstance(error, (ConfigError, Damaged)) else "unknown", fault=str(error))
+        return Status("damaged" if isinstance(error, (ConfigError, Damaged)) else "unknown", fault=str(error))
 
 
-def _read(run: Run) -> Standing:
+def _read(run: Run) -> Status:
     config, state = run.config, run.state
     try:
         with RunDatabase(run.folder.database, read_only=True) as database:
@@ -58,21 +58,21 @@ def _read(run: Run) -> Standing:
         raise
     except StoreError:  # no generation has been scored yet
         score = math.nan
-    return Standing(state, done, planned, score)
+    return Status(state, done, planned, score)
 
 
-def listing(root: Path, standings: Mapping[str, Standing], chosen: Collection[str]) -> str:
+def listing(root: Path, statuses: Mapping[str, Status], chosen: Collection[str]) -> str:
     """HTML of the runs below a folder, by name, with those ticked that are shown."""
-    if not standings:
+    if not statuses:
         return f'<nav id="runs" aria-label="Runs"><p>There are no runs in {escaped(str(root))} yet.</p></nav>'
-    rows = "".join(_row(name, found, name in chosen) for name, found in standings.items())
+    rows = "".join(_row(name, found, name in chosen) for name, found in statuses.items())
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("Run", "State", "Generations", "Best score"))
     return f"""<nav id="runs" aria-label="Runs">
 <form><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></form>
 </nav>"""
 
 
-def _row(name: str, found: Standing, shown: bool) -> str:
+def _row(name: str, found: Status, shown: bool) -> str:
     value = html.escape(name.encode(errors="replace").decode())
     box = f'<input type="checkbox" name="runs" value="{value}"{" checked" if shown else ""}>'
     label = f'<th scope="row"><label>{box} {escaped(name)}</label></th>'
