@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 
 from popgraft.config.fields import Section
-from popgraft.config.kinds import Kinds, kinds_in
+from popgraft.config.kinds import Kinds, chosen_kinds
 from popgraft.errors import ConfigError
 
 SHAPES = Kinds(
@@ -101,4 +101,4 @@ def test_what_cannot_serve_is_refused_when_it_is_loaded(name, sentence) -> None:
 
 
 def test_settings_that_name_kinds_are_found_in_all_sections() -> None:
-    assert list(kinds_in(World(inner=Inner(shape=Square)))) == [(SHAPES, f"{__name__}:Square"), (SHAPES, "round")]
+    assert list(chosen_kinds(World(inner=Inner(shape=Square)))) == [(SHAPES, f"{__name__}:Square"), (SHAPES, "round")]

@@ -97,7 +97,10 @@ def test_a_key_that_is_no_string_is_refused() -> None:
         ("model.network.layer_norm=1", "model.network.layer_norm = 1: must be true or false"),
         ("model.network.encoder_layers=64", "model.network.encoder_layers = 64: must be a list"),
         ("model.network.encoder_layers=[8, -1]", "model.network.encoder_layers.1 = -1: must be greater than 0"),
-        ("model.network.recurrent=lsmt", "model.network.recurrent = 'lsmt': must be 'lstm', 'gru' or 'none'"),
+        (
+            "model.network.recurrent=lsmt",
+            "model.network.recurrent = 'lsmt': must be one of lstm, gru, none, or module:Class",
+        ),
         ("model.optimizer_kwargs.betas=[0.9]", "model.optimizer_kwargs.betas.1 is missing; add it"),
         ("env=CartPole-v1", "env = 'CartPole-v1': must hold settings as `key: value`"),
         ("env.id=3", "env.id = 3: must be a string"),

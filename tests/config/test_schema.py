@@ -198,8 +198,12 @@ def test_a_learning_rule_that_cannot_work_is_refused_with_what_to_set() -> None:
     ("critic", "name", "sentence"),
     [
         ("categorical", "cvar_weight", "model.cvar_weight needs the quantiles of the return, but"),
-        ("scalar", "cvar_weight", "model.network.critic is 'scalar'; set model.network.critic: quantile"),
-        ("categorical", "clip_range_vf", "model.clip_range_vf bounds predicted returns, but a categorical critic"),
+        ("scalar", "cvar_weight", "model.network.critic is 'scalar', which predicts none; remove it, or set"),
+        (
+            "categorical",
+            "clip_range_vf",
+            "model.clip_range_vf bounds predicted returns, but model.network.critic is 'categorical', which",
+        ),
     ],
 )
 def test_a_critic_that_cannot_do_it_is_refused_also_where_the_population_draws_the_value(

@@ -13,14 +13,16 @@ import popgraft.nn
 import popgraft.ops
 import popgraft.optim
 from popgraft import native, tree
+from popgraft.config import NetworkConfig
 from popgraft.native import DEFINITIONS, definition, library
 from popgraft.nn import compiled
 from popgraft.nn.blocks import initialise, tanh
 from popgraft.nn.gru import GRU
-from popgraft.nn.heads import Categorical
+from popgraft.nn.heads.categorical import Categorical
 from popgraft.nn.lstm import LSTM
 from popgraft.ops.returns import discounted_sums, gae
 from popgraft.optim import UPGDRule, adam_, initial_adam_state, initial_upgd_state, upgd, upgd_
+from popgraft.spaces import ActionSpec
 from popgraft.state import OptimizerState
 
 pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.native().reason)
@@ -217,7 +219,8 @@ def test_optimizers(n, kind, rule, twins):
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_draws(sizes, kind, rows, twins):
     """Noise at both ends of its interval: a choice of probability 0 is never drawn, one of probability 1 always."""
-    head, logits = Categorical(4, sizes), draw(rows, 1, rows, sum(sizes))
+    head = Categorical(4, ActionSpec("multi_discrete", sizes=sizes), NetworkConfig())
+    logits = draw(rows, 1, rows, sum(sizes))
     noise = torch.rand(1, rows, len(sizes), generator=torch.Generator().manual_seed(1))
     noise[:, ::2], noise[:, 1::2] = 0.0, 1 - 2**-24
     last = sum(sizes) - 1

@@ -12,7 +12,7 @@ from popgraft import tree
 from popgraft.config import NetworkConfig
 from popgraft.errors import ConfigError
 from popgraft.nn.blocks import initialise
-from popgraft.nn.encoder import Encoder
+from popgraft.nn.encoders import make_encoder
 from popgraft.spaces import ActionSpec, ObsSpec, Spaces
 
 ACTION = ActionSpec("discrete", sizes=(2,), start=(0,))
@@ -82,7 +82,7 @@ def user_module(monkeypatch):
 @pytest.mark.parametrize("encoder", ["auto", "mlp"])
 def test_vectors_are_joined_by_name_and_go_through_the_dense_layers(encoder, batch):
     own = spaces(b=MATRIX, a=VECTOR, c=ObsSpec(()))
-    block = Encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[6, 4], activation="relu", layer_norm=True))
+    block = make_encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[6, 4], activation="relu", layer_norm=True))
     params, obs = population(block), observe(own, 3, *batch)
     y = block(params, obs)
     assert block.n_out == 4
@@ -97,7 +97,7 @@ def test_vectors_are_joined_by_name_and_go_through_the_dense_layers(encoder, bat
 
 def test_auto_gives_images_a_cnn_and_joins_them_with_vectors():
     own = spaces(view=IMAGE, speed=VECTOR)
-    block = Encoder(own, NetworkConfig(encoder_layers=[]))
+    block = make_encoder(own, NetworkConfig(encoder_layers=[]))
     params, obs = population(block), observe(own, 3, 2, 4)
     y = block(params, obs)
     assert block.n_out == y.shape[-1] == 5 + 512
@@ -110,7 +110,7 @@ def test_cnn_features_go_through_the_dense_layers():
     obs = observe(own, 3, 4)
     results = []
     for encoder in ("auto", "cnn"):
-        block = Encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[8]))
+        block = make_encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[8]))
         params = population(block)
         results.append(block(params, obs))
         assert params["body"]["linear0"]["weight"].shape == (3, 8, 512)
@@ -120,7 +120,7 @@ def test_cnn_features_go_through_the_dense_layers():
 
 def test_mlp_takes_an_image_as_a_vector_of_pixels():
     own = spaces(obs=IMAGE)
-    block = Encoder(own, NetworkConfig(encoder="mlp", encoder_layers=[]))
+    block = make_encoder(own, NetworkConfig(encoder="mlp", encoder_layers=[]))
     obs = observe(own, 3, 2, 4)
     assert block.n_out == 3 * 7 * 7
     torch.testing.assert_close(block({"body": {}}, obs), obs["obs"].flatten(3).float() / 255)
@@ -131,7 +131,7 @@ RAW = {"normalize_images": False, "encoder_layers": []}
 
 def test_raw_images_and_arrays_of_three_axes_are_images():
     own = spaces(view=IMAGE, scaled=ObsSpec((2, 7, 7)), speed=VECTOR)
-    block = Encoder(own, NetworkConfig(**RAW))
+    block = make_encoder(own, NetworkConfig(**RAW))
     params, obs = population(block), observe(own, 3, 2)
     y = block(params, obs)
     assert list(block.cnns) == ["scaled", "view"]
@@ -149,7 +149,7 @@ def test_raw_images_and_arrays_of_three_axes_are_images():
 @pytest.mark.parametrize("encoder", ["mlp", "users_nets:Extractor"])
 def test_other_encoders_get_raw_pixels_too(encoder):
     own = spaces(obs=IMAGE)
-    block = Encoder(own, NetworkConfig(encoder=encoder, **RAW))
+    block = make_encoder(own, NetworkConfig(encoder=encoder, **RAW))
     params, obs = population(block), observe(own, 3, 2)
     x = obs["obs"].float()
     if encoder == "mlp":
@@ -164,15 +164,15 @@ def test_cnn_refuses_what_is_not_an_image():
     with pytest.raises(
         ConfigError, match=r"'cnn' needs images, but the observation 'speed' of shape \(5,\).*encoder: auto"
     ):
-        Encoder(spaces(view=IMAGE, speed=VECTOR), NetworkConfig(encoder="cnn"))
+        make_encoder(spaces(view=IMAGE, speed=VECTOR), NetworkConfig(encoder="cnn"))
     with pytest.raises(ConfigError, match=r"'obs' of shape \(2, 7, 7\).*scaled already, normalize_images: false"):
-        Encoder(spaces(obs=ObsSpec((2, 7, 7))), NetworkConfig(encoder="cnn"))
+        make_encoder(spaces(obs=ObsSpec((2, 7, 7))), NetworkConfig(encoder="cnn"))
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGE])
 def test_an_own_module_is_the_whole_encoder(spec):
     own = spaces(obs=spec)
-    block = Encoder(
+    block = make_encoder(
         own, NetworkConfig(encoder="users_nets:Extractor", encoder_kwargs={"features_dim": 6}, encoder_layers=[9])
     )
     params, obs = population(block), observe(own, 3, 2, 4)
@@ -189,7 +189,7 @@ def test_an_own_module_is_the_whole_encoder(spec):
 
 def test_an_own_module_gets_a_dictionary_where_the_space_is_one():
     own = spaces(view=IMAGE, speed=VECTOR)
-    block = Encoder(own, NetworkConfig(encoder="users_nets:DictExtractor"))
+    block = make_encoder(own, NetworkConfig(encoder="users_nets:DictExtractor"))
     obs = observe(own, 3, 2)
     parts = {"view": obs["view"].flatten(2) / 255, "speed": obs["speed"]}
     expected = torch.cat([parts[name] for name in own.observation_space.spaces], dim=-1)
@@ -202,7 +202,7 @@ def test_a_feature_extractor_of_stable_baselines3():
         encoder="stable_baselines3.common.torch_layers:NatureCNN",
         encoder_kwargs={"features_dim": 7},
     )
-    block = Encoder(own, config)
+    block = make_encoder(own, config)
     assert block(population(block), observe(own, 3, 2)).shape == (3, 2, 7)
 
 
@@ -218,11 +218,11 @@ def test_a_feature_extractor_of_stable_baselines3():
 )
 def test_a_module_that_cannot_be_made_is_refused_with_the_reason(encoder, kwargs, words):
     with pytest.raises(ConfigError, match=words):
-        Encoder(spaces(obs=VECTOR), NetworkConfig(encoder=encoder, encoder_kwargs=kwargs))
+        make_encoder(spaces(obs=VECTOR), NetworkConfig(encoder=encoder, encoder_kwargs=kwargs))
 
 
 @pytest.mark.parametrize("encoder", ["auto", "mlp"])
 def test_population_laws(encoder, check_laws):
     own = spaces(view=ObsSpec((1, 3, 3), image=True), speed=VECTOR)
-    block = Encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[6], layer_norm=True))
+    block = make_encoder(own, NetworkConfig(encoder=encoder, encoder_layers=[6], layer_norm=True))
     check_laws(block, population(block), observe(own, 3, 2, 4), atol=1e-4)

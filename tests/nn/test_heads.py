@@ -6,6 +6,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import distributions
 
 from popgraft import tree
+from popgraft.config import NetworkConfig
 from popgraft.errors import ConfigError
 from popgraft.native import native
 from popgraft.nn.heads import make_head
@@ -41,7 +42,7 @@ def draw(head, *batch, seed=3):
 @every_kind
 @pytest.mark.parametrize("batch", [(4,), (2, 3), ()])
 def test_log_prob_entropy_and_their_gradients(kind, batch, stacked, normal):
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(N_IN, SPECS[kind], NetworkConfig())
     params = tree.map(lambda p: p.requires_grad_(), stacked(head))
     outputs = (3 * normal(3, *batch, head.n_outputs)).requires_grad_()
     action = head.sample(params, outputs, draw(head, 3, *batch)).detach()
@@ -69,7 +70,7 @@ def test_log_prob_entropy_and_their_gradients(kind, batch, stacked, normal):
 @pytest.mark.parametrize("batch", [(4,), (2, 3), ()])
 def test_divergence_and_its_gradient(kind, batch, stacked, normal):
     """With p held still, as the robust KL takes it: the gradient in the spread is the same as if p's were held too."""
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(N_IN, SPECS[kind], NetworkConfig())
     params = tree.map(lambda p: p.requires_grad_(), stacked(head))
     p, q = 3 * normal(3, *batch, head.n_outputs), (3 * normal(3, *batch, head.n_outputs)).requires_grad_()
     ours = head.kl(params, p, q)
@@ -90,7 +91,7 @@ def test_divergence_and_its_gradient(kind, batch, stacked, normal):
 
 @every_kind
 def test_sampling_frequencies(kind, stacked, normal):
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(N_IN, SPECS[kind], NetworkConfig())
     params, n = stacked(head), 40_000
     outputs = normal(3, 1, head.n_outputs).expand(3, n, head.n_outputs)
     action = head.sample(params, outputs, draw(head, 3, n)).double()
@@ -113,7 +114,7 @@ def test_sampling_frequencies(kind, stacked, normal):
 
 @every_kind
 def test_mode_is_the_most_likely_action(kind, stacked, normal):
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(N_IN, SPECS[kind], NetworkConfig())
     params, outputs = stacked(head), normal(3, 6, head.n_outputs)
     best = head.log_prob(params, outputs, head.mode(params, outputs))
     for seed in range(50):
@@ -123,7 +124,7 @@ def test_mode_is_the_most_likely_action(kind, stacked, normal):
 
 def test_shapes_types_and_noise(stacked, normal):
     for kind, spec in SPECS.items():
-        head = make_head(spec, N_IN)
+        head = make_head(N_IN, spec, NetworkConfig())
         params = stacked(head)
         outputs = head(params, normal(3, 2, 4, N_IN))
         action = head.sample(params, outputs, draw(head, 3, 2, 4))
@@ -135,13 +136,13 @@ def test_shapes_types_and_noise(stacked, normal):
 
 
 def test_a_float32_box_gives_float32_actions():
-    head = make_head(SPECS["box"], N_IN)
+    head = make_head(N_IN, SPECS["box"], NetworkConfig())
     params = tree.stack([head.init(torch.Generator())])
     assert head.sample(params, torch.zeros(1, 4, 2), torch.zeros(1, 4, 2)).dtype == torch.float32
 
 
 def test_inverse_cdf_by_hand():
-    head = make_head(ActionSpec("discrete", sizes=(3,), start=(0,)), N_IN)
+    head = make_head(N_IN, ActionSpec("discrete", sizes=(3,), start=(0,)), NetworkConfig())
     outputs = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 6, 3)
     noise = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 0.999]).view(1, 6, 1)
     assert head.sample({}, outputs, noise).flatten().tolist() == [0, 0, 1, 1, 2, 2]
@@ -150,7 +151,7 @@ def test_inverse_cdf_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_categorical_at_the_ends_of_the_noise(dtype):
     sizes = (3, 2)
-    head = make_head(ActionSpec("multi_discrete", sizes=sizes, start=(0, 0), shape=(2,)), N_IN)
+    head = make_head(N_IN, ActionSpec("multi_discrete", sizes=sizes, start=(0, 0), shape=(2,)), NetworkConfig())
     impossible = -torch.inf
     outputs = torch.tensor([impossible, 0.7, impossible, impossible, 0.1], dtype=dtype).expand(1, 4, 5)
     below_one = 1 - torch.finfo(dtype).eps / 2
@@ -167,7 +168,7 @@ def test_categorical_at_the_ends_of_the_noise(dtype):
 @pytest.mark.parametrize("kind", ["discrete", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_outputs_that_are_not_finite_still_give_a_valid_action(kind, value):
-    head = make_head(SPECS[kind], N_IN)
+    head = make_head(N_IN, SPECS[kind], NetworkConfig())
     outputs = torch.zeros(2, 3, head.n_outputs)
     outputs[0] = value
     outputs[1, 0, -1] = value
@@ -181,7 +182,9 @@ def test_outputs_that_are_not_finite_still_give_a_valid_action(kind, value):
 @pytest.mark.parametrize("sizes", [(2,), (4,), (16, 2), (17,), (3, 40, 2)])
 def test_the_compiled_draw_is_that_of_pytorch(sizes):
     """Both of the same single-precision logits, in single and in double precision."""
-    head = make_head(ActionSpec("multi_discrete", sizes=sizes, start=(0,) * len(sizes), shape=(len(sizes),)), N_IN)
+    head = make_head(
+        N_IN, ActionSpec("multi_discrete", sizes=sizes, start=(0,) * len(sizes), shape=(len(sizes),)), NetworkConfig()
+    )
     generator = torch.Generator().manual_seed(sum(sizes))
     outputs = 3 * torch.randn(3, 2, 400, head.n_outputs, generator=generator)
     noise = torch.rand(2, 3, 400, len(sizes), generator=generator).transpose(0, 1)
@@ -193,7 +196,7 @@ def test_the_compiled_draw_is_that_of_pytorch(sizes):
 
 def test_initial_policy_is_nearly_uniform_with_unit_spread():
     for kind, spec in SPECS.items():
-        params = make_head(spec, 64).init(torch.Generator().manual_seed(0))
+        params = make_head(64, spec, NetworkConfig()).init(torch.Generator().manual_seed(0))
         assert not params["linear"]["bias"].any()
         torch.testing.assert_close(torch.linalg.svdvals(params["linear"]["weight"]).max(), torch.tensor(0.01))
         assert ("log_std" in params) == (kind == "box")
@@ -210,7 +213,7 @@ def their_law(params, outputs, head, m):
 
 
 def test_state_dependent_noise_is_stable_baselines3s(stacked, normal):
-    head = make_head(SPECS["box"], N_IN, -0.5, use_sde=True)
+    head = make_head(N_IN, SPECS["box"], NetworkConfig(log_std_init=-0.5, use_sde=True))
     params = tree.map(lambda p: p.requires_grad_(), stacked(head))
     assert (head.init(torch.Generator())["log_std"] == torch.full((N_IN, 2), -0.5)).all()
     latent, noise = normal(3, 4, N_IN).requires_grad_(), draw(head, 3, 4)
@@ -243,7 +246,7 @@ def test_state_dependent_noise_is_stable_baselines3s(stacked, normal):
 
 
 def test_the_latent_learns_nothing_from_the_noise(stacked, normal):
-    head = make_head(SPECS["box"], N_IN, use_sde=True)
+    head = make_head(N_IN, SPECS["box"], NetworkConfig(use_sde=True))
     params, latent = stacked(head), normal(3, 4, N_IN).requires_grad_()
     (gradient,) = torch.autograd.grad(head.entropy(params, head(params, latent)).sum(), latent)
     assert not gradient.any()
@@ -251,12 +254,16 @@ def test_the_latent_learns_nothing_from_the_noise(stacked, normal):
 
 def test_only_continuous_actions_have_state_dependent_noise():
     with pytest.raises(ConfigError, match="use_sde=True needs a continuous action"):
-        make_head(SPECS["discrete"], N_IN, use_sde=True)
+        make_head(N_IN, SPECS["discrete"], NetworkConfig(use_sde=True))
 
 
 @pytest.mark.parametrize("kind", [*SPECS, "sde"])
 def test_population_laws(kind, stacked, normal, check_laws):
-    head = make_head(SPECS["box"], N_IN, use_sde=True) if kind == "sde" else make_head(SPECS[kind], N_IN)
+    head = (
+        make_head(N_IN, SPECS["box"], NetworkConfig(use_sde=True))
+        if kind == "sde"
+        else make_head(N_IN, SPECS[kind], NetworkConfig())
+    )
     params, latent, noise = stacked(head), normal(3, 4, N_IN), draw(head, 3, 4)
     action = head.sample(params, head(params, latent), noise)
     check_laws(lambda p, x, a: head.log_prob(p, head(p, x), a), params, latent, action)

@@ -60,7 +60,7 @@ def expected_loss(policy, out, predictions, samples, own, form, m):
     loss = loss - own["ent_coef"] * entropy[seen].mean()
     if form.penalized:
         loss = loss + own["kl_penalty_beta"] * (samples.log_prob[m] - log_prob)[seen].mean()
-    sample_loss = squared if policy.critic.kind == "scalar" else quantile_huber
+    sample_loss = squared if policy.critic.kind.atoms == 1 else quantile_huber
     value_losses = []
     for c in range(policy.critic.critics):
         q = predictions[m, :, :, c]

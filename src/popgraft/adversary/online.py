@@ -34,7 +34,7 @@ class OnlineAttack:
     """
 
     def __init__(self, policy: Policy, config: AttackConfig, seeds: Sequence[int]) -> None:
-        self.vectors, self.config = Vectors(policy.encoder.specs), config
+        self.vectors, self.config = Vectors(policy.specs), config
         self.policy = copy.copy(policy)
         self.policy.critic_detached = False  # that stops the critic from training a shared memory, not an attacker
         self.generators = [torch_generator(seed, "attack") for seed in seeds]

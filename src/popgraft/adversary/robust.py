@@ -103,7 +103,7 @@ class Adversary:
 
     def __init__(self, policy: Policy, config: AdversaryConfig) -> None:
         self.policy, self.config = policy, config
-        self.vectors = Vectors(policy.encoder.specs)
+        self.vectors = Vectors(policy.specs)
 
     def draw(self, generators: list[torch.Generator], like: Float[Tensor, "pop time batch"]) -> Draws:
         """The randomness of one attack on sequences with the shape of `like`, each member's from its own generator."""

@@ -9,6 +9,7 @@ from typing import Any
 from popgraft.cli.picture import save
 from popgraft.cli.table import table
 from popgraft.config import AttackConfig, load_config
+from popgraft.config.kinds import chosen_kinds
 from popgraft.errors import ConfigError
 from popgraft.pbt.welch import t_quantile
 from popgraft.state import Scores
@@ -69,17 +70,18 @@ def open_agent(source: Path, env: str | None) -> Agent:
             "of which the section env is taken, wrappers included"
         )
     from popgraft.sb3 import DistributionalPPO, agent_of  # slow to import
-    from popgraft.sb3.archive import encoder_of
+    from popgraft.sb3.archive import code_of
+    from popgraft.sb3.kinds import KINDS
 
     config = load_config(env if Path(env).suffix in (".yaml", ".yml") else {"env": {"id": env}})
-    own, encoder = {}, encoder_of(source)
-    if ":" in str(encoder):  # its import runs code, which the file alone cannot ask for
-        if encoder != config.model.network.encoder:
+    own, known = code_of(source), {kinds.setting: name for kinds, name in chosen_kinds(config)}
+    for name, path in own.items():  # its import runs code, which the file alone cannot ask for
+        setting = KINDS[name].setting
+        if path != known[setting]:
             raise ConfigError(
-                f"{source} was saved with the encoder {encoder}, which a file cannot hold without code; give --env a "
-                "configuration whose model.network.encoder names it too"
+                f"{source} was saved with {name}={path}, which a file cannot hold without code; give --env a "
+                f"configuration whose {setting} names it too"
             )
-        own = {"encoder": encoder}
     return agent_of(DistributionalPPO.load(source, device=config.engine.device, custom_objects=own), config)
 
 

@@ -1,6 +1,7 @@
 """Kinds of a part: the built-in ones by a word, everybody else's as `module:Class`, all of them on one protocol."""
 
 import dataclasses
+import functools
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from popgraft.config.fields import reference
 from popgraft.errors import ConfigError
+from popgraft.messages import told
 from popgraft.names import import_name
 
 
@@ -72,15 +74,41 @@ class Kinds:
             raise ConfigError(f"{self.setting}={name!r} lacks {lacking}; define what is missing in {found.__name__}")
         return found
 
+    def make(self, name: str, *given: Any, **kwargs: Any) -> Any:
+        """An object of a kind that `load` finds.
+
+        Raises:
+            ConfigError: it is not to be found, or cannot be made of these arguments.
+        """
+        cls = self.load(name)
+        try:
+            return cls(*given, **kwargs)
+        except Exception as error:
+            if name in self.table:
+                raise
+            raise ConfigError(
+                f"{self.setting}={name!r}: {cls.__name__} cannot be made with {kwargs} ({told(error)}); "
+                f"correct {self.setting}_kwargs or the constructor"
+            ) from error
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A string that `name` has checked."""
         return core_schema.no_info_before_validator_function(self.name, handler(source))
 
 
-def kinds_in(section: BaseModel) -> Iterator[tuple[Kinds, str]]:
-    """Every setting of a section, and of the sections in it, that names a kind, with what it says."""
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        yield from ((kinds, value) for kinds in field.metadata if isinstance(kinds, Kinds))
-        if isinstance(value, BaseModel):
-            yield from kinds_in(value)
+def kinds_of(section: type[BaseModel]) -> dict[str, Kinds]:
+    """Every setting of a section, and of the sections in it, that names a kind, by its dotted name."""
+    found: dict[str, Kinds] = {}
+    for name, field in section.model_fields.items():
+        for kinds in field.metadata:
+            if isinstance(kinds, Kinds):
+                found[name] = kinds
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= {f"{name}.{path}": kinds for path, kinds in kinds_of(field.annotation).items()}
+    return found
+
+
+def chosen_kinds(section: BaseModel) -> Iterator[tuple[Kinds, str]]:
+    """The same with what the settings say."""
+    for path, kinds in kinds_of(type(section)).items():
+        yield kinds, functools.reduce(getattr, path.split("."), section)  # type: ignore[misc]

@@ -2,19 +2,44 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, model_validator
 
-from popgraft.config.fields import Integer, Kwargs, Number, Positive, Section, reference
+from popgraft.config.fields import Integer, Kwargs, Number, Positive, Section
+from popgraft.config.kinds import Kinds, kinds_of
 
-BUILT_IN_ENCODERS = ("auto", "mlp", "cnn")
+ENCODERS = Kinds(
+    "model.network.encoder",
+    ("torch.nn:Module", "popgraft.nn:Encoder"),
+    {
+        "auto": "popgraft.nn.encoders.joined:MixedEncoder",
+        "mlp": "popgraft.nn.encoders.joined:FlatEncoder",
+        "cnn": "popgraft.nn.encoders.joined:ImageEncoder",
+    },
+)
+MEMORIES = Kinds(
+    "model.network.recurrent",
+    ("popgraft.nn:Memory",),
+    {"lstm": "popgraft.nn.lstm:LSTM", "gru": "popgraft.nn.gru:GRU", "none": None},
+)
+ACTION_HEADS = Kinds("model.network.action_head", ("popgraft.nn:ActionHead",), {"auto": None})
+CRITICS = Kinds(
+    "model.network.critic",
+    ("popgraft.nn:Critic",),
+    {
+        "quantile": "popgraft.nn.critics.quantile:QuantileCritic",
+        "categorical": "popgraft.nn.critics.categorical:CategoricalCritic",
+        "scalar": "popgraft.nn.critics.scalar:ScalarCritic",
+    },
+)
 
 
 class NetworkConfig(Section):
     """The policy and value networks of every member."""
 
-    encoder: str = "auto"
-    """`mlp`, `cnn`, or `module:Class` of an nn.Module called as Class(observation_space, **encoder_kwargs);
-    `auto` takes cnn for images."""
+    encoder: Annotated[str, ENCODERS] = "auto"
+    """From observations to features; `auto` takes cnn for images. An own one is an nn.Module, made as
+    Class(observation_space, **encoder_kwargs), or a popgraft.nn.Encoder, made as Class(spaces, network,
+    **encoder_kwargs)."""
     encoder_kwargs: Kwargs = {}
     """Keyword arguments of an own encoder."""
     encoder_layers: list[Positive] = [64]
@@ -30,8 +55,11 @@ class NetworkConfig(Section):
     """Nonlinearity of dense layers."""
     layer_norm: StrictBool = False
     """Whether dense layers normalise before their nonlinearity."""
-    recurrent: Literal["lstm", "gru", "none"] = "lstm"
-    """Kind of memory; `none` gives a feed-forward agent."""
+    recurrent: Annotated[str, MEMORIES] = "lstm"
+    """Kind of memory; `none` gives a feed-forward agent. An own one is a popgraft.nn.Memory, made as Class(n_in,
+    hidden_size, recurrent_layers, **recurrent_kwargs)."""
+    recurrent_kwargs: Kwargs = {}
+    """Keyword arguments of an own memory."""
     hidden_size: Positive = 64
     """Width of a recurrent layer."""
     recurrent_layers: Positive = 1
@@ -45,14 +73,22 @@ class NetworkConfig(Section):
     """Widths of dense layers between memory and output, in actor and critic alike."""
     critic_head_layers: list[Positive] | None = None
     """The same for the critic where it differs; null: `head_layers`."""
+    action_head: Annotated[str, ACTION_HEADS] = "auto"
+    """Distribution of actions; `auto` follows from the action space: softmax, coins, or a diagonal Gaussian. An own one
+    is a popgraft.nn.ActionHead, made as Class(n_in, action, network, **action_head_kwargs)."""
+    action_head_kwargs: Kwargs = {}
+    """Keyword arguments of an own action head."""
     log_std_init: Number = 0.0
     """Logarithm of a continuous action's standard deviation at birth."""
     use_sde: StrictBool = False
     """Whether a continuous action's noise is a function of the state (generalised state-dependent exploration)."""
     sde_sample_freq: Positive | None = None
     """Steps for which that function stays the same; null: a whole rollout."""
-    critic: Literal["quantile", "categorical", "scalar"] = "quantile"
-    """What the critic predicts: quantiles of the return, a law over a fixed support, or the mean alone."""
+    critic: Annotated[str, CRITICS] = "quantile"
+    """What the critic predicts: quantiles of the return, a law over a fixed support, or the mean alone. An own one is a
+    popgraft.nn.Critic, made as Class(network, **critic_kwargs)."""
+    critic_kwargs: Kwargs = {}
+    """Keyword arguments of an own critic."""
     n_quantiles: Positive = 21
     """Quantiles that a quantile critic predicts."""
     n_bins: Annotated[Integer, Field(ge=2)] = 51
@@ -68,21 +104,14 @@ class NetworkConfig(Section):
     bits and adds up in float32, which is faster on some processors and slower on others; `auto` takes what a
     measurement on this machine's CPU finds to be faster, and keeps to it."""
 
-    @field_validator("encoder", mode="after")
-    @classmethod
-    def _known_encoder(cls, encoder: str) -> str:
-        if encoder not in BUILT_IN_ENCODERS and ":" not in encoder:
-            raise ValueError(f"must be one of {', '.join(BUILT_IN_ENCODERS)}, or module:Class")
-        return encoder if encoder in BUILT_IN_ENCODERS else reference(encoder)
-
     @property
-    def atoms(self) -> int:
-        """Outputs of one critic."""
-        return {"quantile": self.n_quantiles, "categorical": self.n_bins, "scalar": 1}[self.critic]
+    def remembers(self) -> bool:
+        """Whether there is a memory."""
+        return MEMORIES.table.get(self.recurrent, self.recurrent) is not None
 
     @model_validator(mode="after")
     def _one_encoder_for_one_memory(self) -> "NetworkConfig":
-        if not self.share_encoder and self.recurrent != "none" and self.critic_recurrent in ("shared", "detached"):
+        if not self.share_encoder and self.remembers and self.critic_recurrent in ("shared", "detached"):
             raise ValueError(
                 f"a critic with an encoder of its own cannot read the actor's memory, but critic_recurrent is "
                 f"{self.critic_recurrent!r}; set share_encoder: true or critic_recurrent: separate"
@@ -91,7 +120,7 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _dropout_has_a_place(self) -> "NetworkConfig":
-        layers = 0 if self.recurrent == "none" else self.recurrent_layers
+        layers = self.recurrent_layers if self.remembers else 0
         if self.recurrent_dropout and layers < 2:
             raise ValueError(
                 f"recurrent_dropout={self.recurrent_dropout} acts between recurrent layers, of which there are "
@@ -108,9 +137,18 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _somebody_reads_the_kwargs(self) -> "NetworkConfig":
-        if self.encoder_kwargs and self.encoder in BUILT_IN_ENCODERS:
+        for name, kinds in kinds_of(NetworkConfig).items():
+            if getattr(self, f"{name}_kwargs") and getattr(self, name) in kinds.table:
+                raise ValueError(
+                    f"{name}_kwargs are for an own {name}, and {name} is {getattr(self, name)!r}; "
+                    f"remove them or set {name}: module:Class"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_explores(self) -> "NetworkConfig":
+        if self.use_sde and self.action_head != "auto":
             raise ValueError(
-                f"encoder_kwargs are for an own encoder, and encoder is {self.encoder!r}; "
-                "remove them or set encoder: module:Class"
+                f"use_sde chooses an action head, and action_head is {self.action_head!r}; set use_sde: false"
             )
         return self

@@ -10,6 +10,7 @@ from popgraft.config.adversary import AttackConfig
 from popgraft.config.environments import TRAINING_ONLY, EnvConfig, EvaluationEnvConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import ModelConfig, path_of
+from popgraft.config.network import CRITICS
 from popgraft.config.optimizer import made_for_adam
 from popgraft.config.population import PopulationConfig
 from popgraft.config.trackers import TrackingConfig
@@ -238,22 +239,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _what_is_used_can_work(self) -> "Config":
-        critic = self.model.network.critic
         if self.model.kl_penalty and not self.uses("target_kl"):
             raise ValueError("model.kl_penalty needs a divergence to aim at; set model.target_kl, for example to 0.01")
-        if self.uses("cvar_weight") and critic != "quantile":
-            raise ValueError(
-                f"model.cvar_weight needs the quantiles of the return, but model.network.critic is {critic!r}; "
-                "set model.network.critic: quantile"
-            )
         for name, place in self.pbt.varied.items():
             if reason := self._unread(name):
                 raise ValueError(f"{place} lists {name!r}, which nothing reads: {reason}")
-        if self.uses("clip_range_vf") and critic == "categorical":
-            raise ValueError(
-                "model.clip_range_vf bounds predicted returns, but a categorical critic predicts logits; remove it, "
-                "or set model.network.critic: quantile"
-            )
+        if self.model.network.critic in CRITICS.table:  # another one is loaded where a run begins, and asked there
+            self.check_critic()
         return self
 
     @model_validator(mode="after")
@@ -276,6 +268,23 @@ class Config(Section):
                 "observations, but model.network.critic_recurrent is 'detached'; set attack_objective: kl"
             )
         return self
+
+    def check_critic(self) -> None:
+        """Refuses settings that the critic cannot serve.
+
+        Raises:
+            ConfigError: one of them is used.
+        """
+        critic = self.model.network.critic
+        for name, ability, why in (
+            ("cvar_weight", "quantiles", "needs the quantiles of the return"),
+            ("clip_range_vf", "rescale_", "bounds predicted returns"),
+        ):
+            if self.uses(name) and getattr(CRITICS.load(critic), ability) is None:
+                raise ConfigError(
+                    f"model.{name} {why}, but model.network.critic is {critic!r}, which predicts none; remove it, or "
+                    "set model.network.critic: quantile"
+                )
 
     def _unread(self, name: str) -> str | None:
         """Why a tunable number would have no effect whatever its value."""
@@ -315,7 +324,7 @@ class Config(Section):
             or [self.model.cvar_alpha]
         )
         atoms = self.model.network.n_quantiles
-        if self.uses("cvar_weight") and least * atoms < 1:
+        if self.uses("cvar_weight") and self.model.network.critic in CRITICS.table and least * atoms < 1:
             cautions.append(
                 f"model.cvar_alpha={least:g} is less than one of {atoms} quantiles: the worst outcomes are the lowest "
                 f"quantile alone; raise model.network.n_quantiles to {math.ceil(1 / least)}"

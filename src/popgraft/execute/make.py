@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config
+from popgraft.config.network import MEMORIES
 from popgraft.errors import MissingExtra
 from popgraft.execute.base import Executor, cores
 from popgraft.execute.inline import InlineExecutor
@@ -48,8 +49,9 @@ def make_executor(
         return RayExecutor(config, hyperparams, factory)
     on_cpu = resolve_device(config.engine.device).type == "cpu"
     parallel = on_cpu and os.name == "posix"
-    if on_cpu and config.model.network.recurrent == "lstm" and native().library is None:
-        logger.warning("LSTMs run in PyTorch, more slowly than compiled: %s", native().reason)
+    memory = MEMORIES.load(config.model.network.recurrent)
+    if on_cpu and memory and memory.compiled and native().library is None:
+        logger.warning("%ss run in PyTorch, more slowly than compiled: %s", memory.__name__, native().reason)
     if on_cpu and config.model.network.precision == "bfloat16" and not native().rounds:
         logger.warning("products in bfloat16 are slower than in float32 here; set model.network.precision: float32")
     shards = config.execute.shards or (min(cores(), config.pbt.population_size) if parallel else 1)

@@ -83,7 +83,7 @@ class Shard:
             if config.evaluation_env != config.env:  # what cannot work is refused before anything is trained
                 make_evaluation_grid(config, self.grid.spaces, 1, 1, factory, self.device).close()
             if config.evaluation.attack_weight:
-                Vectors(self.policy.encoder.specs)  # refuses what cannot be attacked before anything is trained
+                Vectors(self.policy.specs)  # refuses what cannot be attacked before anything is trained
         except BaseException:
             self.grid.close()  # what cannot be built leaves no environment process behind
             raise

@@ -9,7 +9,6 @@ batched matrix product, a step is one more and nine elementwise operations, and 
 elementwise derivative for the whole unroll at once, so that its loop holds five operations.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from popgraft.nn.blocks import Params, orthogonal
 from popgraft.nn.precision import affine, factors, of_weight
+from popgraft.nn.recurrent import Memory
 
 
 class _Recurrence(torch.autograd.Function):
@@ -82,74 +82,33 @@ class _Recurrence(torch.autograd.Function):
         return dgates, dweight, dbias_n, dh_in, None
 
 
-class GRU:
-    """Stacked GRU layers for every member of the population.
+class GRU(Memory):
+    """Gated recurrent unit; a layer's state is h."""
 
-    The state of one environment is a flat vector: h of the first layer, then of the next.
+    matrices = 3
 
-    Args:
-        n_in: input features.
-        hidden_size: features of every layer.
-        layers: number of layers.
-    """
-
-    def __init__(self, n_in: int, hidden_size: int, layers: int = 1) -> None:
-        self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
-        self.state_size = hidden_size * layers
-
-    @property
-    def hidden_slices(self) -> list[slice]:
-        """Where h of every layer lies in the state."""
-        return [slice(start, start + self.n_out) for start in range(0, self.state_size, self.n_out)]
-
-    def init(self, generator: torch.Generator) -> Params:
+    def init_layer(self, n_in: int, generator: torch.Generator) -> Params:
         """Orthogonal gate matrices, zero biases."""
         hidden = self.n_out
-        params: Params = {}
-        for layer in range(self.layers):
-            n_in = self.n_in if layer == 0 else hidden
-            params[f"layer{layer}"] = {
-                "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(3)]),
-                "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(3)]),
-                "bias": torch.zeros(3 * hidden),
-                "bias_n": torch.zeros(hidden),
-            }
-        return params
+        return {
+            "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(3)]),
+            "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(3)]),
+            "bias": torch.zeros(3 * hidden),
+            "bias_n": torch.zeros(hidden),
+        }
 
-    def prepared(self, params: Params) -> Params:
-        """The parameters; nothing is made of them."""
-        return params
-
-    def __call__(
+    def unroll(
         self,
         params: Params,
         x: Float[Tensor, "pop time batch n_in"],
-        state: Float[Tensor, "pop batch state"],
+        state: Float[Tensor, "pop batch own"],
         start: Bool[Tensor, "pop time batch"],
-        kept: Sequence[Float[Tensor, "pop time batch hidden"]] = (),
-    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
-        """Unrolls over time.
-
-        Args:
-            params: what `init` made, stacked.
-            x: inputs.
-            state: state before the first step.
-            start: where an episode begins: the state is zeroed before that step.
-            kept: dropout: factors of what every layer but the last hands to the next; none: all is handed on.
-
-        Returns:
-            the last layer's output at every step, and the state after the last step.
-        """
+    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch own"]]:
+        """One layer over time."""
         hidden = self.n_out
-        start = start.unsqueeze(-1)
         double_n = torch.cat([x.new_ones(2 * hidden, 1), x.new_full((hidden, 1), 2)])
-        final = []
-        for layer, h0 in enumerate(state.split(hidden, dim=-1)):
-            p = params[f"layer{layer}"]
-            gates_x = affine(x.flatten(1, 2), p["weight_ih"] * double_n, p["bias"] * double_n.squeeze(-1))
-            gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
-            weight_hh, bias_n = p["weight_hh"] * double_n, 2 * p["bias_n"]
-            x = _Recurrence.apply(gates_x, weight_hh, bias_n, h0, start)  # type: ignore[no-untyped-call]
-            final.append(x[:, -1] if x.shape[1] else h0)
-            x = x * kept[layer] if layer < len(kept) else x
-        return x, torch.cat(final, dim=-1)
+        gates_x = affine(x.flatten(1, 2), params["weight_ih"] * double_n, params["bias"] * double_n.squeeze(-1))
+        gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
+        weight_hh, bias_n = params["weight_hh"] * double_n, 2 * params["bias_n"]
+        y = _Recurrence.apply(gates_x, weight_hh, bias_n, state, start.unsqueeze(-1))  # type: ignore[no-untyped-call]
+        return y, y[:, -1].clone() if y.shape[1] else state

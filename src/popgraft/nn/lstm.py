@@ -10,7 +10,6 @@ The backward pass computes every elementwise derivative for the whole unroll at 
 operations. On CPUs the compiled loop (`compiled.py`) does the same member by member, where it can be compiled.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from popgraft.native import Definition
 from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
 from popgraft.nn.precision import affine, factors, of_weight
+from popgraft.nn.recurrent import Memory
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -120,69 +120,35 @@ def unroll(
 unroll.compiled(lambda x, weights, *others: compiled.unrolls(weights[1].shape[-1]))(compiled.unroll)
 
 
-class LSTM:
-    """Stacked LSTM layers for every member of the population.
+class LSTM(Memory):
+    """Long short-term memory; a layer's state is (h, c)."""
 
-    The state of one environment is a flat vector: (h, c) of the first layer, then of the next.
+    parts = 2
+    matrices = 4
+    compiled = True
 
-    Args:
-        n_in: input features.
-        hidden_size: features of every layer.
-        layers: number of layers.
-    """
-
-    def __init__(self, n_in: int, hidden_size: int, layers: int = 1) -> None:
-        self.n_in, self.n_out, self.layers = n_in, hidden_size, layers
-        self.state_size = 2 * hidden_size * layers
-
-    @property
-    def hidden_slices(self) -> list[slice]:
-        """Where h of every layer lies in the state."""
-        return [slice(start, start + self.n_out) for start in range(0, self.state_size, 2 * self.n_out)]
-
-    def init(self, generator: torch.Generator) -> Params:
+    def init_layer(self, n_in: int, generator: torch.Generator) -> Params:
         """Orthogonal gate matrices; zero biases but for the forget gate's, which is 1 (Jozefowicz et al. 2015)."""
         hidden = self.n_out
-        params: Params = {}
-        for layer in range(self.layers):
-            n_in = self.n_in if layer == 0 else hidden
-            bias = torch.zeros(4 * hidden)
-            bias[hidden : 2 * hidden] = 1
-            params[f"layer{layer}"] = {
-                "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(4)]),
-                "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(4)]),
-                "bias": bias,
-            }
-        return params
+        bias = torch.zeros(4 * hidden)
+        bias[hidden : 2 * hidden] = 1
+        return {
+            "weight_ih": torch.cat([orthogonal(hidden, n_in, 1.0, generator) for _ in range(4)]),
+            "weight_hh": torch.cat([orthogonal(hidden, hidden, 1.0, generator) for _ in range(4)]),
+            "bias": bias,
+        }
 
     def prepared(self, params: Params) -> Params:
-        """The parameters with what every call makes of them; right for as long as they do not change."""
+        """With the weights as the compiled loop takes them."""
         return {name: compiled.prepared(own) for name, own in params.items()}
 
-    def __call__(
+    def unroll(
         self,
         params: Params,
         x: Float[Tensor, "pop time batch n_in"],
-        state: Float[Tensor, "pop batch state"],
+        state: Float[Tensor, "pop batch own"],
         start: Bool[Tensor, "pop time batch"],
-        kept: Sequence[Float[Tensor, "pop time batch hidden"]] = (),
-    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch state"]]:
-        """Unrolls over time.
-
-        Args:
-            params: what `init` made, stacked, or `prepared`.
-            x: inputs.
-            state: state before the first step.
-            start: where an episode begins: the state is zeroed before that step.
-            kept: dropout: factors of what every layer but the last hands to the next; none: all is handed on.
-
-        Returns:
-            the last layer's output at every step, and the state after the last step.
-        """
-        final = []
-        for layer, own in enumerate(state.chunk(self.layers, dim=-1) if self.layers > 1 else [state]):
-            p = params[f"layer{layer}"]
-            x, last = unroll(x, (p["weight_ih"], p["weight_hh"], p["bias"]), own, start, p.get("panels"))
-            final.append(last)
-            x = x * kept[layer] if layer < len(kept) else x
-        return x, torch.cat(final, dim=-1) if self.layers > 1 else final[0]
+    ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch own"]]:
+        """One layer over time."""
+        weights = params["weight_ih"], params["weight_hh"], params["bias"]
+        return unroll(x, weights, state, start, params.get("panels"))

@@ -1,26 +1,24 @@
 """The agent's network: encoder, actor and critic memory, action head and critic."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
+from popgraft.config.network import CRITICS, MEMORIES
 from popgraft.nn.blocks import Block, Layout, Params, initialise
 from popgraft.nn.compiled import rounding_pays
-from popgraft.nn.critic import Critic
+from popgraft.nn.critics import CriticEnsemble
 from popgraft.nn.dense import MLP
-from popgraft.nn.encoder import Encoder
-from popgraft.nn.gru import GRU
+from popgraft.nn.encoders import make_encoder
 from popgraft.nn.heads import make_head
-from popgraft.nn.lstm import LSTM
 from popgraft.nn.precision import rounded_to
+from popgraft.nn.recurrent import Memory
 from popgraft.rng import to_device
 from popgraft.spaces import Spaces
-
-Memory = LSTM | GRU
 
 Kept = tuple[Sequence[Float[Tensor, "pop time batch hidden"]], Sequence[Float[Tensor, "pop time batch hidden"]]]
 """Dropout: factors of what every recurrent layer but the last hands to the next one, in the actor and in the critic."""
@@ -54,8 +52,9 @@ class Policy:
     def __init__(
         self, spaces: Spaces, config: NetworkConfig, extractor: Callable[[Any], nn.Module] | None = None
     ) -> None:
-        self.encoder = Encoder(spaces, config, extractor)
-        self.critic_encoder = None if config.share_encoder else Encoder(spaces, config, extractor)
+        self.specs = {name: spaces.obs[name] for name in sorted(spaces.obs)}
+        self.encoder = make_encoder(spaces, config, extractor)
+        self.critic_encoder = None if config.share_encoder else make_encoder(spaces, config, extractor)
         features = self.encoder.n_out
         self.actor_memory = _memory(config, features)
         own_critic_memory = config.critic_recurrent == "separate"
@@ -70,17 +69,9 @@ class Policy:
         self.actor_mlp = MLP(recalled, config.head_layers, config.activation, config.layer_norm)
         critic_layers = config.head_layers if config.critic_head_layers is None else config.critic_head_layers
         self.critic_mlp = MLP(valued, critic_layers, config.activation, config.layer_norm)
-        self.head = make_head(
-            spaces.action, self.actor_mlp.n_out, config.log_std_init, config.use_sde, config.sde_sample_freq
-        )
-        self.critic = Critic(
-            self.critic_mlp.n_out,
-            config.critic,
-            config.atoms,
-            config.twin_critics,
-            config.twin_reduce,
-            config.support,
-        )
+        self.head = make_head(self.actor_mlp.n_out, spaces.action, config)
+        critic = CRITICS.make(config.critic, config, **config.critic_kwargs)
+        self.critic = CriticEnsemble(self.critic_mlp.n_out, critic, config.twin_critics, config.twin_reduce)
         self._blocks: dict[str, Block] = {
             "encoder": self.encoder,
             "actor_mlp": self.actor_mlp,
@@ -216,7 +207,7 @@ class Policy:
 
 
 def _memory(config: NetworkConfig, n_in: int) -> Memory | None:
-    if config.recurrent == "none":
+    if not config.remembers:
         return None
-    kind = LSTM if config.recurrent == "lstm" else GRU
-    return kind(n_in, config.hidden_size, config.recurrent_layers)
+    made = MEMORIES.make(config.recurrent, n_in, config.hidden_size, config.recurrent_layers, **config.recurrent_kwargs)
+    return cast(Memory, made)

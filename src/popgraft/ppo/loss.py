@@ -7,7 +7,7 @@ from torch import Tensor
 
 from popgraft.nn import Kept, Params, Policy
 from popgraft.ops import losses
-from popgraft.ops.critic_losses import SampleLoss, critic_loss
+from popgraft.ops.critic_loss import SampleLoss, critic_loss
 from popgraft.ops.kl_control import kl_penalty
 from popgraft.ops.reduce import mean, standardize
 from popgraft.rollout.batch import Minibatch

@@ -10,7 +10,7 @@ from torch import Tensor
 from popgraft.adversary import Adversary, Sequences, scheduled_radius
 from popgraft.config import Config
 from popgraft.nn import Params, Policy
-from popgraft.ops import critic_losses, entropy_schedule, kl_control, moments, return_scale
+from popgraft.ops import entropy_schedule, kl_control, moments, return_scale
 from popgraft.ops.diagnostics import recurrent_statistics
 from popgraft.ops.reduce import explained_variance
 from popgraft.ops.returns import discounted_sums, gae
@@ -38,18 +38,11 @@ class Learner:
         self.rule = make_rule(config.model, policy.layout.sizes, decays=config.uses("weight_decay"))
         self.scaler = make_scaler(config.model, policy.layout.sizes)
         self.bounds_values, self.weighs_risk = config.uses("clip_range_vf"), config.uses("cvar_weight")
-        support = config.model.network.support
-        sample_losses: dict[str, critic_losses.SampleLoss] = {
-            "quantile": critic_losses.quantile_huber,
-            "categorical": functools.partial(critic_losses.categorical_cross_entropy, support=support),
-            "scalar": critic_losses.squared_error,
-        }
-        sample_loss = sample_losses[config.model.network.critic]
         adversary, updates = config.model.adversary, config.generations * config.pbt.perturbation_interval
         self.adversary = Adversary(policy, adversary) if adversary.enabled else None
         self.attacks = (adversary.warmup_updates, adversary.max_updates or updates)
         self.attacked = _largest(config, "adversarial_ratio")
-        self.form = LossForm(sample_loss, config.model.normalize_advantage, config.model.kl_penalty)
+        self.form = LossForm(policy.critic.kind.loss, config.model.normalize_advantage, config.model.kl_penalty)
 
     def learn_(
         self, member: Member, seat: Seat, rollout: Rollout, generators: list[torch.Generator]
@@ -231,16 +224,16 @@ class Learner:
     def finalize_returns_(self, member: Member, target: Float[Tensor, "pop time env"], valid: Tensor) -> None:
         """Enters the update's targets into the return statistics.
 
-        A categorical critic cannot be moved to new units: it keeps those that the first update found.
+        A critic that cannot be moved to new units keeps those that the first update found.
         """
-        frozen = {"decay": 1.0} if self.policy.critic.kind == "categorical" else {}
+        frozen = {"decay": 1.0} if self.policy.critic.kind.rescale_ is None else {}
         return_scale.finalize_(member.returns, target, valid, **frozen)
 
     def activate_returns_(self, member: Member) -> None:
         """Makes the statistics' units the critic's own, without moving its predictions in raw units (PopArt)."""
-        scale, critic = member.returns, self.policy.critic
+        scale, critic = member.returns, self.policy.critic.kind
         new = return_scale.latest(scale)
-        if critic.kind != "categorical":
+        if critic.rescale_ is not None:
             critic.rescale_(self.policy.views(member.params)["critic"], scale.mean, scale.std, *new)
         return_scale.activate_(scale, *new)
 

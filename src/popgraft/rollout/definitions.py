@@ -24,6 +24,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from popgraft.config import Config, EnvConfig
+from popgraft.config.kinds import chosen_kinds
 from popgraft.errors import ConfigError
 from popgraft.messages import told
 from popgraft.names import import_name, is_script
@@ -52,8 +53,9 @@ def named(config: Config, factory: Factory | None = None) -> Iterator[tuple[str,
         for wrapper in env.wrappers:
             if ":" in wrapper.name:
                 yield f"{place}.wrappers", wrapper.name
-    if ":" in config.model.network.encoder:
-        yield "model.network.encoder", config.model.network.encoder
+    for kinds, name in chosen_kinds(config):
+        if name not in kinds.table:
+            yield kinds.setting, name
     for fault in config.pbt.graft_faults:
         if ":" in fault:
             yield "pbt.graft_faults", fault
@@ -63,10 +65,13 @@ def check_names(config: Config, factory: Factory | None = None) -> None:
     """Finds everything that a configuration names.
 
     Raises:
-        ConfigError: something is not there, with the reason.
+        ConfigError: something is not there, or cannot serve as what it is named for, with the reason.
     """
     for setting, path in named(config, factory):
         import_name(path, setting)
+    for kinds, name in chosen_kinds(config):
+        kinds.load(name)
+    config.check_critic()
     for env_id in _registered(config, factory):
         spec_of(env_id)
 

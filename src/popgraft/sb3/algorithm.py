@@ -24,6 +24,7 @@ from popgraft.sb3.buffer import RolloutBuffer
 from popgraft.sb3.environments import VecEnvGrid, scales_rewards
 from popgraft.sb3.files import Files
 from popgraft.sb3.given import argument, environment, kind_of
+from popgraft.sb3.kinds import named
 from popgraft.sb3.parts import AgePart, AttackPart, KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from popgraft.sb3.standing import Standing, kept
@@ -161,7 +162,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self.clip_range = argument("clip_range", clip_range)
         self.clip_range_vf = argument("clip_range_vf", clip_range_vf)
         self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
-        self.settings: dict[str, Any] = dict(settings)
+        self.settings = named(settings)
         self.raw_space = None if env is None else env.observation_space
         self.caution: str | None = None
         if _init_setup_model:

@@ -33,6 +33,7 @@ from popgraft.foreign import checkpoint
 from popgraft.foreign.checkpoint import V1, weights_of
 from popgraft.sb3.arguments import Settings, batches, fitting
 from popgraft.sb3.given import argument
+from popgraft.sb3.kinds import named_code
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
 from popgraft.untrusted import Budget, load_plain, unzip
@@ -221,14 +222,14 @@ def _on(device: torch.device, value: Any) -> Any:
     return [_on(device, part) for part in value] if isinstance(value, list) else value
 
 
-def encoder_of(path: Source) -> Any:
-    """The encoder that a file's settings name, if any; `module:Class` must be given to `load` again.
+def code_of(path: Source) -> dict[str, str]:
+    """The kinds `module:Class` that a file's settings name, which must be given to `load` again.
 
     Raises:
         StoreError: the file cannot be read.
     """
     settings = read(path, "cpu").data["settings"]
-    return settings.get("encoder") if isinstance(settings, dict) else None
+    return dict(named_code(settings)) if isinstance(settings, dict) else {}
 
 
 def load(
@@ -264,9 +265,9 @@ def load(
     missing = Missing()
     with reading(path):
         values = {name: decode(value, name, missing) for name, value in archive.data.items() if name not in given}
-        for name, kwargs in (("encoder", values["settings"]), ("policy_kwargs", values.get("policy_kwargs") or {})):
-            if ":" in str(kwargs.get("encoder")) and name not in given:  # module:Class, whose import would run code
-                missing.names.append(f"{name}={kwargs['encoder']}")
+        missing.names += [f"{name}={code}" for name, code in named_code(values["settings"]) if name not in given]
+        if "policy_kwargs" not in given:
+            missing.names += [f"policy_kwargs={code}" for _, code in named_code(values.get("policy_kwargs") or {})]
     missing.check(path)
     with reading(path):
         values["settings"] |= {name: given[name] for name in given if name not in archive.data}

@@ -15,6 +15,7 @@ from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
 from popgraft.config.optimizer import LEARNING_RATE, made_for_adam
 from popgraft.errors import ConfigError
 from popgraft.foreign import UPGD, UPGDW, AdaptiveUPGD
+from popgraft.sb3.kinds import Kind, named
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Tanh: "tanh",
@@ -58,13 +59,17 @@ class Settings(TypedDict, total=False):
     """
 
     sequence_length: int | None
-    encoder: str
+    encoder: Kind
     encoder_kwargs: dict[str, Any]
     encoder_layers: list[int]
     cnn_features: int
-    recurrent: Literal["lstm", "gru", "none"]
+    recurrent: Kind
+    recurrent_kwargs: dict[str, Any]
     critic_recurrent: Literal["separate", "shared", "detached", "none"]
-    critic: Literal["quantile", "categorical", "scalar"]
+    action_head: Kind
+    action_head_kwargs: dict[str, Any]
+    critic: Kind
+    critic_kwargs: dict[str, Any]
     n_quantiles: int
     n_bins: int
     support: tuple[float, float]
@@ -120,13 +125,13 @@ def policy_arguments(settings: Mapping[str, Any], policy_kwargs: Mapping[str, An
     """The policy's keyword arguments: the user's, and the network's part of the settings.
 
     Raises:
-        ConfigError: both set the same thing.
+        ConfigError: both set the same thing, or there is no such kind of a part.
     """
     for what, (names, keys) in TWINS.items():
         own = names & set(settings)
         if own and keys & set(policy_kwargs):
             raise ConfigError(f"{' and '.join(sorted(own))} and policy_kwargs set {what} twice; remove one of them")
-    return {name: settings[name] for name in NETWORK if name in settings} | dict(policy_kwargs)
+    return named({name: settings[name] for name in NETWORK if name in settings} | dict(policy_kwargs))
 
 
 def run_config(
@@ -169,6 +174,7 @@ def run_config(
     env = {"source": "python", "num_envs": n_envs}
     pbt = {"population_size": 1, "exploit_method": "none"}
     config = load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
+    config.check_critic()
     if caution := made_for_adam(config.model.optimizer, config.model.learning_rate):
         warnings.warn(caution, stacklevel=4)  # the line that makes the model
     return config

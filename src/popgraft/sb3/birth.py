@@ -31,7 +31,8 @@ def settle(
     values = {name: torch.tensor([value]) for name, value in config.model.hyperparams().items()}
     weights, generators = [torch_generator(root, "weights", 0)], [torch_generator(root, "action", 0, 0)]
     member = initial_member(policy.network, policy.spaces, config.model, values, weights, device)
-    draw_as_torch_(policy.network, member.params, torch_generator(root, "torch weights"), not policy.ortho_init)
+    source = torch_generator(root, "torch weights")
+    draw_as_torch_(policy.network, policy.network_config, member.params, source, not policy.ortho_init)
     learner, constants = Learner(policy.network, config), optimizer_constants(config.model)
     optimizer = partial(EngineOptimizer, member=member, rule=learner.rule, constants=constants, generators=generators)
     policy.occupy(member, optimizer, torch_generator(root, "prediction"), config.model.normalize_reward)

@@ -6,26 +6,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from popgraft.config import NetworkConfig
+from popgraft.config.kinds import kinds_of
 from popgraft.nn import Params, Policy
-from popgraft.nn.lifted import Lifted
+from popgraft.nn.encoders.own import ModuleEncoder
 
 RECURRENT = "weight_hh"
 """What the parameters of a recurrent layer have, and no others."""
 
 
-def draw_as_torch_(network: Policy, flat: Float[Tensor, "1 n"], generator: torch.Generator, dense: bool) -> None:
+PARTS = {
+    "encoder": ("encoder", "critic_encoder"),
+    "recurrent": ("actor_memory", "critic_memory"),
+    "action_head": ("head",),
+}
+"""Parts of a network that a kind draws the weights of, by its setting."""
+
+
+def draw_as_torch_(
+    network: Policy, config: NetworkConfig, flat: Float[Tensor, "1 n"], generator: torch.Generator, dense: bool
+) -> None:
     """Draws weights and biases from U(−1/√n, 1/√n), n the inputs of a unit (recurrent: the layer's width), in place.
 
     As torch.nn.LSTM, Linear and Conv2d do; a recurrent layer's bias is the sum of PyTorch's two. Layer norms, standard
-    deviations and encoders of the user's stay.
+    deviations and what the user's own kinds have drawn stay.
 
     Args:
         network: knows where the parameters lie.
+        config: its settings.
         flat: parameters of a population of one.
         generator: source of the draws.
         dense: whether dense and convolutional layers are drawn too, and not recurrent ones alone.
     """
-    own = ("encoder", "critic_encoder") if isinstance(network.encoder.body, Lifted) else ()
+    kinds = kinds_of(NetworkConfig)
+    own = {part for name, parts in PARTS.items() if getattr(config, name) not in kinds[name].table for part in parts}
+    if isinstance(network.encoder, ModuleEncoder):
+        own.update(PARTS["encoder"])
     _draw_({name: part for name, part in network.views(flat).items() if name not in own}, generator, dense)
 
 

@@ -31,7 +31,7 @@ class RecurrentMemory:
     @property
     def _last_lstm_states(self) -> RNNStates | None:
         """Recurrent state before the next step, as views of it; None where it was taken away."""
-        return unpack(self.seat.carry, self.policy.network_config) if self._remembered else None
+        return unpack(self.seat.carry, self.policy.network) if self._remembered else None
 
     @_last_lstm_states.setter
     def _last_lstm_states(self, states: RNNStates | None) -> None:

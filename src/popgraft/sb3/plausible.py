@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium as gym
 from torch import Tensor
 
+from popgraft.config.network import CRITICS, MEMORIES
 from popgraft.errors import StoreError
-from popgraft.nn.encoder import is_image
+from popgraft.nn.encoders import is_image
 from popgraft.rollout.spaces_of import fields_of
 from popgraft.sb3.arguments import ENCODERS, policy_arguments
 
@@ -43,17 +44,19 @@ def check_sizes(path: Any, values: Mapping[str, Any], parameters: Mapping[str, A
     for name, width in _widths(network, values):
         for size in _integers(width):
             _refuse_above(total, path, name, size)
-    if network.get("recurrent") != "none":  # else they mean nothing; a GRU has three matrices, an LSTM four
+    memory = MEMORIES.load(network.get("recurrent", "lstm"))
+    if memory:  # else they mean nothing
+        widest = math.isqrt(total // memory.matrices) if memory.matrices else total
         for name in ("lstm_hidden_size", "hidden_size"):
-            _refuse_above(math.isqrt(total // 3), path, name, network.get(name))
+            _refuse_above(widest, path, name, network.get(name))
         for name in ("n_lstm_layers", "recurrent_layers"):
             _refuse_above(len(weights), path, name, network.get(name))
 
 
 def _widths(network: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The numbers of units that the network uses; an encoder of the user's has none that are known here."""
-    predicted = {"quantile": "n_quantiles", "categorical": "n_bins"}.get(network.get("critic", "quantile"))
-    names = [*DENSE, *([predicted] if predicted else [])]
+    sized_by = CRITICS.load(network.get("critic", "quantile")).sized_by
+    names = [*DENSE, *([sized_by] if sized_by else [])]
     extractor = network.get("features_extractor_class") or values["policy_class"].extractor
     encoder = network.get("encoder", ENCODERS.get(extractor))
     if extractor in ENCODERS and ":" not in encoder:

@@ -27,6 +27,7 @@ from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
 from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, check_kinds, check_known, layers
 from popgraft.sb3.distributions import distribution_of
+from popgraft.sb3.kinds import named
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, unpack
 from popgraft.sb3.views import module_of, places
@@ -94,6 +95,7 @@ class MlpLstmPolicy(BasePolicy):
         **network: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+        network = named(network)
         self._arguments = {**given, **network}
         check_known(network, list(inspect.signature(MlpLstmPolicy).parameters)[3:-1])
         check_kinds(given)
@@ -188,7 +190,7 @@ class MlpLstmPolicy(BasePolicy):
     def recurrent_initial_state(self) -> RNNStates:
         """The state before the first step, for one environment."""
         zeros = torch.zeros(1, 1, self.network.state_size, device=self.device)
-        return unpack(zeros, self.network_config)
+        return unpack(zeros, self.network)
 
     def predict(
         self,
@@ -270,7 +272,7 @@ class MlpLstmPolicy(BasePolicy):
         params, states = self._params(), RNNStates(lstm_states, lstm_states)
         out = self._unroll(params, self._tensors(obs), states, episode_starts, lstm_states[0].shape[1])
         outputs = out.outputs[0].transpose(0, 1).flatten(0, 1)
-        return distribution_of(self.spaces.action, params["head"], outputs), self._states(out).pi
+        return distribution_of(self.network.head, self.spaces.action, params["head"], outputs), self._states(out).pi
 
     def reset_noise(self, n_envs: int = 1) -> None:
         """Does nothing: the noise of state-dependent exploration is new at every call of this policy."""
@@ -337,7 +339,7 @@ class MlpLstmPolicy(BasePolicy):
         return return_scale.denormalize(self.member.returns, self.network.critic.value(predictions))
 
     def _states(self, step: Unrolled) -> RNNStates:
-        return unpack(step.state, self.network_config)
+        return unpack(step.state, self.network)
 
     def _tensors(self, observation: Any) -> dict[str, Tensor]:
         return self._read(observation)[0]

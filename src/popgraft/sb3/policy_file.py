@@ -16,6 +16,7 @@ from popgraft.sb3.archive import Source, called, content, reading
 from popgraft.sb3.arguments import run_config
 from popgraft.sb3.birth import settle
 from popgraft.sb3.given import argument
+from popgraft.sb3.kinds import named_code
 from popgraft.sb3.parts import StatePart
 from popgraft.sb3.plausible import check_sizes
 from popgraft.sb3.values import Missing, decode, encode
@@ -71,8 +72,7 @@ def load(cls: type[P], path: Source, device: torch.device | str) -> P:
     with reading(path):
         data = json.loads(held["data"])
         arguments, statistics = decode(data["arguments"], cls.__name__, missing), data["statistics"]
-        if ":" in str(arguments.get("encoder")):  # module:Class, whose import would run code
-            missing.names.append(f"encoder={arguments['encoder']}")
+        missing.names += [f"{name}={path}" for name, path in named_code(arguments)]
     if missing.names:
         raise ConfigError(
             f"{path} was saved with {', '.join(missing.names)}, which a file cannot hold without code; save the whole "

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popgraft.config import NetworkConfig
+from popgraft.nn import Policy
 
 Memory = tuple[Tensor, ...]
-"""(h, c) of an LSTM, (h,) of a GRU, [layers, env, hidden] each; without a memory (h,) with no features."""
+"""The parts of its state, [layers, env, hidden] each: (h, c) of an LSTM, (h,) of a GRU; without a memory (h,) with no
+features."""
 
 
 class RNNStates(NamedTuple):
@@ -23,13 +24,13 @@ class RNNStates(NamedTuple):
     vf: Memory
 
 
-def unpack(carry: Float[Tensor, "1 env state"], config: NetworkConfig) -> RNNStates:
-    """The engine's vectors (h, c of the first layer, then of the next; actor, then critic) as `RNNStates`.
+def unpack(carry: Float[Tensor, "1 env state"], network: Policy) -> RNNStates:
+    """The engine's vectors (the parts of the first layer, then of the next; actor, then critic) as `RNNStates`.
 
     What the critic does not share with the actor, and all of the actor's, are views: writing to them writes to `carry`.
     """
-    parts = 2 if config.recurrent == "lstm" else 1
-    shape = config.recurrent_layers, parts, 0 if config.recurrent == "none" else config.hidden_size
+    memory = network.actor_memory
+    shape = (memory.layers, memory.parts, memory.n_out) if memory else (1, 1, 0)
     owners = carry[0].split(math.prod(shape), dim=1)
     memories = [tuple(part.unflatten(1, shape).permute(2, 1, 0, 3)) for part in owners]
     actor = memories[0]

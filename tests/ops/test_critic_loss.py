@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from popgraft.ops.critic_losses import categorical_cross_entropy, critic_loss, quantile_huber, squared_error, two_hot
+from popgraft.config import NetworkConfig
+from popgraft.nn.critics.categorical import categorical_cross_entropy, two_hot
+from popgraft.nn.critics.quantile import quantile_huber
+from popgraft.nn.critics.scalar import ScalarCritic
+from popgraft.ops.critic_loss import critic_loss
 
 POP, TIME, BATCH, CRITICS, N = 3, 4, 5, 2, 7
 SUPPORT = (-1.5, 3.0)
+squared_error = ScalarCritic(NetworkConfig()).loss
 INF = float("inf")
 LOSSES = {
     "quantile": (quantile_huber, N),

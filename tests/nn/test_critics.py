@@ -5,16 +5,19 @@ import pytest
 import torch
 
 from popgraft import tree
+from popgraft.config import NetworkConfig
+from popgraft.config.network import CRITICS
 from popgraft.nn.blocks import Layout, initialise
-from popgraft.nn.critic import Critic
+from popgraft.nn.critics import CriticEnsemble
 
 N_IN, ATOMS, SUPPORT = 5, 7, (-2.0, 4.0)
 KINDS = ["quantile", "categorical", "scalar"]
-CRITICS = [(kind, twin, reduce) for kind in KINDS for twin, reduce in [(False, "min"), (True, "min"), (True, "mean")]]
+EACH = [(kind, twin, reduce) for kind in KINDS for twin, reduce in [(False, "min"), (True, "min"), (True, "mean")]]
 
 
 def make(kind="quantile", twin=True, reduce="min"):
-    return Critic(N_IN, kind, ATOMS, twin, reduce, SUPPORT)
+    network = NetworkConfig(n_quantiles=ATOMS, n_bins=ATOMS, support=SUPPORT)
+    return CriticEnsemble(N_IN, CRITICS.make(kind, network), twin, reduce)
 
 
 def numpy_means(kind, predictions):
@@ -39,12 +42,12 @@ def test_predictions_are_one_linear_layer_read_critic_by_critic(kind, batch, sta
             torch.testing.assert_close(found[m, ..., c, :], features[m] @ w[c].T + b[c], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "twin", "reduce"), CRITICS)
+@pytest.mark.parametrize(("kind", "twin", "reduce"), EACH)
 def test_means_and_value_equal_numpy(kind, twin, reduce, stacked, normal):
     critic = make(kind, twin, reduce)
     predictions = critic(stacked(critic), normal(3, 2, 4, N_IN))
     means = numpy_means(kind, predictions.numpy())
-    np.testing.assert_allclose(critic.means(predictions), means, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(critic.kind.means(predictions), means, rtol=0, atol=1e-12)
     expected = means.min(-1) if reduce == "min" else means.mean(-1)
     np.testing.assert_allclose(critic.value(predictions), expected, rtol=0, atol=1e-12)
 
@@ -95,7 +98,7 @@ def test_popart_leaves_raw_predictions_where_they_are(kind, twin):
     scales = [([0.5, -3, 0], [2.0, 0.4, 1]), ([8, -0.2, 0], [0.3, 1.5, 1]), ([-1.0, 2, 0], [5, 0.1, 1])]
     for new_mean, new_std in [(torch.tensor(m), torch.tensor(s)) for m, s in scales]:
         before = flat.clone()
-        critic.rescale_(layout.views(flat), mean, std, new_mean, new_std)
+        critic.kind.rescale_(layout.views(flat), mean, std, new_mean, new_std)
         mean, std = new_mean, new_std
         again = std.view(3, 1, 1, 1) * critic(layout.views(flat), features) + mean.view(3, 1, 1, 1)
         torch.testing.assert_close(again, raw, atol=1e-5, rtol=0)
@@ -105,22 +108,24 @@ def test_popart_leaves_raw_predictions_where_they_are(kind, twin):
 
 def test_popart_by_hand():
     # w = 2, b = 1; from (μ, σ) = (3, 4) to (5, 8): w′ = 2·4/8 = 1, b′ = (4·1 + 3 − 5)/8 = ¼.
-    critic = Critic(1, "scalar", 1, False, "min", SUPPORT)
     params = {"weight": torch.tensor([[[2.0]]]), "bias": torch.tensor([[1.0]])}
-    critic.rescale_(params, torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([5.0]), torch.tensor([8.0]))
+    make("scalar").kind.rescale_(
+        params, torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([5.0]), torch.tensor([8.0])
+    )
     assert params["weight"].item() == 1
     assert params["bias"].item() == 0.25
 
 
-def test_a_categorical_head_has_no_popart(stacked):
-    critic, one = make("categorical"), torch.ones(3).double()
-    with pytest.raises(AssertionError, match="frozen"):
-        critic.rescale_(stacked(critic), one, one, one, 2 * one)
-    with pytest.raises(AssertionError, match="categorical"):
-        critic.quantiles(torch.zeros(3, 2, ATOMS))
+def test_what_a_kind_cannot_do_is_absent():
+    assert make("categorical").kind.rescale_ is None
+    for kind in ("categorical", "scalar"):
+        critic = make(kind)
+        assert critic.kind.quantiles is None
+        with pytest.raises(AssertionError, match="predicts no quantiles"):
+            critic.quantiles(torch.zeros(3, 2, critic.kind.atoms))
 
 
-@pytest.mark.parametrize(("kind", "twin", "reduce"), CRITICS)
+@pytest.mark.parametrize(("kind", "twin", "reduce"), EACH)
 def test_population_laws(kind, twin, reduce, stacked, normal, check_laws):
     critic, features = make(kind, twin, reduce), normal(3, 2, 4, N_IN)
     check_laws(critic, stacked(critic), features)
@@ -135,7 +140,7 @@ def test_population_laws_of_popart(stacked, normal, check_laws):
 
     def rescaled(params, features, *scale):
         own = tree.map(torch.clone, params)
-        critic.rescale_(own, *scale)
+        critic.kind.rescale_(own, *scale)
         return critic(own, features)
 
     def as_block(params, *inputs):  # differentiate in the head as it came out
