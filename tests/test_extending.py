@@ -43,6 +43,54 @@ def of_an_encoder(folder: Path, defined: dict[str, Any]) -> None:
     assert sorted(own.values()) == [(32,), (32,), (32,), (32, 4)]
 
 
+def of_a_memory(folder: Path, defined: dict[str, Any]) -> None:
+    """The agent's next state is its equation, in NumPy."""
+    agent = Run(folder / "runs/elman").best
+    policy, params = agent.policy, agent.policy.views(agent.member.params)
+    layer = {name: leaf[0].numpy() for name, leaf in params["actor_memory"]["layer0"].items()}
+    assert policy.state_size == 2 * 16  # the actor's, and the critic's
+    source = torch.Generator().manual_seed(0)
+    obs = {name: torch.rand(1, 1, 3, *spec.shape, generator=source) for name, spec in policy.specs.items()}
+    state = torch.rand(1, 3, 32, generator=source)
+    start = torch.tensor([[[True, False, False]]])
+    found = policy.unroll(params, obs, state, start).state[0, :, :16]
+    before = state[0, :, :16].numpy() * np.array([[0.0], [1], [1]])
+    x = policy.encoder(params["encoder"], obs)[0, 0].numpy()
+    np.testing.assert_allclose(found, np.tanh(x @ layer["w"].T + 0.9 * before @ layer["u"].T), rtol=0, atol=1e-6)
+
+
+def of_a_critic(folder: Path, defined: dict[str, Any]) -> None:
+    agent = Run(folder / "runs/expectile").best
+    kind = agent.policy.critic.kind
+    # At −1 and 2 with the level 0.7: 0.3 · 1² and 0.7 · 2².
+    assert kind.loss(torch.zeros(1, 2, 1), torch.tensor([[-1.0, 2.0]])).tolist() == [
+        [pytest.approx(0.3), pytest.approx(2.8)]
+    ]
+    assert agent.member.returns.updates > 0
+    assert not torch.equal(agent.member.returns.std, torch.ones(1))  # it has followed the returns' units
+
+
+def of_an_action_head(folder: Path, defined: dict[str, Any]) -> None:
+    """What PyTorch's own distribution says, and as many draws below a quantile as there should be."""
+    agent = Run(folder / "runs/laplace").best
+    head = agent.policy.head
+    params = {"log_scale": torch.tensor([[0.3], [-0.2]])}
+    ours, other = torch.randn(2, 2, 500, 1, generator=torch.Generator().manual_seed(0))
+    scale = params["log_scale"].exp().unsqueeze(1)
+    law, against = torch.distributions.Laplace(ours, scale), torch.distributions.Laplace(other, scale)
+    noise = torch.linspace(0, 0.998, 500).view(1, 500, 1).expand(2, 500, 1)
+    action = head.sample(params, ours, noise)
+    torch.testing.assert_close(law.cdf(action)[:, 1:], noise[:, 1:], atol=1e-5, rtol=0)
+    assert action.isfinite().all()
+    pairs = [
+        (head.log_prob(params, ours, action), law.log_prob(action)),
+        (head.entropy(params, ours), law.entropy()),
+        (head.kl(params, ours, other), torch.distributions.kl_divergence(law, against)),
+    ]
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected.sum(-1), atol=1e-5, rtol=1e-5)
+
+
 def of_an_environment_backend(folder: Path, defined: dict[str, Any]) -> None:
     """The same corridor as a Gymnasium vector environment teaches the same weights, to the bit."""
 
@@ -108,6 +156,9 @@ def of_a_section_of_the_report(folder: Path, defined: dict[str, Any]) -> None:
 CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "A layer": of_a_layer,
     "An encoder": of_an_encoder,
+    "A memory": of_a_memory,
+    "A critic": of_a_critic,
+    "An action head": of_an_action_head,
     "An environment backend": of_an_environment_backend,
     "A tensor environment": of_a_tensor_environment,
     "An observer": of_an_observer,
