@@ -83,7 +83,7 @@ def test_the_command_line_takes_an_encoder_from_the_configuration(tmp_path, monk
     agent = open_agent(paths["own"], str(tmp_path / "own.yaml"))
     assert torch.equal(agent.member.params, model.member.params)
     open_agent(paths["plain"], str(tmp_path / "own.yaml"))
-    with pytest.raises(ConfigError, match=r"the encoder named_encoder:Own.*--env .*whose model.network.encoder names"):
+    with pytest.raises(ConfigError, match=r"encoder=named_encoder:Own.*--env .*whose model.network.encoder names"):
         open_agent(paths["own"], "CartPole-v1")
     with pytest.raises(ConfigError, match=r"=Extractor,.* give it again in Python: DistributionalPPO.load\("):
         open_agent(paths["foreign"], "CartPole-v1")

@@ -1,10 +1,10 @@
 """Lower tails of predicted returns: value at risk, its conditional mean, and an advantage that improves it.
 
-All take N equal atoms per sample in any order, a level α in (0, 1] per member, and give numbers without gradient.
+Quantiles are N equal atoms per sample; the level α in (0, 1] is a member's.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.tree import wide
@@ -13,35 +13,33 @@ SLACK = 1e-4
 """Share of an atom that rounding may add to or take from αN."""
 
 
-def below_one_atom(alpha: Float[Tensor, "pop"], n: int) -> Bool[Tensor, "pop"]:
-    """Whether a tail of level α is thinner than one of N atoms, αN < 1, so that the lowest atom alone stands for it."""
-    return alpha * n < 1 - SLACK
-
-
-@torch.no_grad()
-def cvar(quantiles: Float[Tensor, "pop *batch n"], alpha: Float[Tensor, "pop"]) -> Float[Tensor, "pop *batch"]:
+def cvar(ordered: Float[Tensor, "pop *batch n"], alpha: Float[Tensor, "pop"]) -> Float[Tensor, "pop *batch"]:
     """Mean of the lowest share α of the return, the atom at its edge counted in part.
 
-        CVaR = Σᵢ wᵢ q₍ᵢ₎/α,   wᵢ = clip(α − i/N, 0, 1/N),   i = 0 … N − 1
+        CVaR = Σᵢ wᵢ qᵢ/α,   wᵢ = clip(α − i/N, 0, 1/N),   i = 0 … N − 1
 
     Rockafellar & Uryasev 2002 (doi:10.1016/S0378-4266(02)00271-6), proposition 8. α = 1 gives the mean.
 
     Args:
-        quantiles: q, units of return.
+        ordered: q, units of return, rising along the last axis.
         alpha: α.
     """
-    return _cvar(quantiles.sort(-1).values, alpha)
+    n = ordered.shape[-1]
+    below = torch.arange(n, dtype=ordered.dtype, device=ordered.device) / n
+    weight = (wide(alpha, ordered) - below).clamp(0, 1 / n)
+    return (weight * ordered).sum(-1) / wide(alpha, ordered[..., 0])
 
 
-@torch.no_grad()
-def value_at_risk(quantiles: Float[Tensor, "pop *batch n"], alpha: Float[Tensor, "pop"]) -> Float[Tensor, "pop *batch"]:
+def value_at_risk(ordered: Float[Tensor, "pop *batch n"], alpha: Float[Tensor, "pop"]) -> Float[Tensor, "pop *batch"]:
     """The α-quantile of the return: the smallest atom at which the cumulated weight reaches α.
 
     Args:
-        quantiles: q, units of return.
+        ordered: q, units of return, rising along the last axis.
         alpha: α.
     """
-    return _value_at_risk(quantiles.sort(-1).values, alpha)
+    n = ordered.shape[-1]
+    rank = (alpha * n - SLACK).ceil().long().clamp(1, n) - 1
+    return ordered.take_along_dim(wide(rank, ordered), -1).squeeze(-1)
 
 
 @torch.no_grad()
@@ -52,26 +50,14 @@ def cvar_advantage(
 
         A = min(G − ν, 0)/α − (CVaR − ν),   ν = value at risk
 
-    From CVaR = max_ν ν + E[min(G − ν, 0)]/α (Rockafellar & Uryasev 2000, doi:10.21314/JOR.2000.038, theorem 1).
+    From CVaR = max_ν ν + E[min(G − ν, 0)]/α (Rockafellar & Uryasev 2000, doi:10.21314/JOR.2000.038, theorem 1). It has
+    no gradient.
 
     Args:
         target: G, units of return.
-        quantiles: q, predicted at the state from which G was realised, units of return.
+        quantiles: q, predicted at the state from which G was realised, units of return, in any order.
         alpha: α.
     """
     ordered = quantiles.sort(-1).values
-    nu = _value_at_risk(ordered, alpha)
-    return (target - nu).clamp(max=0) / wide(alpha, target) - (_cvar(ordered, alpha) - nu)
-
-
-def _cvar(ordered: Tensor, alpha: Tensor) -> Tensor:
-    n = ordered.shape[-1]
-    below = torch.arange(n, dtype=ordered.dtype, device=ordered.device) / n
-    weight = (wide(alpha, ordered) - below).clamp(0, 1 / n)
-    return (weight * ordered).sum(-1) / wide(alpha, ordered[..., 0])
-
-
-def _value_at_risk(ordered: Tensor, alpha: Tensor) -> Tensor:
-    n = ordered.shape[-1]
-    rank = (alpha * n - SLACK).ceil().long().clamp(1, n) - 1
-    return ordered.take_along_dim(wide(rank, ordered), -1).squeeze(-1)
+    nu = value_at_risk(ordered, alpha)
+    return (target - nu).clamp(max=0) / wide(alpha, target) - (cvar(ordered, alpha) - nu)
