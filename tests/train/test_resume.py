@@ -19,7 +19,7 @@ import yaml
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from popgraft import ConfigError, Observer, Run, RunExists, StoreError, train
-from popgraft.dashboard.status import standing
+from popgraft.dashboard.status import status_of
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train import resume
@@ -476,7 +476,7 @@ def test_a_run_may_go_on_in_generations_of_another_size(make: Make) -> None:
         assert run.state == "finished"
         taken = sorted({3 * record.steps for record in run.scores if record.generation >= before[0]})
         assert taken == [3 * before[1] + sum(sizes[: i + 1]) for i in range(len(sizes))]
-        standings.append(standing(run))
+        standings.append(status_of(run))
     assert [(found.done, found.planned) for found in standings] == [(5, 5), (6, 6), (7, 7)]
     told = [event.text for event in run.events if event.kind == "resumed"]
     assert told == [f"going on with generation {i} of {whole}" for i, whole in ((3, 5), (6, 6), (7, 7))]
