@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_an_agent_is_exported_and_loaded_with_permission(make, theirs, tmp_path)
 
 @pytest.mark.heavy
 def test_an_agent_is_a_graph(tmp_path):
-    model = DistributionalPPO("MlpLstmPolicy", "popgraft/RepeatPrevious-v0", seed=1, **NAMES)
+    model = DistributionalPPO("MlpLstmPolicy", gym.make("popgraft/RepeatPrevious-v0"), seed=1, **NAMES)
     model.member.params.copy_(0.5 * torch.randn(model.member.params.shape, generator=torch.Generator().manual_seed(2)))
     check_program(model, tmp_path / "agent.pt2")
     check_onnx(model, tmp_path)
