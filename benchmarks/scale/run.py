@@ -27,7 +27,7 @@ import torch
 
 from popgraft import tree
 from popgraft.config import Config, load_config
-from popgraft.execute import Executor, make_executor
+from popgraft.execute import LockstepExecutor, make_executor
 from popgraft.execute.ray_actor import pack, unpack
 from popgraft.inheritance import strategies
 from popgraft.nn import Policy
@@ -197,6 +197,7 @@ def speed(config: Config, seconds: float) -> float:
     evolution = Evolution(config.pbt, 0)
     values = evolution.initial_hyperparams(config.model.hyperparams())
     with contextlib.closing(make_executor(config, values)) as executor:
+        assert isinstance(executor, LockstepExecutor)
         generation(executor, evolution, config, 0)
         began, number, steps = time.perf_counter(), 1, 0
         while time.perf_counter() < began + seconds:
@@ -205,7 +206,7 @@ def speed(config: Config, seconds: float) -> float:
         return steps / (time.perf_counter() - began)
 
 
-def generation(executor: Executor, evolution: Evolution, config: Config, number: int) -> int:
+def generation(executor: LockstepExecutor, evolution: Evolution, config: Config, number: int) -> int:
     """One generation; returns its steps."""
     advance = executor.advance(config.pbt.perturbation_interval, lambda: False)
     values = evolution.initial_hyperparams(config.model.hyperparams())
@@ -246,7 +247,7 @@ def counted(costs: Costs, shards: int, members: int) -> list[str]:
 
 def messages_of_a_shard() -> int:
     """Messages to and from a shard in a generation: one for every update, and every command with its answer."""
-    commands = ("advance", "evaluate", "give", "take", "weights", "momenta")
+    commands = ("advance", "evaluate", "give", "take", "vectors")
     return configured(2).pbt.perturbation_interval + 2 * len(commands)
 
 

@@ -103,10 +103,11 @@ def shares(config: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         "evaluation": ("execute", "evaluate"),
         "grafts": ("execute", "graft"),
         "fresh seats": ("execute", "restart"),
-        "snapshots": ("train", "save_point"),
-        "last evaluation": ("train", "_evaluate_best"),
+        "snapshots": ("train", "_save_point"),
+        "last evaluation": ("train", "evaluate_best"),
     }
-    return {name: spent[place] for name, place in called.items()}
+    found = {name: spent[place] for name, place in called.items()}
+    return {**found, "snapshots": found["snapshots"] - found["fresh seats"]}
 
 
 def model(kind: str, seed: int, steps: int | None) -> dict[str, Any]:

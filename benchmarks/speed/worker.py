@@ -19,7 +19,7 @@ import torch
 from measuring import N_ENVS, N_MINIBATCHES, N_STEPS, Update, cpu_seconds, memory, timed
 
 from popgraft.config import Config, load_config
-from popgraft.execute import Executor, make_executor
+from popgraft.execute import LockstepExecutor, make_executor
 from popgraft.nn.policy import Policy
 from popgraft.pbt import Evolution
 from popgraft.rollout.grid import EnvGrid
@@ -81,9 +81,12 @@ def configured(work: Work) -> Config:
     return load_config(WORKLOAD, AGENTS[work.agent] | overrides)
 
 
-def executor_of(config: Config) -> Executor:
+def executor_of(config: Config) -> LockstepExecutor:
     """The executor that `train` would make."""
-    return make_executor(config, Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams()))
+    initial = Evolution(config.pbt, config.seed).initial_hyperparams(config.model.hyperparams())
+    executor = make_executor(config, initial)
+    assert isinstance(executor, LockstepExecutor)
+    return executor
 
 
 def population(work: Work) -> dict[str, float]:

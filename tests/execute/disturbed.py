@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from popgraft.train import Observer, start
+from popgraft.train import Observer, assemble
 
 ray = pytest.importorskip("ray")
 
@@ -62,13 +62,13 @@ class Watching(Observer):
 
     def __init__(self, monkeypatch):
         self.updates = 0
-        original = start.make_executor
+        original = assemble.make_executor
 
         def make(*arguments):
             self.executor = original(*arguments)
             return self.executor
 
-        monkeypatch.setattr(start, "make_executor", make)
+        monkeypatch.setattr(assemble, "make_executor", make)
 
     def on_update(self, steps):
         self.updates += 1

@@ -16,9 +16,10 @@ import torch
 
 from popgraft import resume, tree
 from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
-from popgraft.execute import InlineExecutor
+from popgraft.execute import InlineExecutor, Loss
+from popgraft.execute.travel import deliveries
 from popgraft.state import Decision, Record, Scores
-from popgraft.train import loop, train
+from popgraft.train import train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -85,9 +86,9 @@ def test_actors_make_no_difference(execute):
             executor.graft(decision, generation, best)
         check_same(everyone(actors), everyone(inline))
         assert torch.equal(actors.evaluate(8).mean, inline.evaluate(8).mean)
-    assert torch.equal(actors.weights(), inline.weights())
-    assert torch.equal(actors.momenta(), inline.momenta())
-    assert actors.export(torch.tensor([3, 0, 3])).params.equal(actors.weights()[[3, 0, 3]])
+    for found, expected in zip(actors.vectors(), inline.vectors(), strict=True):
+        assert torch.equal(found, expected)
+    assert actors.export(torch.tensor([3, 0, 3])).params.equal(actors.vectors()[0][[3, 0, 3]])
     inline.advance(1, never)
     actors.restore(everyone(inline))
     for executor in (inline, actors):
@@ -101,7 +102,8 @@ def test_actors_make_no_difference(execute):
     os.kill(process_of(actors, 1), signal.SIGKILL)
     with pytest.raises(ShardLost, match=r"the actor of members 2-3 is gone"):
         actors.advance(1, never)
-    assert actors.recover() == [2, 3]
+    everybody = Loss([0, 1, 2, 3], ShardLost("gone"))
+    assert actors.rebuild(everybody, torch.zeros(4, dtype=torch.long)) == [2, 3]
     actors.restore(everyone(inline))
     for executor in (inline, actors):
         executor.restart(10)
@@ -111,7 +113,7 @@ def test_actors_make_no_difference(execute):
 
 def put_by(executor, decision):
     """Bytes of every object in which a decision's donors travel."""
-    given = executor._give(executor._needed(decision))
+    given = executor._give(deliveries(decision, [shard.members for shard in executor.shards]))
     references = [reference for gifts in given for _, reference in gifts]
     sizes = ray.experimental.get_object_locations(references)
     return [sizes[reference]["object_size"] for reference in references]
@@ -323,16 +325,16 @@ def test_an_actor_killed_in_a_graft(place, monkeypatch, tmp_path, undisturbed):
 @pytest.mark.parametrize("call", [1, 2, 4], ids=["first", "second", "last"])
 def test_an_actor_killed_in_a_snapshot(call, monkeypatch, tmp_path, undisturbed):
     """While its members are asked for. Before there is any point, the run ends, and can be resumed."""
-    original = loop.save_point
+    original = RayExecutor.export
     calls = []
 
-    def save_point(training):
-        calls.append(training)
-        if len(calls) == call:
-            send(signal.SIGKILL, 1)(training.executor)
-        original(training)
+    def export(executor, members):
+        calls.extend([members] if len(members) == 4 else [])
+        if len(calls) == call and len(members) == 4:
+            send(signal.SIGKILL, 1)(executor)
+        return original(executor, members)
 
-    monkeypatch.setattr(loop, "save_point", save_point)
+    monkeypatch.setattr(RayExecutor, "export", export)
     if call == 1:
         with pytest.raises(ShardLost, match=r"the actor of members 2-3 is gone"):
             trained(tmp_path)

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from popgraft import ConfigError, resume, tree
-from popgraft.execute import InlineExecutor
+from popgraft.execute import InlineExecutor, Loss
+from popgraft.rng import derive
 from popgraft.state import Decision, Record, Scores
 from popgraft.train import train
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
-from popgraft.execute.ray import RayShard  # noqa: E402  # needs ray
-from popgraft.execute.ray_async import AsyncRayExecutor, Loss  # noqa: E402
-from popgraft.train.asynchronous import AsyncTraining  # noqa: E402
+from popgraft.execute.ray_async import AsyncRayExecutor  # noqa: E402  # needs ray
+from popgraft.execute.ray_shard import RayShard  # noqa: E402
 
 from .disturbed import ASYNC, InUpdate, losses, process_of, send  # noqa: E402
 
@@ -33,7 +33,7 @@ def check_same(found, expected):
         torch.testing.assert_close(leaf, other, atol=0, rtol=0, equal_nan=True, msg=lambda text, p=path: f"{p}: {text}")
 
 
-def parts_of(executor, seed):
+def parts_of(executor):
     """One generation of both shards, which finish it in any order."""
     parts = [executor.next(lambda _: None, lambda: False) for _ in executor.shards]
     return sorted(parts, key=lambda part: int(part.members[0]))
@@ -49,14 +49,14 @@ def test_without_haste_it_makes_no_difference(configured, initial):
         check_same(everyone(actors), everyone(inline))
         score = torch.zeros(1)
         record = Record(inline.export(torch.tensor([3])), Scores(score, score, score.long()), 0, 3)
-        for generation, parents in enumerate(([1, 1, 2, 3], [2, 3, 0, 1], [4, 3, 3, 3], [0, 1, 2, 3]), 1):
-            for members in actors.parts:
-                actors.go_on(members[0], seed=8)
-            found, expected = parts_of(actors, 8), inline.advance(2, lambda: False)
+        actors.begin(torch.zeros(4, dtype=torch.long))
+        for generation, parents in enumerate(([1, 1, 2, 3], [2, 3, 2, 3], [4, 3, 3, 3], [0, 1, 2, 1]), 1):
+            found, expected = parts_of(actors), inline.advance(2, lambda: False)
             for name, values in expected.metrics.items():
                 both = torch.cat([part.advance.metrics[name] for part in found])
                 torch.testing.assert_close(both, values, atol=0, rtol=0, equal_nan=True)
-            assert torch.equal(torch.cat([part.scores.mean for part in found]), inline.evaluate(8).mean)
+            scores = inline.evaluate(derive(local.seed, "evaluation", generation - 1))
+            assert torch.equal(torch.cat([part.scores.mean for part in found]), scores.mean)
             check_same(everyone(actors), everyone(inline))
             before = {name: torch.cat([values, values[:1]]) for name, values in everyone(inline).hyperparams.items()}
             reasons = {member: "truncation" for member in range(4) if parents[member] != member}
@@ -65,12 +65,13 @@ def test_without_haste_it_makes_no_difference(configured, initial):
             hyperparams["clip_range"][explored] += 0.05
             decision = Decision(torch.tensor(parents), hyperparams, reasons)
             best = record if 4 in parents else None
-            inline.graft(decision, generation, best)
+            rounds = torch.full((4,), generation)
+            inline.graft(decision, int(rounds.sum()), best)
             for members in actors.parts:
-                actors.inherit(members[0], decision, generation, best)
+                actors.inherit(members, decision, rounds, best)
             check_same(everyone(actors), everyone(inline))  # before any actor has carried it out
-        assert torch.equal(actors.weights(), inline.weights())
-        assert torch.equal(actors.momenta(), inline.momenta())
+        for found, expected in zip(actors.vectors(), inline.vectors(), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_who_takes_a_lost_ones_place_repeats_its_generation(configured, initial):
@@ -83,13 +84,13 @@ def test_who_takes_a_lost_ones_place_repeats_its_generation(configured, initial)
         hyperparams = {**initial(config), "learning_rate": torch.full((4,), 1e-3)}
         decision = Decision(torch.tensor([0, 1, 0, 3]), hyperparams, {2: "truncation"})
         inline.graft(decision, 1)
-        actors.inherit(2, decision, 1)
-        actors.go_on(2, seed=None)
+        rounds = torch.zeros(4, dtype=torch.long)
+        actors.inherit([2, 3], decision, rounds)
         os.kill(process_of(actors, 1), signal.SIGKILL)
         loss = actors.next(lambda _: None, lambda: False)
         assert isinstance(loss, Loss)
-        assert (loss.place, loss.members, loss.times) == (1, [2, 3], 1)
-        actors.replace(loss, 9)
+        assert loss.members == [2, 3]
+        assert actors.rebuild(loss, rounds) == [2, 3]
         part = actors.next(lambda _: None, lambda: False)
         assert part.members.tolist() == [2, 3]
         assert part.advance.metrics["value_loss"].shape == (2, 2)
@@ -181,17 +182,15 @@ def test_actors_killed_in_an_update(places, monkeypatch, tmp_path):
 
 
 def test_an_actor_killed_in_a_graft(monkeypatch, tmp_path):
-    original, done = AsyncRayExecutor.go_on, []
+    original, done = AsyncRayExecutor.inherit, []
 
-    def go_on(self, member, seed):
-        place = self._home[member]
-        grafts = bool(self._turns[place].graft)
-        original(self, member, seed)
-        if grafts and not done:
-            done.append(place)
-            send(signal.SIGKILL, place)(self)
+    def inherit(self, members, decision, *arguments):
+        original(self, members, decision, *arguments)
+        if decision.reasons and not done:
+            done.append(members)
+            send(signal.SIGKILL, self.parts.index(members))(self)
 
-    monkeypatch.setattr(AsyncRayExecutor, "go_on", go_on)
+    monkeypatch.setattr(AsyncRayExecutor, "inherit", inherit)
     run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == len(done) == 1
@@ -216,15 +215,15 @@ def test_an_actor_killed_before_its_members_are_safe(monkeypatch, tmp_path):
 
 def test_an_actor_killed_in_a_snapshot(monkeypatch, tmp_path):
     """The snapshot is of what lies ready, so that it is whole."""
-    original, calls = AsyncTraining._save_when_due, []
+    original, calls = AsyncRayExecutor.checkpoint, []
 
-    def save(self):
+    def checkpoint(self, rounds):
         calls.append(self)
-        if len(calls) == 4:
-            send(signal.SIGKILL, 0)(self.executor)
-        original(self)
+        if len(calls) == 2:
+            send(signal.SIGKILL, 0)(self)
+        return original(self, rounds)
 
-    monkeypatch.setattr(AsyncTraining, "_save_when_due", save)
+    monkeypatch.setattr(AsyncRayExecutor, "checkpoint", checkpoint)
     run = train(ASYNC, [f"run_dir={tmp_path / 'run'}"])
     check_complete(run)
     assert len(losses(run)) == 1

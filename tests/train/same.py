@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from popgraft import Run
 from popgraft.store import snapshot
-from popgraft.train.recover import LASTING
+from popgraft.train.points import LASTING
 
 
 def rows(run: Run, query: str) -> list[Any]:

@@ -23,7 +23,7 @@ from popgraft.dashboard.status import status_of
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.lock import locked
 from popgraft.train import resume
-from popgraft.train.recover import LASTING
+from popgraft.train.points import LASTING
 from popgraft.train.tensorboard import TensorBoard
 
 from .same import check_same, contents

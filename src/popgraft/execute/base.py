@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from popgraft import tree
 from popgraft.config import Config
+from popgraft.errors import ShardLost
+from popgraft.rng import derive
 from popgraft.rollout.guests import NOBODY, Turn
 from popgraft.state import Decision, Member, Record, Scores
 
@@ -69,6 +70,37 @@ class Part:
     advance: Advance
     scores: Scores | None = None
 
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return self.advance.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Members that cannot end their generation, because a shard is gone.
+
+    Attributes:
+        members: of the part that has to begin it again.
+        error: how the shard was lost.
+        steps: environment steps taken all the same.
+    """
+
+    members: list[int]
+    error: ShardLost
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A stop came in the middle of a generation.
+
+    Attributes:
+        steps: environment steps taken of it.
+    """
+
+    steps: int = 0
+
 
 def join_scores(parts: list[Scores]) -> Scores:
     """Scores of several shards, in order."""
@@ -87,18 +119,9 @@ def divided(config: Config, shards: int) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
-def assembled(parts: list[Member], order: list[int], wanted: list[int]) -> Member:
-    """Members of several shards in the wanted order.
-
-    Args:
-        parts: rows of each shard.
-        order: the member in every row.
-        wanted: members, some perhaps more than once.
-    """
-    if len(parts) == 1 and order == wanted:
-        return parts[0]
-    rows = {member: row for row, member in enumerate(order)}
-    return tree.gather(tree.concatenate(parts), torch.tensor([rows[member] for member in wanted]).long())
+def evaluation_seed(config: Config, number: int) -> int | None:
+    """Names the episodes that a generation is evaluated on; None where training's own count."""
+    return None if config.pbt.fitness == "training" else derive(config.seed, "evaluation", number)
 
 
 def cores() -> int:
@@ -123,8 +146,23 @@ def at_work(members: list[int], noted: int) -> str:
     return "" if place == NOBODY else f" while the environments of member {members[place]} were at work"
 
 
+Rescue = Callable[[list[int], Member], Member]
+"""From some members, and a population of the right structure, to their rows."""
+
+
 class Executor(abc.ABC):
-    """A whole population, as the loop sees it. Members are counted from 0 over all shards."""
+    """A whole population, as the loop sees it. Members are counted from 0 over all shards.
+
+    After `begin`, every call of `next` tells of a part of the population that has trained for a generation; the part
+    waits for `inherit`, which has it go on. In step there is one part: everybody.
+
+    Attributes:
+        config: the run.
+        rescue: where members are to be taken from that are gone with the machine on which they lay; set before `begin`.
+    """
+
+    config: Config
+    rescue: Rescue
 
     @property
     def recovers(self) -> bool:
@@ -136,23 +174,62 @@ class Executor(abc.ABC):
         """What is worth a warning about where the shards are."""
         return []
 
+    @property
     @abc.abstractmethod
-    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
-        """Takes up to `updates` collect-and-learn rounds; fewer if `stop()` turns true between two of them."""
+    def parts(self) -> list[list[int]]:
+        """The members of every part."""
 
     @abc.abstractmethod
-    def evaluate(self, seed: int) -> Scores:
-        """Scores every member on the same evaluation episodes, which `seed` names."""
-
-    @abc.abstractmethod
-    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
-        """Carries out a decision: recipients inherit everything, get their new hyperparameters and a fresh seat.
+    def begin(self, rounds: Int[Tensor, "pop"]) -> None:
+        """Has every part train for a generation.
 
         Args:
-            decision: who inherits from whom.
-            generation: names the fresh seats.
+            rounds: generations that every place has behind it; they name the episodes of the evaluation.
+        """
+
+    @abc.abstractmethod
+    def next(self, on_update: Callable[[int], None], stop: Callable[[], bool]) -> Part | Loss | Stopped:
+        """Waits for a part that has trained for a generation, or is lost.
+
+        Args:
+            on_update: is told how many members have made an update.
+            stop: whether to stop; asked again and again.
+        """
+
+    @abc.abstractmethod
+    def inherit(
+        self, members: list[int], decision: Decision, rounds: Int[Tensor, "pop"], record: Record | None = None
+    ) -> None:
+        """Has a part carry out a decision, and train for its next generation: recipients inherit everything, get their
+        new hyperparameters and a fresh seat.
+
+        Args:
+            members: the part.
+            decision: who inherits from whom, over the whole population.
+            rounds: generations that every place has behind it; they name the fresh seats too.
             record: the best state there ever was, where the decision returns to it.
         """
+
+    @abc.abstractmethod
+    def checkpoint(self, rounds: Int[Tensor, "pop"]) -> Member:
+        """A copy of everybody on the CPU, from which a run that is resumed goes on as this one does.
+
+        Args:
+            rounds: generations that every place has behind it.
+        """
+
+    def rebuild(self, loss: Loss, rounds: Int[Tensor, "pop"]) -> list[int]:
+        """Makes what is lost anew, where the executor `recovers`. In step, everybody is to be restored and to begin
+        again; a part at its own pace begins again by itself.
+
+        Args:
+            loss: what was lost.
+            rounds: generations that every place has behind it; they name fresh seats.
+
+        Returns:
+            The members whose state was lost.
+        """
+        return []
 
     @abc.abstractmethod
     def restore(self, member: Member) -> None:
@@ -167,20 +244,10 @@ class Executor(abc.ABC):
         """A copy of some members on the CPU, in the given order."""
 
     @abc.abstractmethod
-    def weights(self) -> Float[Tensor, "pop n"]:
-        """A copy of everybody's flat parameters on the CPU."""
-
-    @abc.abstractmethod
-    def momenta(self) -> Float[Tensor, "pop n"] | None:
-        """A copy of everybody's running average of gradients on the CPU; None for an optimizer that has none."""
-
-    def recover(self) -> list[int]:
-        """Makes shards that are lost anew; everybody must be restored afterwards.
-
-        Returns:
-            The members whose state was lost.
+    def vectors(self) -> tuple[Float[Tensor, "pop n"], Float[Tensor, "pop n"] | None]:
+        """Copies of everybody's flat parameters and running average of gradients on the CPU; None in place of these for
+        an optimizer that has none.
         """
-        return []
 
     @abc.abstractmethod
     def close(self) -> None:

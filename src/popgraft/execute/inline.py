@@ -30,6 +30,7 @@ class InlineExecutor(LocalExecutor):
         factory: Callable[..., Any] | None = None,
         shards: int = 1,
     ) -> None:
+        self.config = config
         self.shards: list[Shard] = []
         try:
             for members in divided(config, shards):
@@ -41,8 +42,7 @@ class InlineExecutor(LocalExecutor):
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
         """Advances every shard by the same number of updates; a stop is heeded at the first shard's word."""
         parts = [self.shards[0].advance(updates, stop)]
-        taken = next(iter(parts[0].metrics.values())).shape[1]
-        parts += [shard.advance(taken, lambda: False) for shard in self.shards[1:]]
+        parts += [shard.advance(parts[0].updates, lambda: False) for shard in self.shards[1:]]
         return Advance.join(parts)
 
     def evaluate(self, seed: int) -> Scores:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.execute.base import Executor, assembled
+from popgraft.execute.lockstep import LockstepExecutor
+from popgraft.execute.travel import assembled, deliveries, recorded
 from popgraft.state import Decision, Member, Record
 
 
@@ -28,7 +29,7 @@ class ShardLike(Protocol):
         ...
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(LockstepExecutor):
     """Shards whose members this process can read; results do not depend on how many there are.
 
     Attributes:
@@ -38,16 +39,14 @@ class LocalExecutor(Executor):
     shards: Sequence[ShardLike]
 
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
-        """Copies the donor of every recipient, then lets the shards overwrite theirs."""
-        parents = decision.parents[decision.recipients]
-        living = parents < len(decision.parents)  # the others return to the record
-        donors = self.export(parents[living])
-        if record is not None:
-            rows = torch.where(living, living.cumsum(0) - 1, len(donors.age))
-            donors = tree.gather(tree.concatenate([donors, record.state]), rows)
-        for shard in self.shards:
-            own = torch.isin(decision.recipients, torch.tensor(shard.members)).nonzero().flatten()
-            shard.graft(decision, tree.gather(donors, own), generation)
+        """Copies the donors of all shards, then lets these overwrite their heirs."""
+        best = recorded(record, len(decision.parents))
+        donors = [
+            delivery.taken([(delivery.living, self.export(torch.tensor(delivery.living).long())), *best])
+            for delivery in deliveries(decision, [shard.members for shard in self.shards])
+        ]
+        for shard, rows in zip(self.shards, donors, strict=True):
+            shard.graft(decision, rows, generation)
 
     def restore(self, member: Member) -> None:
         """Writes over the members of every shard."""
@@ -68,14 +67,10 @@ class LocalExecutor(Executor):
                 order += own
         return assembled(parts, order, wanted)
 
-    def weights(self) -> Float[Tensor, "pop n"]:
-        """Copies everybody's parameters."""
-        return torch.cat([shard.member.params.cpu() for shard in self.shards])
-
-    def momenta(self) -> Float[Tensor, "pop n"] | None:
-        """Copies everybody's running averages of gradients."""
-        rows = [shard.member.optimizer.momentum for shard in self.shards]
-        return torch.cat([row.cpu() for row in rows if row is not None]) if rows[0] is not None else None
+    def vectors(self) -> tuple[Float[Tensor, "pop n"], Float[Tensor, "pop n"] | None]:
+        """Copies everybody's parameters and running averages of gradients."""
+        momenta = [row.cpu() for shard in self.shards if (row := shard.member.optimizer.momentum) is not None]
+        return torch.cat([shard.member.params.cpu() for shard in self.shards]), torch.cat(momenta) if momenta else None
 
     def close(self) -> None:
         """Closes every shard."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from popgraft.execute.base import Advance, Executor, join_scores
+from popgraft.execute.lockstep import LockstepExecutor
 from popgraft.execute.worker import Message
 from popgraft.state import Scores
 
@@ -38,42 +39,14 @@ class Remote(Protocol):
         ...
 
 
-class ParallelExecutor(Executor):
-    """Runs all shards at once and in step.
+class ParallelShards(Executor):
+    """Says things to all shards at once, and hears their answers.
 
     Attributes:
         shards: they hold the population in order.
     """
 
     shards: Sequence[Remote]
-
-    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
-        """Advances all shards; `stop` is asked after every update of the first.
-
-        To stop, all shards are halted between two updates, and then told to go on to where the furthest one is.
-        """
-        self._begin("advance", updates)
-        halted: dict[int, int] = {}
-        stopping = ended = False
-
-        def on_message(place: int, kind: str, content: Any, busy: set[int]) -> None:
-            nonlocal stopping, ended
-            ended |= kind == "answer"
-            if kind == "halted":
-                halted[place] = content
-            elif kind == "update" and place == 0 and not stopping and stop():
-                stopping = True
-                self._begin("halt", places=busy)
-            if halted and busy == set(halted):
-                self._begin("until", updates if ended else max(halted.values()), places=busy)
-                halted.clear()
-
-        return Advance.join(self._answers(on_message))
-
-    def evaluate(self, seed: int) -> Scores:
-        """Scores every member."""
-        self._begin("evaluate", seed)
-        return join_scores(self._answers())
 
     def restart(self, generation: int) -> None:
         """Gives every place a fresh seat."""
@@ -112,3 +85,35 @@ class ParallelExecutor(Executor):
     @abc.abstractmethod
     def _ready(self, places: set[int]) -> list[int]:
         """Places whose shard has something to say, or is lost; waits for one."""
+
+
+class LockstepShards(ParallelShards, LockstepExecutor):
+    """Runs all shards at once and in step."""
+
+    def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
+        """Advances all shards; `stop` is asked after every update of the first.
+
+        To stop, all shards are halted between two updates, and then told to go on to where the furthest one is.
+        """
+        self._begin("advance", updates)
+        halted: dict[int, int] = {}
+        stopping = ended = False
+
+        def on_message(place: int, kind: str, content: Any, busy: set[int]) -> None:
+            nonlocal stopping, ended
+            ended |= kind == "answer"
+            if kind == "halted":
+                halted[place] = content
+            elif kind == "update" and place == 0 and not stopping and stop():
+                stopping = True
+                self._begin("halt", places=busy)
+            if halted and busy == set(halted):
+                self._begin("until", updates if ended else max(halted.values()), places=busy)
+                halted.clear()
+
+        return Advance.join(self._answers(on_message))
+
+    def evaluate(self, seed: int) -> Scores:
+        """Scores every member."""
+        self._begin("evaluate", seed)
+        return join_scores(self._answers())

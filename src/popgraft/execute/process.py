@@ -24,7 +24,7 @@ from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.base import at_work, divided, named
 from popgraft.execute.local import LocalExecutor
-from popgraft.execute.parallel import ParallelExecutor, passed_on
+from popgraft.execute.parallel import LockstepShards, passed_on
 from popgraft.execute.shared import shared
 from popgraft.execute.worker import SIGNALS, Message, Pipe
 from popgraft.inheritance import overwrite_
@@ -155,7 +155,7 @@ def _explained(code: int, working: str) -> str:
     return f"was ended by {name}, which somebody has sent to it"
 
 
-class ProcessExecutor(ParallelExecutor, LocalExecutor):
+class ProcessExecutor(LockstepShards, LocalExecutor):
     """Runs all shards at once, each in its process.
 
     Args:
@@ -172,6 +172,7 @@ class ProcessExecutor(ParallelExecutor, LocalExecutor):
         factory: Callable[..., Any] | None = None,
         shards: int = 1,
     ) -> None:
+        self.config = config
         self.shards: list[ShardProcess] = []
         try:
             definitions = Definitions.of(config, factory)

@@ -6,12 +6,10 @@ is not heard of for `execute.timeout` seconds, is lost; it is made anew when the
 """
 
 import contextlib
-import logging
 import math
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +23,12 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.config import Config, ExecuteConfig
 from popgraft.errors import ConfigError, ShardLost
-from popgraft.execute.base import assembled, at_work, cores, divided, named
-from popgraft.execute.parallel import ParallelExecutor, passed_on
-from popgraft.execute.ray_actor import CLOSE, Reference, ShardActor, in_short, pack, unpack
+from popgraft.execute.base import Loss, cores, divided
+from popgraft.execute.parallel import LockstepShards, ParallelShards
+from popgraft.execute.ray_actor import CLOSE, Gift, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
-from popgraft.execute.worker import Message
+from popgraft.execute.ray_shard import RayShard
+from popgraft.execute.travel import Delivery, assembled, deliveries, recorded
 from popgraft.messages import logger_of
 from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
@@ -44,109 +43,8 @@ OBJECT_STORE = 200 * 2**20
 """Bytes of a cluster of our own for rows on their way."""
 
 
-class RayShard:
-    """A shard in an actor. `begin` returns at once.
-
-    Args:
-        config: the run.
-        members: index in the population of every member of the shard.
-        hyperparams: initial values of the whole population.
-        definitions: what it finds of the script, a factory in place of the configured source for one.
-        head: is asked whether the cluster is there, before Ray is.
-
-    Attributes:
-        reply: its next message, once it is there.
-        arriving: members on their way, see `fetch`; nothing for shards in step.
-        lost: whether there will be none.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        members: list[int],
-        hyperparams: dict[str, Float[Tensor, "population"]],
-        definitions: Definitions,
-        head: Head,
-    ) -> None:
-        self.members, self.lost, self._started, self._head = members, False, False, head
-        execute = config.execute
-        self._timeout = math.inf if execute.timeout is None else execute.timeout
-        resources = {"num_cpus": execute.cpus_per_shard, "num_gpus": execute.gpus_per_shard}
-        groups = dict.fromkeys(("inbox", "outbox", "shelf"), 1)
-        self._turn = tempfile.NamedTemporaryFile(prefix="popgraft_")  # noqa: SIM115  # until the actor ends
-        self._actor = ray.remote(concurrency_groups=groups, **resources)(ShardActor).remote(self._turn.name)
-        self._tell = self._actor.tell.options(concurrency_group="inbox")
-        self._hear = self._actor.hear.options(concurrency_group="outbox")
-        self.end = self._actor.work.remote()
-        self.reply = self._hear.remote()
-        self.arriving: list[Reference] = []
-        self.begin("begin", definitions, logging.getLogger().getEffectiveLevel())
-        self.begin("shard", config, members, hyperparams)
-
-    @property
-    def patience(self) -> float:
-        """Seconds that the actor still has to be heard of; endless until it has found room on the cluster."""
-        return max(0.0, self._began + self._timeout - time.monotonic()) if self._started else math.inf
-
-    def begin(self, kind: str, *arguments: Any) -> None:
-        """Sends a message; whether the actor is still there shows when its answer is received.
-
-        Raises:
-            ShardLost: the cluster is gone.
-        """
-        self._head.check()
-        self._began = time.monotonic()
-        self._tell.remote((kind, arguments))
-
-    def receive(self) -> Message:
-        """The next message of the actor.
-
-        Raises:
-            ShardLost: the actor is gone, or silent for too long.
-            Exception: what went wrong in it.
-        """
-        kind, content = self.get(self.reply)
-        self._began, self._started = time.monotonic(), True
-        self.reply = self._hear.remote()
-        return passed_on(kind, content)
-
-    def get(self, reference: Reference) -> Any:
-        """What a call of the actor returns.
-
-        Raises:
-            ShardLost: the actor is gone, or silent for too long; or the cluster is gone.
-        """
-        self._head.check()
-        try:
-            return ray.get(reference, timeout=_seconds(self.patience))
-        except ray.exceptions.GetTimeoutError:
-            raise self._lost(f"has not been heard of for {self._timeout:g} seconds") from None
-        except ray.exceptions.RayError as error:
-            raise self._lost(f"is gone: {in_short(error)}") from None
-
-    def fetch(self, count: int) -> list[Reference]:
-        """Asks for the members that the actor has laid ready, which stay where they are; `get` the last reference to be
-        sure that they are there, whatever becomes of the actor.
-        """
-        return list(self._actor.fetch.options(concurrency_group="shelf", num_returns=count + 1).remote())
-
-    @property
-    def awaited(self) -> Reference:
-        """What shows that it has something to say."""
-        return self.arriving[-1] if self.arriving else self.reply
-
-    def kill(self) -> None:
-        """Ends the actor at once."""
-        ray.kill(self._actor)
-        self._turn.close()
-
-    def _lost(self, how: str) -> ShardLost:
-        self.lost = True
-        return ShardLost(f"the actor of {named(self.members)} {how}{at_work(self.members, self._turn.fileno())}")
-
-
-class RayExecutor(ParallelExecutor):
-    """Runs all shards at once, each in its actor, on a cluster that is there or on one of its own.
+class RayShards(ParallelShards):
+    """Shards in an actor each, on a cluster that is there or on one of its own.
 
     Args:
         config: the run; `execute` says where it runs.
@@ -163,7 +61,7 @@ class RayExecutor(ParallelExecutor):
         hyperparams: dict[str, Float[Tensor, "pop"]],
         factory: Callable[..., Any] | None = None,
     ) -> None:
-        self._arguments = config, hyperparams
+        self.config, self._hyperparams = config, hyperparams
         self._definitions = Definitions.of(config, factory, far=True)
         self.shards: list[RayShard] = []
         self._stack = contextlib.ExitStack()
@@ -175,7 +73,6 @@ class RayExecutor(ParallelExecutor):
             _check_room(config.execute, len(parts))
             self.shards += [RayShard(config, members, hyperparams, self._definitions, self._head) for members in parts]
             self._like: Member = self._answers()[0]
-            self._prepare()
         except BaseException:
             self.close()
             raise
@@ -197,56 +94,11 @@ class RayExecutor(ParallelExecutor):
         told = "; ".join(f"{kind}: members {members}" for kind, members in kinds.items())
         return [f"the machines of the cluster compute differently, so that results depend on who is where ({told})"]
 
-    def _prepare(self) -> None:
-        """What else a kind of executor needs once its shards are there: nothing."""
-
-    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
-        """Has every shard lay ready what others inherit of it, and then all shards take what is theirs."""
-        needed = self._needed(decision)
-        given = self._give(needed)
-        if record is not None:
-            row = [len(decision.parents)], self._head.put(pack(record.state))
-            given = [[*gifts, row] for gifts in given]
-        told = self._head.put(decision)  # once, and not once for every shard
-        for place, (shard, gifts) in enumerate(zip(self.shards, given, strict=True)):
-            shard.begin("take", [told], needed[place].get(place, []), gifts, generation)
-        self._answers()
-
     def restore(self, member: Member) -> None:
         """Sends every shard its members."""
         for shard in self.shards:
             shard.begin("restore", pack(tree.gather(member, torch.tensor(shard.members))))
         self._answers()
-
-    def export(self, members: Int[Tensor, "rows"]) -> Member:
-        """Fetches some members."""
-        wanted = members.tolist()
-        owned: dict[int, list[int]] = {}
-        for member in wanted:
-            owned.setdefault(self._home[member], []).append(member)
-        for place, own in owned.items():
-            self.shards[place].begin("export", own)
-        parts = [unpack(rows, self._like) for rows in self._answers(places=owned)]
-        return assembled(parts, [member for place in sorted(owned) for member in owned[place]], wanted)
-
-    def weights(self) -> Float[Tensor, "pop n"]:
-        """Fetches everybody's parameters."""
-        self._begin("weights")
-        return torch.cat([torch.tensor(rows) for rows in self._answers()])
-
-    def momenta(self) -> Float[Tensor, "pop n"] | None:
-        """Fetches everybody's running averages of gradients."""
-        self._begin("momenta")
-        parts = [torch.tensor(rows) for rows in self._answers() if rows is not None]
-        return torch.cat(parts) if parts else None
-
-    def recover(self) -> list[int]:
-        """Puts new actors in the place of those that are lost, as soon as the cluster has room for them."""
-        lost = [place for place, shard in enumerate(self.shards) if shard.lost]
-        for place in lost:
-            self._remake(place)
-        self._answers(places=lost)
-        return [member for place in lost for member in self.shards[place].members]
 
     def close(self) -> None:
         """Ends all actors, and the cluster if it is ours."""
@@ -262,35 +114,9 @@ class RayExecutor(ParallelExecutor):
 
     def _remake(self, place: int) -> None:
         """Puts a new actor in the place of one; it answers once it is there."""
-        config, hyperparams = self._arguments
-        self.shards[place].kill()
-        self.shards[place] = RayShard(config, self.shards[place].members, hyperparams, self._definitions, self._head)
-
-    def _needed(self, decision: Decision) -> list[dict[int, list[int]]]:
-        """For every shard: which of its members are inherited from, by the place of the recipients' shard."""
-        needed: list[dict[int, list[int]]] = [{} for _ in self.shards]
-        pairs = {
-            (parent, self._home[member])
-            for member, parent in enumerate(decision.parents.tolist())
-            if parent != member and parent in self._home  # the record is nobody's
-        }
-        for parent, place in sorted(pairs):
-            needed[self._home[parent]].setdefault(place, []).append(parent)
-        return needed
-
-    def _give(self, needed: list[dict[int, list[int]]]) -> list[list[tuple[list[int], Reference]]]:
-        """What every shard is given by others: for each of these, the donors and the object they are in."""
-        given: list[list[tuple[list[int], Reference]]] = [[] for _ in self.shards]
-        crossing = [
-            {place: own for place, own in asked.items() if place != giver} for giver, asked in enumerate(needed)
-        ]
-        givers = [giver for giver, asked in enumerate(crossing) if asked]
-        for giver in givers:
-            self.shards[giver].begin("give", crossing[giver])
-        for giver, references in zip(givers, self._answers(places=givers), strict=True):
-            for place, donors in crossing[giver].items():
-                given[place].append((donors, references[place]))
-        return given
+        shard = self.shards[place]
+        shard.kill()
+        self.shards[place] = RayShard(self.config, shard.members, self._hyperparams, self._definitions, self._head)
 
     def _ready(self, places: set[int], limit: float = math.inf) -> list[int]:
         waiting = {self.shards[place].awaited: place for place in places}
@@ -304,6 +130,61 @@ class RayExecutor(ParallelExecutor):
         ready, _ = ray.wait(replies, num_returns=len(replies), timeout=0)
         silent = {place for place in places if not self.shards[place].patience}
         return sorted({waiting[reply] for reply in ready} | silent)
+
+
+class RayExecutor(RayShards, LockstepShards):
+    """Runs all actors in step."""
+
+    def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
+        """Has every shard lay ready what others inherit of it, and then all shards take what is theirs."""
+        needed = deliveries(decision, [shard.members for shard in self.shards])
+        given = self._give(needed)
+        best = [(order, self._head.put(pack(state))) for order, state in recorded(record, len(decision.parents))]
+        told = self._head.put(decision)  # once, and not once for every shard
+        for shard, delivery, gifts in zip(self.shards, needed, given, strict=True):
+            shard.begin("take", [told], delivery, [*gifts, *best], generation)
+        self._answers()
+
+    def export(self, members: Int[Tensor, "rows"]) -> Member:
+        """Fetches some members."""
+        wanted = members.tolist()
+        owned: dict[int, list[int]] = {}
+        for member in wanted:
+            owned.setdefault(self._home[member], []).append(member)
+        for place, own in owned.items():
+            self.shards[place].begin("export", own)
+        parts = [unpack(rows, self._like) for rows in self._answers(places=owned)]
+        return assembled(parts, [member for place in sorted(owned) for member in owned[place]], wanted)
+
+    def vectors(self) -> tuple[Float[Tensor, "pop n"], Float[Tensor, "pop n"] | None]:
+        """Fetches everybody's parameters and running averages of gradients."""
+        self._begin("vectors")
+        params, momenta = zip(*self._answers(), strict=True)
+        averages = [torch.tensor(rows) for rows in momenta if rows is not None]
+        return torch.cat([torch.tensor(rows) for rows in params]), torch.cat(averages) if averages else None
+
+    def rebuild(self, loss: Loss, rounds: Int[Tensor, "pop"]) -> list[int]:
+        """Puts new actors in the place of those that are lost, as soon as the cluster has room for them."""
+        lost = [place for place, shard in enumerate(self.shards) if shard.lost]
+        for place in lost:
+            self._remake(place)
+        self._answers(places=lost)
+        return [member for place in lost for member in self.shards[place].members]
+
+    def _give(self, needed: list[Delivery]) -> list[list[Gift]]:
+        """What every shard is given by others."""
+        given: list[list[Gift]] = [[] for _ in self.shards]
+        crossing: dict[int, dict[int, list[int]]] = {}
+        for place, delivery in enumerate(needed):
+            for giver, donors in delivery.givers.items():
+                if giver != place:
+                    crossing.setdefault(giver, {})[place] = donors
+        for giver, asked in crossing.items():
+            self.shards[giver].begin("give", asked)
+        for giver, references in zip(sorted(crossing), self._answers(places=crossing), strict=True):
+            for place, donors in crossing[giver].items():
+                given[place].append((donors, references[place]))
+        return given
 
 
 @contextlib.contextmanager
@@ -369,8 +250,3 @@ def _check_room(execute: ExecuteConfig, shards: int) -> None:
                 "%d shards need %g %ss, but the Ray cluster has %g; waiting for more to join",
                 shards, amount * shards, name, there.get(name, 0),
             )  # fmt: skip
-
-
-def _seconds(patience: float) -> float | None:
-    """A time limit as Ray takes it."""
-    return None if patience == math.inf else patience

@@ -22,7 +22,9 @@ from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.execute.shard import Shard
+from popgraft.execute.travel import Delivery
 from popgraft.execute.worker import Channel, Closed, Message, serve
+from popgraft.inheritance import Units
 from popgraft.native import native
 from popgraft.rollout.guests import turn
 from popgraft.state import Decision, Member
@@ -31,6 +33,8 @@ Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
 """Some members, leaf by leaf, on their way."""
 Reference = Any
 """A `ray.ObjectRef` of such rows."""
+Gift = tuple[list[int], Reference]
+"""Some members, and what holds their rows."""
 CLOSE = "close"
 """The last message to an actor."""
 
@@ -43,28 +47,6 @@ def pack(member: Member) -> Rows:
 def unpack(rows: Rows, like: Member) -> Member:
     """Members as tensors on the CPU, with the structure of `like`."""
     return tree.restore(like, {name: torch.from_numpy(np.array(leaf)) for name, leaf in rows.items()})
-
-
-def donated(
-    decision: Decision,
-    members: Sequence[int],
-    own: Sequence[int],
-    rows: Member,
-    given: Sequence[tuple[list[int], Reference]],
-) -> Member:
-    """The donor of every recipient of a shard, as `Shard.graft` takes them.
-
-    Args:
-        decision: who inherits from whom, over the whole population.
-        members: those of the shard.
-        own: donors of this shard.
-        rows: their states, on the CPU.
-        given: donors of others, and where they are laid ready.
-    """
-    others = [unpack(ray.get(reference), rows) for _, reference in given]
-    row = {donor: row for row, donor in enumerate([*own, *(donor for donors, _ in given for donor in donors)])}
-    wanted = [row[int(decision.parents[heir])] for heir in decision.recipients.tolist() if heir in members]
-    return tree.gather(tree.concatenate([rows, *others]), torch.tensor(wanted, dtype=torch.long))
 
 
 class Mailbox(Channel):
@@ -112,19 +94,14 @@ class HostedShard(Shard):
         """Some of the shard's members."""
         return pack(self._rows(members))
 
-    def weights(self) -> Float[np.ndarray, "pop n"]:
-        """Everybody's flat parameters, [pop, n]."""
-        return self.member.params.cpu().numpy()
-
-    def momenta(self) -> Float[np.ndarray, "pop n"] | None:
-        """Everybody's running average of gradients, [pop, n]; None for an optimizer that has none."""
+    def vectors(self) -> tuple[Float[np.ndarray, "pop n"], Float[np.ndarray, "pop n"] | None]:
+        """Everybody's flat parameters and running average of gradients; None for an optimizer that has none."""
         average = self.member.optimizer.momentum
-        return None if average is None else average.cpu().numpy()
+        return self.member.params.cpu().numpy(), None if average is None else average.cpu().numpy()
 
     def restore(self, rows: Rows) -> None:
         """Overwrites everybody."""
-        member = tree.map(lambda leaf, there: leaf.to(there.device), unpack(rows, self.member), self.member)
-        tree.put_(self.member, torch.arange(len(self.members)), member)
+        self._overwrite(self.members, unpack(rows, self.member))
 
     def lay(self, members: Sequence[int]) -> None:
         """Lays members ready one by one, as they are now."""
@@ -134,34 +111,63 @@ class HostedShard(Shard):
         """Lays members ready for other shards: from the place of a shard to the members that it inherits from."""
         return {place: ray.put(self.export(members)) for place, members in wanted.items()}
 
-    def take(
-        self,
-        told: list[Reference],
-        own: Sequence[int],
-        given: Sequence[tuple[list[int], Reference]],
-        generation: int,
-    ) -> None:
+    def take(self, told: list[Reference], delivery: Delivery, given: Sequence[Gift], generation: int) -> None:
         """Carries out a decision.
 
         Args:
             told: the decision over the whole population, laid ready.
-            own: donors of this shard.
+            delivery: what this shard needs for it.
             given: donors of others, and where they are laid ready.
             generation: names the fresh seats of the recipients.
 
         Raises:
             ShardLost: a donor's shard is gone.
         """
+        own = [member for member in delivery.living if member in self.members]
         try:
             decision: Decision = ray.get(told[0])
-            donors = donated(decision, self.members, own, self._rows(own, torch.device("cpu")), given)
+            stacks = [(members, unpack(ray.get(reference), self.member)) for members, reference in given]
         except ray.exceptions.RayError as error:
             raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
+        donors = delivery.taken([(own, self._rows(own, torch.device("cpu"))), *stacks])
         self.graft(decision, donors, generation)
 
+    def move_in(
+        self, members: Sequence[int], given: list[Reference], heirs: Sequence[int], units: Units | None, generation: int
+    ) -> None:
+        """Takes in what some members have become by a decision.
+
+        Args:
+            members: who.
+            given: where each lies ready.
+            heirs: those of them that are somebody else now.
+            units: of the donor of each, see `reseat`.
+            generation: names the fresh seats of the heirs.
+
+        Raises:
+            ShardLost: they are gone.
+        """
+        try:
+            rows = tree.concatenate([unpack(ray.get(reference), self.member) for reference in given])
+        except ray.exceptions.RayError as error:
+            raise ShardLost(f"members that were inherited are gone: {in_short(error)}") from None
+        self._overwrite(members, rows)
+        if units is not None:
+            normalizer, returns = units
+            units = tree.map(self._here, normalizer), tree.map(self._here, returns)
+        self.reseat(self._places(heirs), units, generation)
+
+    def _places(self, members: Sequence[int]) -> list[int]:
+        return [self.members.index(member) for member in members]
+
     def _rows(self, members: Sequence[int], device: torch.device | None = None) -> Member:
-        places = torch.tensor([self.members.index(member) for member in members]).long()
-        return tree.gather(self.member, places, device)
+        return tree.gather(self.member, torch.tensor(self._places(members)).long(), device)
+
+    def _overwrite(self, members: Sequence[int], rows: Member) -> None:
+        tree.put_(self.member, torch.tensor(self._places(members)), tree.map(self._here, rows))
+
+    def _here(self, leaf: Tensor) -> Tensor:
+        return leaf.to(self.device)
 
 
 class ShardActor:

@@ -25,6 +25,7 @@ from popgraft.errors import Damaged, RunExists, StoreError
 from popgraft.store import connection as connections
 from popgraft.store.database import RunDatabase
 from popgraft.store.integrity import COLUMNS
+from popgraft.store.lock import locked
 
 IDENTITY = re.compile(r"[0-9a-f]{32}")
 MAKING = re.compile(
@@ -130,8 +131,6 @@ class RunFolder:
             versions: of the packages that results depend on.
             nameless: whether the folder gets its name afterwards, so that no run can have begun in it.
         """
-        from popgraft.store.lock import locked  # here, because it knows folders
-
         self._check_free(nameless)
         with locked(self):
             self._check_free(nameless)

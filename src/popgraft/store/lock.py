@@ -9,15 +9,30 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
 
 from popgraft.disk import reason
 from popgraft.errors import RunExists, StoreError
-from popgraft.store.folder import RunFolder
 
 ATTEMPTS, PAUSE = 5, 0.02
 """Attempts at a lock, and seconds between them: someone who asks `holder` has it for a moment."""
 
 _held: set[int] = set()
+
+
+class Lockable(Protocol):
+    """The folder of a run."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked."""
+        ...
 
 
 def _leave_to_the_parent() -> None:
@@ -31,7 +46,7 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 @contextlib.contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def locked(folder: Lockable) -> Iterator[None]:
     """Holds the lock of a run.
 
     Raises:
@@ -56,7 +71,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def holder(folder: RunFolder) -> str | None:
+def holder(folder: Lockable) -> str | None:
     """Which process trains a run, as "process 123 on host"; None if none does."""
     try:
         descriptor = os.open(folder.lock, os.O_RDONLY | os.O_NONBLOCK)
@@ -73,7 +88,7 @@ def holder(folder: RunFolder) -> str | None:
     return None
 
 
-def _acquire(folder: RunFolder, descriptor: int) -> None:
+def _acquire(folder: Lockable, descriptor: int) -> None:
     for attempt in range(ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,86 +1,176 @@
-"""Points from which a run can be resumed: snapshots of everything, at generations that begin with fresh seats."""
+"""What a run saves: points from which it can be resumed, its best member, and the population as it is left.
+
+A point is a snapshot of everything, at a generation from which everybody goes on from the members alone.
+"""
 
 import copy
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from popgraft import tree
+from popgraft.config import Config
 from popgraft.errors import Damaged, StoreError
+from popgraft.pbt import Strategy
 from popgraft.state import Member
-from popgraft.store import RunFolder, snapshot
+from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.boundary import reading
+from popgraft.train.background import Background
 from popgraft.train.plausible import Point, checked
-from popgraft.train.run import LAST
-
-if TYPE_CHECKING:
-    from popgraft.train.loop import Training
+from popgraft.train.run import BEST, LAST
+from popgraft.train.state import RunState
+from popgraft.train.tensorboard import TensorBoard
 
 NAME = re.compile(r"generation_(\d+)")
+LASTING = ("stopped", "resumed", "damaged", "changed", "lost")
+"""Events of processes rather than of training: they stay in the record when training is repeated."""
+
+Found = tuple[str, dict[str, Any]]
+"""Name and metadata of a point."""
 
 
-def save_point(training: "Training") -> None:
-    """Saves a point at the beginning of the next generation, and then removes those that are too old to keep.
+class Points:
+    """Saves a run, and takes it back to what was saved.
 
     Files are written while training goes on, from tensors that training does not touch any more.
+
+    Args:
+        config: the run.
+        folder: where it is saved.
+        state: what is saved besides the members.
+        strategy: likewise.
+        database: is taken back too.
+        board: likewise.
     """
-    folder, state = training.run.folder, training.state
-    everyone = torch.arange(training.config.pbt.population_size)
-    record = None if state.record is None else state.record.state
-    metadata = {
-        **state.metadata(),
-        "strategy": training.strategy.state_dict(),
-        "events": training.database.events_written(),
-        "tensorboard": training.tensorboard.sizes(),
-    }
-    name, metadata = f"generation_{state.generation:06d}", copy.deepcopy(metadata)
-    tensors = state.tensors(training.executor.export(everyone), record)
 
-    def write() -> None:
-        snapshot.save(folder, name, tensors, metadata)
-        remove_old_points(folder, training.config.snapshots.keep)
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        state: RunState,
+        strategy: Strategy,
+        database: RunDatabase,
+        board: TensorBoard,
+    ) -> None:
+        self._config, self._folder, self._state, self._strategy = config, folder, state, strategy
+        self._database, self._board = database, board
+        self._background = Background()
 
-    training.background.start(write)
+    def save(self, member: Member) -> None:
+        """Saves a point at the beginning of the next generation, and then removes those that are too old to keep."""
+        folder, state = self._folder, self._state
+        metadata = {
+            **state.metadata(),
+            "strategy": self._strategy.state_dict(),
+            "events": self._database.events_written(),
+            "tensorboard": self._board.sizes(),
+        }
+        name, metadata = f"generation_{state.generation:06d}", copy.deepcopy(metadata)
+        tensors = state.tensors(member, None if state.record is None else state.record.state)
+
+        def write() -> None:
+            snapshot.save(folder, name, tensors, metadata)
+            self._remove_old()
+
+        self._background.start(write)
+
+    def save_best(self, member: Member, found: dict[str, Any]) -> None:
+        """Saves the best member there ever was, a population of one."""
+        self._background.start(lambda: snapshot.save(self._folder, BEST, member, found))
+
+    def save_population(self, member: Member, finished: bool) -> None:
+        """Saves the population as the run leaves it, which may be in the middle of a generation."""
+        metadata = {
+            "generation": self._state.generation,
+            "steps": self._state.steps,
+            "finished": finished,
+            "strategy": self._strategy.state_dict(),
+        }
+        snapshot.save(self._folder, LAST, member, metadata)
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+            Exception: what went wrong in it.
+        """
+        self._background.wait()
+
+    def newest(self, report: Callable[[str], None]) -> Found | None:
+        """The newest point that is whole; None where there has never been one.
+
+        Args:
+            report: is told of every newer one, why it cannot be used.
+
+        Raises:
+            StoreError: there are some, but none is whole.
+        """
+        self.wait()
+        return newest_point(self._folder, report)
+
+    def read(self, point: Found, like: Member) -> dict[str, Any]:
+        """The tensors of a point, for a population of the structure of `like`."""
+        name, metadata = point
+        record = tree.gather(like, torch.arange(1)) if metadata["found"] is not None else None
+        tensors, _ = snapshot.load(self._folder, name, self._state.tensors(like, record))
+        return tensors
+
+    def load(self, point: Found, like: Member) -> Member:
+        """Takes state and strategy back to a point.
+
+        Args:
+            point: which.
+            like: a population of the right structure.
+
+        Returns:
+            The members as they were then.
+        """
+        state, (name, metadata) = self._state, point
+        with reading(self._folder.snapshots / name):
+            tensors = self.read(point, like)
+            state.restore(tensors, metadata)
+            self._strategy.load_state_dict(metadata.get("strategy", metadata.get("schedule", {})))  # its earlier name
+            told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
+            true = int(state.place_steps.sum()), state.generation
+            found = metadata["found"] or {"generation": 0, "member": 0}
+            if told[:2] != true or found["generation"] > told[2] or found["member"] > told[3]:
+                raise ValueError("its numbers are not those of its members")
+        member: Member = tensors["member"]
+        return member
+
+    def rewind(self, point: Found | None) -> list[str]:
+        """Makes the folder what it was at the point that has been loaded; whenever this is cut short, doing it again
+        completes it.
+
+        Args:
+            point: which; None stands for the beginning.
+
+        Returns:
+            What the database has lost of the time before.
+        """
+        state, folder, metadata = self._state, self._folder, point[1] if point else None
+        for generation, name in sorted(points(folder).items(), reverse=True):
+            if generation > state.generation:
+                snapshot.remove(folder, name)
+        self._remove_old()  # where it was killed before it had
+        known = state.follower.known()
+        lost = self._database.rewind(state.rounds.tolist(), metadata["events"] if metadata else 0, known, LASTING)
+        self._board.cut(metadata["tensorboard"] if metadata else {})
+        if state.record is not None and state.found is not None:
+            snapshot.save(folder, BEST, state.record.state, state.found)
+        else:
+            snapshot.remove(folder, BEST)
+        snapshot.remove(folder, LAST)
+        return lost
+
+    def _remove_old(self) -> None:
+        for _, name in sorted(points(self._folder).items())[: -self._config.snapshots.keep]:
+            snapshot.remove(self._folder, name)
 
 
-def save_population(training: "Training", finished: bool) -> None:
-    """Saves the population as the run leaves it, which may be in the middle of a generation."""
-    state, everyone = training.state, torch.arange(training.config.pbt.population_size)
-    metadata = {
-        "generation": state.generation,
-        "steps": state.steps,
-        "finished": finished,
-        "strategy": training.strategy.state_dict(),
-    }
-    snapshot.save(training.run.folder, LAST, training.executor.export(everyone), metadata)
-
-
-def load_point(training: "Training", name: str, metadata: dict[str, Any]) -> None:
-    """Puts members, state and strategy of a run that has not begun back to a point; its seats are for the caller."""
-    executor, state = training.executor, training.state
-    like = executor.export(torch.arange(training.config.pbt.population_size))
-    with reading(training.run.folder.snapshots / name):
-        tensors = read_point(training, name, metadata, like)
-        state.restore(tensors, metadata)
-        training.strategy.load_state_dict(metadata.get("strategy", metadata.get("schedule", {})))  # its earlier name
-        told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
-        true = int(state.place_steps.sum()), state.generation
-        found = metadata["found"] or {"generation": 0, "member": 0}
-        if told[:2] != true or found["generation"] > told[2] or found["member"] > told[3]:
-            raise ValueError("its numbers are not those of its members")
-    executor.restore(tensors["member"])
-
-
-def read_point(training: "Training", name: str, metadata: dict[str, Any], like: Member) -> dict[str, Any]:
-    """The tensors of a point, for a population of the structure of `like`."""
-    record = tree.gather(like, torch.arange(1)) if metadata["found"] is not None else None
-    tensors, _ = snapshot.load(training.run.folder, name, training.state.tensors(like, record))
-    return tensors
-
-
-def newest_point(folder: RunFolder, report: Callable[[str], None]) -> tuple[str, dict[str, Any]] | None:
+def newest_point(folder: RunFolder, report: Callable[[str], None]) -> Found | None:
     """Name and metadata of the newest point that is whole; None where there has never been one.
 
     Args:
@@ -110,12 +200,6 @@ def newest_point(folder: RunFolder, report: Callable[[str], None]) -> tuple[str,
             f"delete {folder.snapshots}/generation_* to have the same run repeated from its beginning"
         )
     return None
-
-
-def remove_old_points(folder: RunFolder, keep: int) -> None:
-    """Removes all points but the newest ones."""
-    for _, name in sorted(points(folder).items())[:-keep]:
-        snapshot.remove(folder, name)
 
 
 def points(folder: RunFolder) -> dict[int, str]:

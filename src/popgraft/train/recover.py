@@ -1,85 +1,110 @@
-"""Goes back to a point: in a run that is resumed, and in one that has lost a shard and goes on."""
+"""What follows when a shard is lost: all go back to a point, or those who were lost go on alone."""
 
-from typing import TYPE_CHECKING, Any
+import abc
+from collections import Counter
 
+import torch
+
+from popgraft import tree
 from popgraft.errors import ShardLost
-from popgraft.messages import logger_of
-from popgraft.store import snapshot
-from popgraft.train.points import load_point, newest_point, points, remove_old_points
-from popgraft.train.run import BEST, LAST
+from popgraft.execute import Executor, Loss
+from popgraft.state import Member
+from popgraft.train.announce import Announcer
+from popgraft.train.points import Points
+from popgraft.train.state import RunState
 
-if TYPE_CHECKING:
-    from popgraft.train.loop import Training
-
-logger = logger_of(__name__)
-
-LASTING = ("stopped", "resumed", "damaged", "changed", "lost")
-"""Events of processes rather than of training: they stay in the record when training is repeated."""
 ATTEMPTS = 3
-"""Shards that may be lost in one generation before the run ends."""
+"""Times that a part may be lost in one generation before the run ends."""
 
 
-def recover(training: "Training", error: ShardLost) -> None:
-    """Makes lost shards anew, and goes on from the newest point: with the results of a run that has lost none.
+class Recovery(abc.ABC):
+    """Has a run go on after a loss.
 
-    All go back, those of other shards too, so that scores are compared after the same number of steps.
-
-    Raises:
-        ShardLost: `error`, where a lost shard cannot be made anew, or is lost again and again.
+    Args:
+        executor: has lost a shard.
+        state: of the run.
+        points: where members are to be had.
+        announcer: says what happens.
     """
-    while True:
-        generation = training.state.generation
-        training.losses[generation] += 1
-        if not training.executor.recovers:
-            raise error
-        if training.losses[generation] == ATTEMPTS:
-            raise ShardLost(
-                f"{error}. It is the {ATTEMPTS}rd time in generation {generation + 1}, so the run ends"
-            ) from error
-        try:
-            return _go_back(training, error)
-        except ShardLost as another:  # while it was going back
-            error = another
+
+    def __init__(self, executor: Executor, state: RunState, points: Points, announcer: Announcer) -> None:
+        self._executor, self._state, self._points, self._announcer = executor, state, points, announcer
+        self._losses: Counter[tuple[int, int]] = Counter()
+        """How often every part has been lost, by its first member and generation."""
+
+    @abc.abstractmethod
+    def mend(self, loss: Loss) -> None:
+        """Makes what is lost anew.
+
+        Raises:
+            ShardLost: it cannot be made anew, or is lost again and again.
+        """
+
+    def _begin(self, loss: Loss, when: str) -> None:
+        """Raises ShardLost where there is no more to be done."""
+        part = loss.members[0], int(self._state.rounds[loss.members[0]])
+        self._losses[part] += 1
+        if not self._executor.recovers or loss.members not in self._executor.parts:
+            raise loss.error
+        if self._losses[part] == ATTEMPTS:
+            raise ShardLost(f"{loss.error}. It is the {ATTEMPTS}rd time in {when}, so the run ends") from loss.error
+        self._announcer.warn(f"{loss.error}; making it anew")
 
 
-def _go_back(training: "Training", error: ShardLost) -> None:
-    state, executor, generation = training.state, training.executor, training.state.generation
-    logger.warning("%s; making it anew", error)
-    training.background.wait()
-    members = executor.recover()
-    damages: list[str] = []
-    point = newest_point(training.run.folder, damages.append)
-    assert point is not None, "a run that recovers begins with a point"
-    load_point(training, *point)
-    for damage in damages:
-        training.tell_event("damaged", damage, generation)
-    text = f"{error}; members {members} are rebuilt, and all go on with generation {state.generation + 1}"
-    training.tell_event("lost", text, generation)
-    training.tensorboard.on_end()
-    for text in rewind(training, point[1]):
-        logger.warning("%s", training.place.said(text))
-        training.observer.on_event("damaged", training.place.said(text))
-    training.tensorboard.on_start(training.plan())
-    executor.restart(state.generation)
-
-
-def rewind(training: "Training", metadata: dict[str, Any] | None) -> list[str]:
-    """Makes the folder what it was at the point; whenever this is cut short, doing it again completes it.
-
-    Returns:
-        What the database has lost of the time before.
+class Together(Recovery):
+    """All go back to the newest point, those of other shards too, so that scores are compared after the same number of
+    steps: the results are those of a run that has lost nothing.
     """
-    state, folder = training.state, training.run.folder
-    for generation, name in sorted(points(folder).items(), reverse=True):
-        if generation > state.generation:
-            snapshot.remove(folder, name)
-    remove_old_points(folder, training.config.snapshots.keep)  # where it was killed before it had
-    known = state.follower.known()
-    lost = training.database.rewind(state.rounds.tolist(), metadata["events"] if metadata else 0, known, LASTING)
-    training.tensorboard.cut(metadata["tensorboard"] if metadata else {})
-    if state.record is not None and state.found is not None:
-        snapshot.save(folder, BEST, state.record.state, state.found)
-    else:
-        snapshot.remove(folder, BEST)
-    snapshot.remove(folder, LAST)
-    return lost
+
+    def mend(self, loss: Loss) -> None:
+        """Goes back until that has been done without another loss."""
+        while True:
+            self._begin(loss, f"generation {self._state.generation + 1}")
+            try:
+                return self._go_back(loss)
+            except ShardLost as another:
+                loss = Loss(loss.members, another)
+
+    def _go_back(self, loss: Loss) -> None:
+        state, executor, generation = self._state, self._executor, self._state.generation
+        self._points.wait()
+        members, damages = executor.rebuild(loss, state.rounds), list[str]()
+        point = self._points.newest(damages.append)
+        assert point is not None, "a run that recovers begins with a point"
+        executor.restore(self._points.load(point, executor.export(torch.arange(state.pop))))
+        for damage in damages:
+            self._announcer.event("damaged", damage, generation)
+        text = f"{loss.error}; members {members} are rebuilt, and all go on with generation {state.generation + 1}"
+        self._announcer.event("lost", text, generation)
+        for lost in self._points.rewind(point):
+            self._announcer.damage(lost)
+        executor.restart(state.generation)
+        executor.begin(state.rounds)
+
+
+class Alone(Recovery):
+    """A lost part begins its generation again, while all others go on."""
+
+    def __init__(self, executor: Executor, state: RunState, points: Points, announcer: Announcer) -> None:
+        super().__init__(executor, state, points, announcer)
+        executor.rescue = self._from_disk
+
+    def mend(self, loss: Loss) -> None:
+        """Has the lost part made anew."""
+        self._begin(loss, "one generation")
+        members = self._executor.rebuild(loss, self._state.rounds)
+        text = f"{loss.error}; members {members} are rebuilt, and begin their generation again"
+        self._announcer.event("lost", text)
+
+    def _from_disk(self, members: list[int], like: Member) -> Member:
+        """Members whose machine is gone, as the newest snapshot has them."""
+        point = self._points.newest(self._announcer.warn)
+        assert point is not None, "a run that recovers begins with a point"
+        tensors = self._points.read(point, like)
+        rows: Member = tree.gather(tensors["member"], torch.tensor(members))
+        self._state.go_back(members, tensors)
+        rows.hyperparams = {name: values[members] for name, values in self._state.hyperparams.items()}  # as on record
+        text = f"the machine on which members {members} lay ready is gone; they go on from snapshot {point[0]}"
+        self._announcer.warn(text)
+        self._announcer.event("lost", text)
+        return rows

@@ -4,36 +4,24 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from popgraft.config import Config, dump_config, flat_config, load_config, read_yaml
 from popgraft.disk import write_atomic
 from popgraft.errors import ConfigError
-from popgraft.execute import make_executor
-from popgraft.messages import logger_of
-from popgraft.names import searched
-from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
-from popgraft.train.asynchronous import training_class
-from popgraft.train.interrupt import beginning, stop_on_signal
-from popgraft.train.memory import in_words
+from popgraft.train.assemble import assemble
+from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.loop import Training
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
-from popgraft.train.points import load_point, newest_point
-from popgraft.train.recover import rewind
 from popgraft.train.run import Run
 from popgraft.train.start import from_python
-from popgraft.train.state import RunState
-from popgraft.train.tensorboard import TensorBoard
-from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
-
-if TYPE_CHECKING:
-    from popgraft.train.loop import Training
-
-logger = logger_of(__name__)
 
 
 def resume(
@@ -70,39 +58,33 @@ def resume(
         stack.enter_context(locked(folder))
         replaced = salvage(folder)
         database = stack.enter_context(RunDatabase(folder.database))
-        run, latest = Run.at(place, factory), _latest_session(folder, database)
+        latest = _latest_session(folder, database)
         settings = _settings(folder, latest, from_python(overrides, factory))
-        stack.enter_context(searched(settings.code_dir))
-        strategy, trackers = make_strategy(settings), make_trackers(settings.tracking)
-        state = RunState(strategy.initial_hyperparams(settings.model.hyperparams()))
-        with beginning(stop), in_words(settings):
-            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
-        board = TensorBoard(folder.tensorboard)
-        made = training_class(settings)
-        training = made(
-            settings, strategy, executor, run, place, database, board, observer, stop.is_set, state, trackers
-        )
+        training = assemble(settings, place, lambda: database, observer, factory, stop, stack)
+        executor, state, points, announcer = training.executor, training.state, training.points, training.announcer
         damages: list[str] = []
-        point = newest_point(folder, damages.append)
+        point = points.newest(damages.append)
         if point is not None:
-            load_point(training, *point)
+            executor.restore(points.load(point, executor.export(torch.arange(state.pop))))
             _check_in_step(training)
-        if training.is_over and run.is_finished:
+        if training.is_over and training.run.is_finished:
             raise ConfigError(f"{folder.path} is finished; to go on, {_more(training)}")
         if stop.is_set():
             raise KeyboardInterrupt
         write_atomic(folder.config, dump_config(settings).encode())
         database.record_session(dump_config(settings), versions())
-        for kind, text in _news(training, latest, damages):
-            training.tell_event(kind, text, state.generation)
-        lost = rewind(training, point[1] if point else None)
+        for damage in damages:
+            announcer.warn(damage)
+            announcer.event("damaged", damage, state.generation)
+        for kind, text in _news(training, latest):
+            announcer.event(kind, text, state.generation)
+        lost = points.rewind(point)
         for text in [*([replaced] if replaced else []), *lost]:  # which the database says already
-            logger.warning("%s", place.said(text))
-            observer.on_event("damaged", place.said(text))
+            announcer.damage(text)
         executor.restart(state.generation)
         with place.used():
             training.train()
-    return run
+    return training.run
 
 
 def _latest_session(folder: RunFolder, database: RunDatabase) -> SessionRecord:
@@ -142,7 +124,7 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
     return settings
 
 
-def _check_in_step(training: "Training") -> None:
+def _check_in_step(training: Training) -> None:
     """Raises ConfigError where the run cannot go on as `execute.mode` says."""
     low, high = training.state.rounds.aminmax()
     if training.config.execute.mode == "lockstep" and low < high:
@@ -152,11 +134,8 @@ def _check_in_step(training: "Training") -> None:
         )
 
 
-def _news(training: "Training", latest: SessionRecord, damages: list[str]) -> Iterator[tuple[str, str]]:
+def _news(training: Training, latest: SessionRecord) -> Iterator[tuple[str, str]]:
     """What is to be recorded of a run that goes on: kind and text of events."""
-    for damage in damages:
-        logger.warning("%s", training.place.said(damage))
-        yield "damaged", damage
     pairs = [
         (flat_config(load_config(read_yaml(latest.config, "the configuration"))), flat_config(training.config)),
         (latest.versions, versions()),
@@ -170,7 +149,7 @@ def _news(training: "Training", latest: SessionRecord, damages: list[str]) -> It
     yield "resumed", f"going on with {where}"
 
 
-def _more(training: "Training") -> str:
+def _more(training: Training) -> str:
     """How a finished run is given more to do."""
     config = training.config
     if not training.has_taken_its_steps:

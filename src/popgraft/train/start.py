@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from popgraft.config import Config, dump_config, load_config
-from popgraft.execute import make_executor
-from popgraft.names import searched
-from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase, RunFolder
 from popgraft.store.lock import locked
-from popgraft.train.asynchronous import training_class
-from popgraft.train.interrupt import beginning, stop_on_signal
-from popgraft.train.memory import in_words
+from popgraft.train.assemble import assemble
+from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
 from popgraft.train.run import Run
-from popgraft.train.state import RunState
-from popgraft.train.tensorboard import TensorBoard
-from popgraft.train.trackers import make_trackers
 from popgraft.train.versions import versions
 
 
@@ -62,22 +55,15 @@ def train(
         OutOfMemory: memory does not suffice.
     """
     settings = load_config(config, from_python(overrides, factory))
-    observer = observer or Observer()
-    trackers, place = make_trackers(settings.tracking), Place.of(settings.run_dir)
-    with place.held(), stop_on_signal(observer) as stop, searched(settings.code_dir), contextlib.ExitStack() as stack:
-        # Before the folder: a typo leaves nothing behind.
-        strategy = make_strategy(settings)
-        state = RunState(strategy.initial_hyperparams(settings.model.hyperparams()))
-        with beginning(stop), in_words(settings):
-            executor = stack.enter_context(contextlib.closing(make_executor(settings, state.hyperparams, factory)))
-        folder = RunFolder.create(place.folder.path, dump_config(settings), versions())
-        stack.enter_context(locked(folder))
-        database = stack.enter_context(RunDatabase(folder.database))
-        run, board = Run.at(place, factory), TensorBoard(folder.tensorboard)
-        made = training_class(settings)
-        training = made(
-            settings, strategy, executor, run, place, database, board, observer, stop.is_set, state, trackers
-        )
+    observer, place = observer or Observer(), Place.of(settings.run_dir)
+    with place.held(), stop_on_signal(observer) as stop, contextlib.ExitStack() as stack:
+
+        def made() -> RunDatabase:
+            folder = RunFolder.create(place.folder.path, dump_config(settings), versions())
+            stack.enter_context(locked(folder))
+            return stack.enter_context(RunDatabase(folder.database))
+
+        training = assemble(settings, place, made, observer, factory, stop, stack)
         with place.used():
             training.train()
-    return run
+    return training.run

@@ -70,11 +70,7 @@ class TensorBoard(Observer):
 
     def on_start(self, plan: Plan) -> None:
         """Opens the event files."""
-        with self._writing():
-            self._folder.mkdir(exist_ok=True)
-            for place in (*places(plan.config.pbt.population_size), POPULATION):
-                self._open[place] = EventFile(self._folder / place)
-        self._flushed = time.monotonic()
+        self._begin([*places(plan.config.pbt.population_size), POPULATION])
 
     def on_generation(self, generation: Generation) -> None:
         """Writes every update of every member, and the population's scores."""
@@ -94,7 +90,9 @@ class TensorBoard(Observer):
             return {str(file.relative_to(self._folder)): file.stat().st_size for file in self._files()}
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Goes back to event files of the sizes that `sizes` returned once; later ones are removed."""
+        """Goes back to event files of the sizes that `sizes` returned once; later ones are removed, and begun again."""
+        begun = list(self._open)
+        self.on_end()
         with self._writing():
             for file in self._files():
                 size = sizes.get(str(file.relative_to(self._folder)), 0)
@@ -102,6 +100,15 @@ class TensorBoard(Observer):
                     file.unlink()
                 elif size < file.stat().st_size:
                     os.truncate(file, size)
+        if begun:
+            self._begin(begun)
+
+    def _begin(self, names: list[str]) -> None:
+        with self._writing():
+            self._folder.mkdir(exist_ok=True)
+            for name in names:
+                self._open[name] = EventFile(self._folder / name)
+        self._flushed = time.monotonic()
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*/events.out.tfevents.*"))

@@ -1,0 +1,209 @@
+"""The record of a run: scores, decisions, what grafts do, and the best there ever was."""
+
+import dataclasses
+import math
+import statistics
+import time
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from popgraft.config import Config
+from popgraft.errors import PopulationLost
+from popgraft.execute import Executor, Part
+from popgraft.inheritance import inherited_values, strategies
+from popgraft.pbt import Strategy
+from popgraft.state import Decision, Record, Scores
+from popgraft.store import RunDatabase
+from popgraft.train.aftermath import distances
+from popgraft.train.announce import Announcer
+from popgraft.train.observer import Generation
+from popgraft.train.pace import Pace
+from popgraft.train.points import Points
+from popgraft.train.state import RunState
+
+
+class Ledger:
+    """Takes in what parts of the population have done.
+
+    Args:
+        config: the run.
+        state: what is known so far.
+        strategy: whose statistics are noted.
+        executor: has the members.
+        database: where all is recorded.
+        points: where the best member is saved.
+        announcer: says what happens.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: RunState,
+        strategy: Strategy,
+        executor: Executor,
+        database: RunDatabase,
+        points: Points,
+        announcer: Announcer,
+    ) -> None:
+        self._config, self._state, self._strategy, self._executor = config, state, strategy, executor
+        self._database, self._points, self._announcer = database, points, announcer
+
+    def start_clock(self) -> None:
+        """Training begins, or goes on."""
+        self._began = time.monotonic()
+
+    @property
+    def has_reached_score(self) -> bool:
+        """Whether the best member is as good as `stop_at_score`."""
+        threshold = self._config.stop_at_score
+        return threshold is not None and self._at_least(self._state.best, threshold)
+
+    def score(self, part: Part) -> None:
+        """Takes in what a part has done: faults, scores, the best member, and what the grafts before have led to."""
+        state, number = self._state, int(self._state.rounds[part.members].max())
+        for faults in (part.advance.faults, part.scores.faults if part.scores else {}):
+            for member, fault in faults.items():
+                self._announcer.event("environment", f"the environment of member {member} failed: {fault}", number)
+        scores = self._scores(part)
+        self._points.wait()  # so that what is recorded is never further ahead of the newest snapshot
+        state.take_in(part, scores)
+        self._keep_best(part)
+        news = state.follower.follow(part.members, part.advance.metrics, part.advance.value_loss_ratios)
+        for (generation, member), aftermath in news.items():
+            self._database.record_aftermath(generation, member, aftermath)
+
+    def decide(self, part: Part, pace: Pace) -> Decision:
+        """Has a part decide, and records the generation whatever comes of it.
+
+        Raises:
+            PopulationLost: nobody has a finite score.
+        """
+        state, members, advance = self._state, part.members, part.advance
+        decision, numbers = Decision(torch.arange(state.pop), state.hyperparams, {}), self._numbers(part)
+        unknown = (state.known.episodes == 0) & ~state.known.mean.isfinite()
+        waiting = members[advance.healthy & unknown[members]]
+        try:
+            if len(waiting):
+                names = ", ".join(str(member) for member in waiting.tolist())
+                text = f"no episode has ended yet for member {names}; nobody is replaced"
+                self._announcer.event("waiting", text, int(numbers[waiting[0]]))
+            else:
+                decision = pace.decide(members)
+        except PopulationLost as error:
+            for member, fault in (advance.faults | (part.scores.faults if part.scores else {})).items():
+                raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
+            raise
+        finally:
+            record = self.needed_record(decision)
+            fate = strategies(decision, state.hyperparams, self._config.pbt, record)
+            told = dataclasses.replace(decision, hyperparams=self._exact(decision.hyperparams))
+            self._database.record_generation(
+                numbers, state.known, self._exact(state.hyperparams), state.place_steps, told, fate, record, members
+            )
+        return decision
+
+    def close(self, part: Part, decision: Decision) -> Generation:
+        """Takes in a decision that a part goes on with; its generation is over."""
+        state, members, advance = self._state, part.members, part.advance
+        numbers, trained_with, scores = self._numbers(part), state.hyperparams, state.known
+        state.follower.begin(numbers, decision)
+        state.inherit(decision)
+        for member, reason in decision.reasons.items():
+            if reason == "rescue":
+                donor = int(decision.parents[member])
+                text = f"member {member} had no finite score and continues as member {donor}"
+                self._announcer.event("rescue", text, int(numbers[member]))
+        told = Generation(
+            number=int(numbers.sum() + len(numbers) - 1) // len(numbers),
+            members=members,
+            place_steps=state.place_steps[members],
+            update_steps=advance.steps // len(members) // advance.updates,
+            steps=state.steps,
+            seconds=time.monotonic() - self._began,
+            scores=scores,
+            hyperparams=self._exact(trained_with),
+            decision=decision,
+            metrics=advance.metrics,
+            best_score=state.best,
+            statistics=self._statistics(part, trained_with, decision),
+        )
+        means = {name: values.nanmean(1) for name, values in advance.metrics.items()}
+        self._database.record_metrics(numbers, means, told.statistics, members)
+        state.rounds[members] += 1
+        return told
+
+    def needed_record(self, decision: Decision) -> Record | None:
+        """The best state there ever was, if somebody returns to it."""
+        return self._state.record if (decision.parents == len(decision.parents)).any() else None
+
+    def _numbers(self, part: Part) -> Int[Tensor, "pop"]:
+        """Of everybody's latest generation, that of the part being its present one."""
+        numbers = self._state.rounds - 1
+        numbers[part.members] += 1
+        return numbers
+
+    def _scores(self, part: Part) -> Scores:
+        """Fitness as configured; NaN for a member that is not healthy. Others have the score that they had."""
+        members, known = part.members, self._state.known
+        own = part.advance.scores if part.scores is None else part.scores
+        # A member none of whose training episodes has ended is as good as it was.
+        mean = torch.where(own.episodes > 0, own.mean, known.mean[members]) if part.scores is None else own.mean
+        mean = mean.masked_fill(~part.advance.healthy, math.nan)
+        return Scores(
+            mean=known.mean.index_put((members,), mean),
+            stderr=known.stderr.index_put((members,), own.stderr),
+            episodes=known.episodes.index_put((members,), own.episodes),
+        )
+
+    def _keep_best(self, part: Part) -> None:
+        """Saves the best member of those that have trained, if nobody was better before."""
+        state, sign = self._state, 1 if self._config.pbt.metric_mode == "max" else -1
+        scores, numbers = state.known, self._numbers(part)
+        mean = scores.mean[part.members]
+        ranked = (sign * mean).masked_fill(~mean.isfinite(), float("-inf"))
+        best = int(ranked.argmax())
+        member, score = int(part.members[best]), float(mean[best])
+        beaten = state.record is not None and not self._at_least(score, state.best)
+        if beaten or not torch.isfinite(ranked[best]):
+            return
+        found = {
+            "generation": int(numbers[member]),
+            "member": member,
+            "score": score,
+            "stderr": float(scores.stderr[member]),
+            "episodes": int(scores.episodes[member]),
+            "steps": state.steps,
+        }
+        rows = self._executor.export(torch.tensor([member]))
+        self._points.save_best(rows, found)
+        state.set_record(rows, found)
+
+    def _statistics(self, part: Part, before: dict[str, Tensor], decision: Decision) -> dict[str, float]:
+        state = self._state
+        moved = torch.zeros(state.pop, dtype=torch.bool)
+        for name, inherited in inherited_values(decision.hyperparameter_donors, before, state.record).items():
+            moved |= decision.hyperparams[name] != inherited
+        state.explorations += int(moved.sum())
+        state.exploits += len(decision.recipients)
+        known = {
+            "exploitation_count": float(state.exploits),
+            "exploration_count": float(state.explorations),
+            **self._strategy.statistics(),
+        }
+        if (int(state.rounds.sum()) + len(part.members)) // state.pop > state.generation:  # the last of a generation
+            known |= distances(*self._executor.vectors())
+        ratios = [ratio for ratio in part.advance.value_loss_ratios.values() if math.isfinite(ratio)]
+        return known | ({"post_exploit_value_loss_ratio": statistics.fmean(ratios)} if ratios else {})
+
+    def _exact(self, hyperparams: dict[str, Float[Tensor, "pop"]]) -> dict[str, Float[Tensor, "pop"]]:
+        """Hyperparameters as they are reported: in double precision, and as the configuration says them."""
+        told = {}
+        for name, column in hyperparams.items():
+            known = {value: self._config.exact(name, value) for value in set(column.tolist())}
+            told[name] = torch.tensor([known[value] for value in column.tolist()], dtype=torch.float64)
+        return told
+
+    def _at_least(self, score: float, threshold: float) -> bool:
+        return score >= threshold if self._config.pbt.metric_mode == "max" else score <= threshold
