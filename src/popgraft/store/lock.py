@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from popgraft.disk import reason
 from popgraft.errors import RunExists, StoreError
@@ -21,6 +21,7 @@ ATTEMPTS, PAUSE = 5, 0.02
 _held: set[int] = set()
 
 
+@runtime_checkable
 class Lockable(Protocol):
     """The folder of a run."""
 
