@@ -131,7 +131,8 @@ class Points:
         with reading(self._folder.snapshots / name):
             tensors = self.read(point, like)
             state.restore(tensors, metadata)
-            self._strategy.load_state_dict(metadata.get("strategy") or metadata.get("schedule") or {})  # its earlier name
+            earlier = metadata.get("schedule", {})  # its name once
+            self._strategy.load_state_dict(metadata.get("strategy") or earlier)
             told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
             true = int(state.place_steps.sum()), state.generation
             found = metadata["found"] or {"generation": 0, "member": 0}
