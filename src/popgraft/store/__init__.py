@@ -3,6 +3,7 @@
 from popgraft.store.database import RunDatabase
 from popgraft.store.folder import RunFolder
 from popgraft.store.records import (
+    AdoptionRecord,
     Aftermath,
     EventRecord,
     GraftRecord,
@@ -12,6 +13,7 @@ from popgraft.store.records import (
 )
 
 __all__ = [
+    "AdoptionRecord",
     "Aftermath",
     "EventRecord",
     "GraftRecord",

@@ -26,8 +26,8 @@ from popgraft.state import Decision, Record, Scores
 from popgraft.store import connection as connections
 from popgraft.store.connection import in_words
 from popgraft.store.integrity import COLUMNS, can_seal, check_tables, found, prune, rows, seal
-from popgraft.store.records import Aftermath, EventRecord, GraftRecord, MemberRecord, MetricsRecord, SessionRecord
-from popgraft.store.schema import APPLICATION, CHECKSUMS, SCHEMA, VERSION
+from popgraft.store.records import AdoptionRecord, Aftermath, EventRecord, GraftRecord, MemberRecord, MetricsRecord, SessionRecord
+from popgraft.store.schema import APPLICATION, LATER, SCHEMA, VERSION
 
 AFTERMATH = len(dataclasses.fields(Aftermath))
 LONGEST_TEXT = 10_000
@@ -73,7 +73,8 @@ class RunDatabase:
             with in_words(path), contextlib.closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
-                connection.execute(CHECKSUMS)
+                for text in LATER.values():
+                    connection.execute(text)
         except StoreError as error:
             raise StoreError(f"cannot make the database {path}: {error}") from None
 
@@ -81,7 +82,8 @@ class RunDatabase:
         """Makes the connection ready to write."""
         self._connection.execute("PRAGMA foreign_keys = ON")
         can_seal(self._connection)
-        self._connection.execute(CHECKSUMS)
+        for text in LATER.values():
+            self._connection.execute(text)
 
     @functools.cached_property
     def _epoch(self) -> float:
@@ -147,13 +149,16 @@ class RunDatabase:
         for i, reason in decision.reasons.items():
             parent, when, score = donors[int(decision.parents[i])]
             grafts.append((numbers[i], i, parent, when, reason, mean[i], score, before[i], after[i], strategies[i]))
+        adopted = zip(decision.hyperparameter_donors.tolist(), decision.parents.tolist(), strict=True)
+        adoptions = [(numbers[i], i, *donors[tuned][:2]) for i, (tuned, parent) in enumerate(adopted) if tuned != parent]
         with self._writing() as connection:
             try:
                 connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", own)
             except sqlite3.IntegrityError:
                 raise StoreError(f"generation {own[0][0]} is already recorded in {self.path}") from None
             connection.executemany(f"INSERT INTO grafts VALUES ({', '.join('?' * 10)}{', NULL' * 6})", grafts)
-            for table, each in (("members", own), ("grafts", grafts)):
+            connection.executemany("INSERT INTO adoptions VALUES (?, ?, ?, ?)", adoptions)
+            for table, each in (("members", own), ("grafts", grafts), ("adoptions", adoptions)):
                 for generation, member, *_ in each:
                     seal(connection, table, "generation = ? AND member = ?", generation, member)
 
@@ -234,8 +239,8 @@ class RunDatabase:
             lost = self._note_loss(max(generations), events)
             connection.execute("PRAGMA defer_foreign_keys = ON")  # donors of a generation may be ahead of it
             first = [(number, member) for member, number in enumerate(generations)]
-            connection.executemany("DELETE FROM grafts WHERE generation >= ? AND member = ?", first)
-            connection.executemany("DELETE FROM members WHERE generation >= ? AND member = ?", first)
+            for table in ("grafts", "adoptions", "members"):
+                connection.executemany(f"DELETE FROM {table} WHERE generation >= ? AND member = ?", first)
             self._forget_metrics(generations)
             connection.execute(
                 f"DELETE FROM events WHERE rowid > ? AND kind NOT IN ({', '.join('?' * len(kinds))})", (events, *kinds)
@@ -271,6 +276,10 @@ class RunDatabase:
             GraftRecord(*(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:])))
             for values in self._rows("grafts", "generation, member")
         ]
+
+    def adoptions(self) -> list[AdoptionRecord]:
+        """Everybody who took other hyperparameters than those of whose weights it has, by generation and member."""
+        return [AdoptionRecord(*values) for values in self._rows("adoptions", "generation, member")]
 
     def events(self) -> list[EventRecord]:
         """Every event, in the order of writing."""

@@ -78,6 +78,23 @@ class GraftRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdoptionRecord:
+    """One member that went on after a generation with other hyperparameters than those of whose weights it has.
+
+    Attributes:
+        generation: number of the generation that was scored.
+        member: who took them.
+        parent: whose they were, before some were explored; its own number where it kept them, but not its weights.
+        parent_generation: when the parent trained with them.
+    """
+
+    generation: int
+    member: int
+    parent: int
+    parent_generation: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Aftermath:
     """What a graft did to its recipient. A return is the mean of the training episodes that ended in one update.
 

@@ -61,13 +61,26 @@ PRAGMA user_version = {VERSION};
 COMMIT;
 """
 
-CHECKSUMS = """
+LATER = {
+    "checksums": """
 CREATE TABLE IF NOT EXISTS checksums (
     kind INTEGER NOT NULL,
     number INTEGER NOT NULL,
     value INTEGER NOT NULL,
     PRIMARY KEY (kind, number)
 ) WITHOUT ROWID
-"""
-"""Of the rows of the other tables, by table (see `integrity`) and number; runs of earlier versions have none until they
-are resumed."""
+""",
+    "adoptions": """
+CREATE TABLE IF NOT EXISTS adoptions (
+    generation INTEGER NOT NULL,
+    member INTEGER NOT NULL,
+    parent INTEGER NOT NULL,
+    parent_generation INTEGER NOT NULL,
+    PRIMARY KEY (generation, member),
+    FOREIGN KEY (generation, member) REFERENCES members,
+    FOREIGN KEY (parent_generation, parent) REFERENCES members
+)
+""",
+}
+"""Tables that runs of earlier versions lack until they are resumed: checksums of the rows of the others, by table (see
+`integrity`) and number; and whose hyperparameters a member took, where they are not those of whose weights it has."""

@@ -14,7 +14,16 @@ from popgraft.config import Config, load_config
 from popgraft.errors import ConfigError, StoreError
 from popgraft.names import searched
 from popgraft.rollout.make import make_grid
-from popgraft.store import Aftermath, EventRecord, GraftRecord, MemberRecord, RunDatabase, RunFolder, snapshot
+from popgraft.store import (
+    AdoptionRecord,
+    Aftermath,
+    EventRecord,
+    GraftRecord,
+    MemberRecord,
+    RunDatabase,
+    RunFolder,
+    snapshot,
+)
 from popgraft.store.boundary import reading
 from popgraft.store.lock import holder
 from popgraft.train.aftermath import summary
@@ -94,6 +103,12 @@ class Run:
         """Every graft: who inherited from whom, when, why, and what changed."""
         with RunDatabase(self.folder.database) as database:
             return database.lineage()
+
+    @property
+    def adoptions(self) -> list[AdoptionRecord]:
+        """Everybody who went on with other hyperparameters than those of whose weights it has, and whose they were."""
+        with RunDatabase(self.folder.database) as database:
+            return database.adoptions()
 
     @property
     def events(self) -> list[EventRecord]:

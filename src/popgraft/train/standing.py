@@ -42,16 +42,18 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
 def history(database: RunDatabase) -> Sequence[Past]:
     """Everybody's generations that have been decided on, by generation and member."""
     grafts = {(graft.generation, graft.member): graft for graft in database.lineage()}
+    adopted = {(each.generation, each.member): each.parent for each in database.adoptions()}
     found = []
     for own in database.scores():
-        graft = grafts.get((own.generation, own.member))
+        place = own.generation, own.member
+        graft = grafts.get(place)
         parent, when = (graft.parent, graft.parent_generation) if graft else (own.member, own.generation)
         found.append(
             Past(
                 **{name: getattr(own, name) for name in ALIKE},
                 parent=parent,
                 parent_generation=when,
-                hyperparameter_parent=parent,
+                hyperparameter_parent=adopted.get(place, parent),
             )
         )
     return found
