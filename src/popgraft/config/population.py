@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from popgraft.config.fields import Integer, Number, Positive, Reference, Section
+from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
 from popgraft.config.kinds import Kinds
 from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
@@ -59,12 +59,21 @@ class EvolutionConfig(Section):
     hyperparams: list[HyperparamConfig] = []
     """Numbers that vary over the population, each with its space."""
     strategy: Annotated[str, STRATEGY] = "evolution"
-    """Who decides: `evolution` exploits and explores as the following settings say."""
+    """Who decides: `evolution` exploits and explores as the settings below say. An own one is a popgraft.pbt.Strategy,
+    made as Class(pbt, seed, **strategy_kwargs)."""
+    strategy_kwargs: Kwargs = {}
+    """Keyword arguments of an own strategy."""
     exploit_method: Annotated[str, EXPLOIT] = "truncation"
     """Who copies whom: the worst one of the best, everybody a better or significantly better opponent, or the worst the
-    best state there ever was; `none` is random search."""
+    best state there ever was; `none` is random search. An own one is a popgraft.pbt.Exploit, made as
+    Class(pbt, **exploit_method_kwargs)."""
+    exploit_method_kwargs: Kwargs = {}
+    """Keyword arguments of an own exploit method."""
     explore_method: Annotated[str, EXPLORE] = "both"
-    """How a recipient's hyperparameters differ from its donor's; `none` freezes them."""
+    """How a recipient's hyperparameters differ from its donor's; `none` freezes them. An own one is a
+    popgraft.pbt.Explore, made as Class(pbt, **explore_method_kwargs)."""
+    explore_method_kwargs: Kwargs = {}
+    """Keyword arguments of an own explore method."""
     explore_always: StrictBool = False
     """Whether survivors explore too, and not recipients alone."""
     truncation_ratio: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
@@ -93,6 +102,11 @@ class EvolutionConfig(Section):
         return EXPLOIT.table.get(self.exploit_method, "") is not None
 
     @property
+    def explores(self) -> bool:
+        """Whether a recipient's hyperparameters move."""
+        return EXPLORE.table.get(self.explore_method, "") is not None
+
+    @property
     def spaces(self) -> list[HyperparamConfig]:
         """Spaces in which hyperparameters vary."""
         return self.hyperparams
@@ -101,6 +115,16 @@ class EvolutionConfig(Section):
     @classmethod
     def _distinct(cls, spaces: list[HyperparamConfig]) -> list[HyperparamConfig]:
         return _listed_once(spaces)
+
+    @model_validator(mode="after")
+    def _somebody_reads_the_kwargs(self) -> "EvolutionConfig":
+        for name, kinds in (("strategy", STRATEGY), ("exploit_method", EXPLOIT), ("explore_method", EXPLORE)):
+            if getattr(self, f"{name}_kwargs") and getattr(self, name) in kinds.table:
+                raise ValueError(
+                    f"{name}_kwargs are for an own {name}, and {name} is {getattr(self, name)!r}; "
+                    f"remove them, or set {name} to module:Class"
+                )
+        return self
 
     @model_validator(mode="after")
     def _someone_to_copy(self) -> "EvolutionConfig":

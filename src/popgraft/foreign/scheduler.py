@@ -68,7 +68,7 @@ class PBTScheduler:
         self.exploitation_count = 0
         self.exploration_count = 0
         self._decisions = 0
-        self._strategy: Strategy = STRATEGY.load(config.strategy)(config, self.seed)
+        self._strategy: Strategy = STRATEGY.make(config.strategy, config, self.seed, **config.strategy_kwargs)
         self._explorers: set[int] = set()
         self._success = Success(config.metric_mode)
 

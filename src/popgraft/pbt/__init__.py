@@ -2,6 +2,8 @@
 
 from popgraft.pbt.choice import Choice
 from popgraft.pbt.evolution import Evolution
+from popgraft.pbt.exploit import Exploit
+from popgraft.pbt.explore import EachByItself, Explore
 from popgraft.pbt.prescribed import Prescribed, make_strategy
 from popgraft.pbt.standing import Best, Past, Standing, everybody
 from popgraft.pbt.strategy import Strategy
@@ -9,7 +11,10 @@ from popgraft.pbt.strategy import Strategy
 __all__ = [
     "Best",
     "Choice",
+    "EachByItself",
     "Evolution",
+    "Exploit",
+    "Explore",
     "Past",
     "Prescribed",
     "Standing",

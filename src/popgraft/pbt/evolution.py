@@ -35,9 +35,12 @@ class Evolution(Strategy):
 
     def __init__(self, config: EvolutionConfig, seed: int) -> None:
         super().__init__(config, seed)
-        exploit, explore = EXPLOIT.load(config.exploit_method), EXPLORE.load(config.explore_method)
-        self.exploit: Exploit | None = exploit and exploit(config)
-        self.explore: Explore | None = explore and explore(config)
+        self.exploit: Exploit | None = None
+        self.explore: Explore | None = None
+        if config.copies:
+            self.exploit = EXPLOIT.make(config.exploit_method, config, **config.exploit_method_kwargs)
+        if config.explores:
+            self.explore = EXPLORE.make(config.explore_method, config, **config.explore_method_kwargs)
         self.readiness = Readiness(config)
 
     def __call__(self, standing: Standing) -> Choice:

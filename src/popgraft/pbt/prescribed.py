@@ -49,6 +49,7 @@ def make_strategy(config: Config) -> Strategy:
     Raises:
         ConfigError: there is no such strategy, or a part of it is missing.
     """
-    made = Prescribed if config.pbt.schedule else STRATEGY.load(config.pbt.strategy)
-    strategy: Strategy = made(config.pbt, config.seed)
-    return strategy
+    if config.pbt.schedule:
+        return Prescribed(config.pbt, config.seed)
+    made: Strategy = STRATEGY.make(config.pbt.strategy, config.pbt, config.seed, **config.pbt.strategy_kwargs)
+    return made

@@ -26,7 +26,15 @@ from popgraft.state import Decision, Record, Scores
 from popgraft.store import connection as connections
 from popgraft.store.connection import in_words
 from popgraft.store.integrity import COLUMNS, can_seal, check_tables, found, prune, rows, seal
-from popgraft.store.records import AdoptionRecord, Aftermath, EventRecord, GraftRecord, MemberRecord, MetricsRecord, SessionRecord
+from popgraft.store.records import (
+    AdoptionRecord,
+    Aftermath,
+    EventRecord,
+    GraftRecord,
+    MemberRecord,
+    MetricsRecord,
+    SessionRecord,
+)
 from popgraft.store.schema import APPLICATION, LATER, SCHEMA, VERSION
 
 AFTERMATH = len(dataclasses.fields(Aftermath))
@@ -149,8 +157,8 @@ class RunDatabase:
         for i, reason in decision.reasons.items():
             parent, when, score = donors[int(decision.parents[i])]
             grafts.append((numbers[i], i, parent, when, reason, mean[i], score, before[i], after[i], strategies[i]))
-        adopted = zip(decision.hyperparameter_donors.tolist(), decision.parents.tolist(), strict=True)
-        adoptions = [(numbers[i], i, *donors[tuned][:2]) for i, (tuned, parent) in enumerate(adopted) if tuned != parent]
+        pairs = zip(decision.hyperparameter_donors.tolist(), decision.parents.tolist(), strict=True)
+        adoptions = [(numbers[i], i, *donors[whose][:2]) for i, (whose, parent) in enumerate(pairs) if whose != parent]
         with self._writing() as connection:
             try:
                 connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", own)

@@ -7,6 +7,7 @@ import torch
 
 from popgraft.config import Config
 from popgraft.pbt import Past, Standing, everybody
+from popgraft.state import Scores
 from popgraft.store import RunDatabase
 from popgraft.train.state import RunState
 
@@ -15,7 +16,7 @@ ALIKE = ("generation", "member", "score", "stderr", "episodes", "steps", "hyperp
 
 
 def standing_of(config: Config, state: RunState, number: int, database: RunDatabase, **known: Any) -> Standing:
-    """What a strategy sees after some members have trained for a generation.
+    """What a strategy sees after some members have trained for a generation: copies, which it may keep and change.
 
     Args:
         config: the run.
@@ -26,13 +27,13 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
     """
     return everybody(
         number,
-        state.known,
+        Scores(state.known.mean.clone(), state.known.stderr.clone(), state.known.episodes.clone()),
         state.hyperparams,
         config.pbt,
         config.seed,
         state.record,
-        ages=state.age,
-        steps=state.place_steps,
+        ages=state.age.clone(),
+        steps=state.place_steps.clone(),
         spent=torch.full_like(state.place_steps, config.steps_per_generation // state.pop),
         recall=lambda: history(database),
         **known,
