@@ -132,6 +132,27 @@ def of_a_tensor_environment(folder: Path, defined: dict[str, Any]) -> None:
     assert {record.score for record in run.scores} <= {0.0, 0.5, 1.0}  # of two episodes, each won or lost
 
 
+def of_an_exploit_method(folder: Path, defined: dict[str, Any]) -> None:
+    run = Run(folder / "runs/ranked")
+    (graft,) = run.lineage
+    assert graft.reason == "my_exploit:RankWeighted"
+    scores = [record.score for record in run.scores]
+    assert scores[graft.member] == min(scores)
+
+
+def of_a_strategy(folder: Path, defined: dict[str, Any]) -> None:
+    """In the second of its generations the recipients keep their hyperparameters, and their weights cross over."""
+    run = Run(folder / "runs/halves")
+    assert run.generations >= 2
+    for graft in run.lineage:
+        crossing = graft.generation % 2 == 1
+        assert (graft.member < 2) == ((graft.parent < 2) != crossing)
+        assert (graft.hyperparams_after == graft.hyperparams_before) == crossing
+    assert {(one.member, one.parent) for one in run.adoptions} == {
+        (graft.member, graft.member) for graft in run.lineage if graft.generation % 2 == 1
+    }
+
+
 def of_an_observer(folder: Path, defined: dict[str, Any]) -> None:
     run = Run(folder / "runs/watched")
     rows = [line.split(",") for line in (folder / "runs/watched/best.csv").read_text().splitlines()]
@@ -161,6 +182,8 @@ CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "An action head": of_an_action_head,
     "An environment backend": of_an_environment_backend,
     "A tensor environment": of_a_tensor_environment,
+    "An exploit method": of_an_exploit_method,
+    "A strategy": of_a_strategy,
     "An observer": of_an_observer,
     "A section of the report": of_a_section_of_the_report,
 }
