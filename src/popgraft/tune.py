@@ -26,10 +26,10 @@ from popgraft.config.population import OptimizerStrategy
 from popgraft.disk import write_atomic
 from popgraft.errors import ConfigError, MissingExtra
 from popgraft.foreign import PBTConfig, PopulationMember
+from popgraft.foreign.change import carry_out
 from popgraft.foreign.checkpoint import V2, encode, read, write
 from popgraft.foreign.live import NAMES, make_live
 from popgraft.foreign.optimizer import by_strategy
-from popgraft.foreign.step import carry_out
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from popgraft import DistributionalPPO
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator
 from popgraft.foreign import coordinator as coordinators
-from popgraft.foreign.step import Step
+from popgraft.foreign.change import Change
 from popgraft.hyperparams import HyperparamConfig
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
@@ -122,7 +122,7 @@ def test_whichever_step_fails_no_leaf_changes(tmp_path, kind, strategy, monkeypa
             raise RuntimeError("power cut")
 
         return (
-            [Step(step.remember, fail) if i == at else step for i, step in enumerate(steps)]
+            [Change(step.remember, fail) if i == at else step for i, step in enumerate(steps)]
             if at < len(steps)
             else steps
         )

@@ -20,13 +20,13 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from popgraft.errors import ConfigError
 from popgraft.foreign import checkpoint, files, normalization, resume
+from popgraft.foreign.change import Change, carry_out
 from popgraft.foreign.live import is_number, keywords, make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.population_config import PBTAdversarialConfig, check_name
 from popgraft.foreign.robust_loss import ADVERSARY, accepted, attach, engine_settings, inherit
-from popgraft.foreign.scheduler import Outcome, PBTScheduler
+from popgraft.foreign.scheduler import Inherited, PBTScheduler
 from popgraft.foreign.state_adversarial import StateAdversarialPPO
-from popgraft.foreign.step import Step, carry_out
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
 from popgraft.rng import derive
@@ -138,7 +138,7 @@ class PBTTrainingCoordinator:
         *,
         stderr: SupportsFloat = math.nan,
         episodes: SupportsIndex = 0,
-    ) -> Outcome:
+    ) -> Inherited:
         """Reports a member's score, and decides whether it goes on as another one's copy.
 
         Args:
@@ -211,7 +211,7 @@ class PBTTrainingCoordinator:
         rules = Rules(self.config.pbt.optimizer_exploit_strategy, faults)
         adversary = self.sa_ppo.get(member.member_id)
         try:
-            inherited: list[Step] = []
+            inherited: list[Change] = []
             if isinstance(adversary, StateAdversarialPPO) and ADVERSARY in new_parameters:
                 inherited = [inherit(adversary, new_parameters[ADVERSARY])]
                 new_parameters = {name: part for name, part in new_parameters.items() if name != ADVERSARY}
@@ -353,12 +353,12 @@ class PBTTrainingCoordinator:
             self.load_state_dict(files.moved(state, places))
             made = [models(member) for member in self.scheduler.population] if callable(models) else models
             pairs = self._paired(made)
-            steps = [
-                step
+            changes = [
+                change
                 for member, model in pairs
-                for step in resume.restoring(model, kept[member.member_id], member, self.sa_ppo.get(member.member_id))
+                for change in resume.restoring(model, kept[member.member_id], member, self.sa_ppo.get(member.member_id))
             ]
-            carry_out(steps)
+            carry_out(changes)
         except BaseException:
             files.put_back(own)
             self.load_state_dict({**before, "files": {}})

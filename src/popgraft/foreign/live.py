@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.normalization import layers
 from popgraft.foreign.optimizer import set_rate
-from popgraft.foreign.step import Step, attributes
 from popgraft.foreign.trained import rate_groups
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def keywords(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     return {NAMES[name]: value for name, value in hyperparams.items() if name in NAMES}
 
 
-def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, adversary: Any = None) -> list[Step]:
+def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, adversary: Any = None) -> list[Change]:
     """Steps after which the model's next update uses the hyperparameters.
 
     A schedule, such as Stable-Baselines3's `lr_schedule` and `clip_range`, becomes a constant one. What the model has
@@ -67,7 +67,7 @@ def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, advers
         member_id: for the warning.
         adversary: state-adversarial training of the model, which has `ADVERSARIAL` as attributes; None: there is none.
     """
-    steps = []
+    changes = []
     for name, value in hyperparams.items():
         found = []
         if name in ADVERSARIAL and adversary is not None and is_number(value):
@@ -76,11 +76,11 @@ def make_live(model: Any, hyperparams: Mapping[str, Any], member_id: int, advers
             found = _places(model, name, value)
         if not found:
             logger.warning("Member %s: %s=%r is not used, the model has no place for it", member_id, name, value)
-        steps += found
-    return steps
+        changes += found
+    return changes
 
 
-def _places(model: Any, name: str, value: Any) -> list[Step]:
+def _places(model: Any, name: str, value: Any) -> list[Change]:
     attribute = NAMES[name]
     if attribute == "ent_coef" and getattr(model, "log_ent_coef", None) is not None:  # learned by gradients
         return []
@@ -98,9 +98,9 @@ def _places(model: Any, name: str, value: Any) -> list[Step]:
     constant = getattr(model, "ent_coef_tensor", None)
     if attribute == "ent_coef" and isinstance(constant, Tensor):  # what Stable-Baselines3's SAC reads
         assignments.append((model, "ent_coef_tensor", torch.full_like(constant, float(value))))
-    steps = [attributes([assignment]) for assignment in assignments]
+    changes = [attributes([assignment]) for assignment in assignments]
     groups = rate_groups(model) if name == "learning_rate" else []
-    return [*steps, set_rate(groups, float(value))] if groups else steps
+    return [*changes, set_rate(groups, float(value))] if groups else changes
 
 
 def is_number(value: Any) -> bool:

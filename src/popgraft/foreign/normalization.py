@@ -20,7 +20,7 @@ from torch import Tensor
 from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import checkpoint
-from popgraft.foreign.step import Step
+from popgraft.foreign.change import Change
 from popgraft.untrusted import load_plain
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def read_statistics(path: Path) -> Any:
     )
 
 
-def synchronize(model: Any, normalizers: Sequence[Any], state: Any, message: str) -> Step:
+def synchronize(model: Any, normalizers: Sequence[Any], state: Any, message: str) -> Change:
     """Overwrites the statistics in place, and normalises the model's last observation anew.
 
     Args:
@@ -147,7 +147,7 @@ def synchronize(model: Any, normalizers: Sequence[Any], state: Any, message: str
             )
         logger.info(message)
 
-    return Step(remember, apply)
+    return Change(remember, apply)
 
 
 def _stack(model: Any, env: Any) -> Iterator[Any]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from popgraft.config.population import EvolutionConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign.change import Change
 from popgraft.foreign.checkpoint import OPTIMIZER, V1, Checkpoint, optimizer_parts, weights_of
-from popgraft.foreign.step import Step
 from popgraft.hyperparams import Value
 from popgraft.inheritance import Fate, fate_of, inherit_, velocity_ratio
 
@@ -103,7 +103,7 @@ def inherited_state(state: Any, fate: Fate, ratio: float = 1.0, rate: Any = None
     return new
 
 
-def inherit(optimizer: Any, state: Any) -> Step:
+def inherit(optimizer: Any, state: Any) -> Change:
     """Loads a donor's state; the optimizer and its groups stay the same objects, so that schedulers stay bound.
 
     Raises:
@@ -119,15 +119,15 @@ def inherit(optimizer: Any, state: Any) -> Step:
             group.update(loaded)
         optimizer.param_groups = groups
 
-    return Step(lambda: _remember(optimizer), apply)
+    return Change(lambda: _remember(optimizer), apply)
 
 
-def reset(optimizer: Any) -> Step:
+def reset(optimizer: Any) -> Change:
     """Empties the state in place; groups and schedulers stay as they are."""
-    return Step(lambda: _remember(optimizer), optimizer.state.clear)
+    return Change(lambda: _remember(optimizer), optimizer.state.clear)
 
 
-def set_rate(groups: Sequence[dict[str, Any]], rate: float) -> Step:
+def set_rate(groups: Sequence[dict[str, Any]], rate: float) -> Change:
     """Sets the learning rate of parameter groups."""
 
     def remember() -> Callable[[], None]:
@@ -144,7 +144,7 @@ def set_rate(groups: Sequence[dict[str, Any]], rate: float) -> Step:
             old = group.get("lr")
             group["lr"] = old.new_tensor(rate) if isinstance(old, Tensor) else rate
 
-    return Step(remember, apply)
+    return Change(remember, apply)
 
 
 def check(optimizer: torch.optim.Optimizer, state: Any) -> None:

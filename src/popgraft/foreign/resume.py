@@ -28,9 +28,9 @@ from popgraft import tree, untrusted
 from popgraft.disk import read_file, reason, sync_directory, write_atomic
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import normalization
+from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.checkpoint import plain
 from popgraft.foreign.member import PopulationMember
-from popgraft.foreign.step import Step, attributes
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.state import Seat
 
@@ -74,7 +74,7 @@ def snapshot(model: Any) -> dict[str, Any]:
     return kept
 
 
-def restoring(model: Any, state: Mapping[str, Any], member: PopulationMember, adversary: Any) -> list[Step]:
+def restoring(model: Any, state: Mapping[str, Any], member: PopulationMember, adversary: Any) -> list[Change]:
     """Steps after which a model is as it was, about to begin new episodes.
 
     Args:
@@ -214,12 +214,12 @@ def _generators(model: Any) -> Iterator[tuple[str, torch.Generator]]:
                     yield f"{prefix}{name}.{place}", part
 
 
-def _generators_as(own: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> Step:
+def _generators_as(own: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> Change:
     def remember() -> Callable[[], None]:
         before = {name: generator.get_state() for name, generator in own.items()}
         return lambda: _set(own, before)
 
-    return Step(remember, lambda: _set(own, states))
+    return Change(remember, lambda: _set(own, states))
 
 
 def _set(own: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> None:

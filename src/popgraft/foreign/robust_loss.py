@@ -16,10 +16,10 @@ from torch import Tensor
 
 from popgraft.config.adversary import AdversaryConfig
 from popgraft.errors import ConfigError
+from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.config import SAPPOConfig
 from popgraft.foreign.live import ADVERSARIAL, is_number
 from popgraft.foreign.state_adversarial import HERITABLE, StateAdversarialPPO, create_sappo_wrapper
-from popgraft.foreign.step import Step, attributes
 
 ADVERSARY = "sa_ppo_state"
 """Entry of a checkpoint with what a copy inherits of `StateAdversarialPPO`."""
@@ -101,7 +101,7 @@ def attach(model: Any, config: SAPPOConfig, seed: int) -> Any:
     return part
 
 
-def inherit(adversary: StateAdversarialPPO, state: Any) -> Step:
+def inherit(adversary: StateAdversarialPPO, state: Any) -> Change:
     """Takes over what a donor's `heritable` gave; explored values come after it.
 
     Raises:

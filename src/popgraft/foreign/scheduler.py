@@ -38,7 +38,7 @@ from popgraft.pbt.ranking import is_better
 logger = logging.getLogger(__name__)
 
 Hyperparams = dict[str, Value]
-Outcome = tuple[dict[Any, Any] | None, Hyperparams, Format | None]
+Inherited = tuple[dict[Any, Any] | None, Hyperparams, Format | None]
 
 
 class PBTScheduler:
@@ -170,7 +170,7 @@ class PBTScheduler:
             member.reference_step = member.step
         return due or 0 < member.step == member.reference_step
 
-    def exploit_and_explore(self, member: PopulationMember) -> Outcome:
+    def exploit_and_explore(self, member: PopulationMember) -> Inherited:
         """Decides whether a member goes on as a copy of another, and with which hyperparameters.
 
         Everybody is ranked by its own latest report, also who has become another one's copy since: members that ask one
@@ -338,7 +338,7 @@ class PBTScheduler:
 
     def _copy(
         self, member: PopulationMember, donor: PopulationMember, hyperparams: Hyperparams, explored: bool, number: int
-    ) -> Outcome:
+    ) -> Inherited:
         """Makes `member` a copy of `donor` with other hyperparameters; what can fail comes before the first change."""
         found, parameters, path, name = None, None, None, f"member_{member.member_id}"
         if donor.checkpoint_path is not None:

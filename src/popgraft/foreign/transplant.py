@@ -17,10 +17,10 @@ from popgraft.config.population import OptimizerStrategy
 from popgraft.errors import ConfigError
 from popgraft.foreign import function, normalization
 from popgraft.foreign import optimizer as optimizers
+from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.checkpoint import FREE, OPTIMIZER, not_finite, optimizer_parts, weights_of
 from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
-from popgraft.foreign.step import Step, attributes
 from popgraft.foreign.trained import free_parameters
 from popgraft.foreign.trained import optimizers as optimizers_of
 from popgraft.inheritance import PARTS, STATEFUL, Part, kept
@@ -106,8 +106,8 @@ def plan(
     source: PopulationMember | None,
     rules: Rules,
     adversary: Any = None,
-) -> list[Step]:
-    """The steps of a graft, in order; nothing is changed yet.
+) -> list[Change]:
+    """The changes of a graft, in order; nothing is changed yet.
 
     Args:
         model: the recipient.
@@ -141,7 +141,7 @@ def plan(
         None if "normalizer" in own else _normalizer(model, parameters, member, source),
         None if "keep_recurrent_state" in rules.faults else _recurrent(model),
     ]
-    return [step for step in candidates if step is not None]
+    return [change for change in candidates if change is not None]
 
 
 def _network(model: Any) -> Any:
@@ -156,7 +156,7 @@ def _network(model: Any) -> Any:
     raise ConfigError(message)
 
 
-def _weights(model: Any, parameters: Mapping[Any, Any], any_weights: bool) -> Step:
+def _weights(model: Any, parameters: Mapping[Any, Any], any_weights: bool) -> Change:
     network, new = _network(model), weights_of(parameters)
     bad = None if any_weights else not_finite(parameters)
     if bad is not None:
@@ -165,7 +165,7 @@ def _weights(model: Any, parameters: Mapping[Any, Any], any_weights: bool) -> St
     if own is not None:
         _check_weights(own, new)
     function.check(network, None if new is parameters else parameters.get(function.ENTRY))
-    return Step(lambda: _remember(network), lambda: network.load_state_dict(new))
+    return Change(lambda: _remember(network), lambda: network.load_state_dict(new))
 
 
 def _check_weights(own: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _free_of(model: Any, weights: Any) -> dict[str, Tensor]:
     return free_parameters(model, covered, tuple(part for part in apart if part is not None))
 
 
-def _free(model: Any, parameters: Mapping[Any, Any], member: PopulationMember) -> Step | None:
+def _free(model: Any, parameters: Mapping[Any, Any], member: PopulationMember) -> Change | None:
     """Parameters outside of the policy's state dict."""
     own = _free_of(model, _state_dict(_network(model)))
     alias = parameters.get("pytorch_variables")
@@ -220,7 +220,7 @@ def _free(model: Any, parameters: Mapping[Any, Any], member: PopulationMember) -
         before = {name: tensor.detach().clone() for name, tensor in own.items()}
         return lambda: _write(own, before)
 
-    return Step(remember, lambda: _write(own, given))
+    return Change(remember, lambda: _write(own, given))
 
 
 @torch.no_grad()
@@ -238,7 +238,7 @@ def _held(model: Any, part: Part) -> Any:
     return None
 
 
-def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Step | None:
+def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Change | None:
     state, own = parameters.get(part.entry), _held(model, part)
     if state is None:
         if part.name in ABSENT and (own is not None or part.name == "vgs"):
@@ -248,16 +248,16 @@ def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Step | None
         if state:
             logger.warning("%s is not used, the model has no %s with load_state_dict", part.entry, part.attributes[0])
         return None
-    return Step(lambda: _remember(own), lambda: own.load_state_dict(copy.deepcopy(state)))
+    return Change(lambda: _remember(own), lambda: own.load_state_dict(copy.deepcopy(state)))
 
 
-def _updates(model: Any, parameters: Mapping[Any, Any]) -> Step | None:
+def _updates(model: Any, parameters: Mapping[Any, Any]) -> Change | None:
     count = parameters.get(UPDATES)
     fits = isinstance(count, int) and isinstance(getattr(model, COUNT, None), int)
     return attributes([(model, COUNT, count)]) if fits else None
 
 
-def _optimizers(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> list[Step]:
+def _optimizers(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerStrategy) -> list[Change]:
     own = optimizers_of(model)
     bare = weights_of(parameters) is parameters
     names = [] if bare else optimizer_parts(dict(parameters))
@@ -282,7 +282,7 @@ def _optimizers(model: Any, parameters: Mapping[Any, Any], strategy: OptimizerSt
 
 def _normalizer(
     model: Any, parameters: Mapping[Any, Any], member: PopulationMember, source: PopulationMember | None
-) -> Step | None:
+) -> Change | None:
     normalization.refuse_inner(model)
     normalizers = normalization.layers(model)
     bare = weights_of(parameters) is parameters
@@ -316,7 +316,7 @@ def _normalizer(
     return normalization.synchronize(model, normalizers, found, message)
 
 
-def _recurrent(model: Any) -> Step | None:
+def _recurrent(model: Any) -> Change | None:
     reset = getattr(model, "reset_lstm_states_to_initial", None)
     states = getattr(model, RECURRENT, None)
     if not callable(reset) and states is None:
@@ -331,7 +331,7 @@ def _recurrent(model: Any) -> Step | None:
             own.apply()
         logger.info("LSTM states reset to initial after PBT exploit")
 
-    return Step(own.remember if hasattr(model, RECURRENT) else lambda: lambda: None, apply)
+    return Change(own.remember if hasattr(model, RECURRENT) else lambda: lambda: None, apply)
 
 
 def _zeros(states: Any) -> Any:

@@ -27,7 +27,7 @@ from popgraft.sb3.given import argument, environment, kind_of
 from popgraft.sb3.kinds import named
 from popgraft.sb3.parts import AgePart, AttackPart, KLPart, ReturnUnits, StatePart, VGSPart
 from popgraft.sb3.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
-from popgraft.sb3.standing import Standing, kept
+from popgraft.sb3.rollback import Rollback, kept
 from popgraft.state import Seat
 from popgraft.train.scalars import tag_of
 
@@ -310,7 +310,7 @@ class DistributionalPPO(Files, ReturnUnits, OnPolicyAlgorithm):
         self._n_updates += self.n_epochs
         self._finalize_return_stats()
         self._activate_return_scale_snapshot()
-        self._standing = Standing.of(self)
+        self._rollback = Rollback.of(self)
         if self.adversary:
             self.adversary.observe(metrics)
         self._record(metrics)

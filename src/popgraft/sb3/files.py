@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from popgraft.sb3 import archive, program
-from popgraft.sb3.memory import RecurrentMemory
+from popgraft.sb3.carry import RecurrentMemory
 from popgraft.sb3.parts import collect, take_over
 
 

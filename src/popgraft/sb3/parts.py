@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.errors import ConfigError
 from popgraft.foreign import function, normalization
+from popgraft.foreign.change import carry_out
 from popgraft.foreign.live import ADVERSARIAL
-from popgraft.foreign.step import carry_out
 from popgraft.foreign.transplant import UPDATES
 from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
 from popgraft.inheritance import STATEFUL
@@ -30,18 +30,6 @@ REQUIRED = ("policy", "kl_penalty_state", "vgs_state", "return_stats_state", "sc
 
 COLLECTED = (normalization.STATE, UPDATES, function.ENTRY)
 """Further entries of what a coordinator collects of a model."""
-
-
-class Part(Protocol):
-    """A part of a model's memory."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors of their own, which `torch.load(..., weights_only=True)` reads."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` made: all of it, or none."""
-        ...
 
 
 class VGSPart:

@@ -1,11 +1,11 @@
-"""A graft as a list of steps that all happen or leave no trace."""
+"""A graft as a list of changes that all happen or leave no trace."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Change:
     """One part of a graft, whose input has been validated.
 
     Attributes:
@@ -17,27 +17,27 @@ class Step:
     apply: Callable[[], None]
 
 
-def carry_out(steps: Sequence[Step]) -> None:
-    """Applies the steps in order; if one raises, those before it and its own beginnings are undone, last one first."""
+def carry_out(changes: Sequence[Change]) -> None:
+    """Applies them in order; if one raises, those before it and its own beginnings are undone, last one first."""
     undo: list[Callable[[], None]] = []
     try:
-        for step in steps:
-            undo.append(step.remember())
-            step.apply()
+        for change in changes:
+            undo.append(change.remember())
+            change.apply()
     except BaseException:
         for restore in reversed(undo):
             restore()
         raise
 
 
-def attributes(assignments: Sequence[tuple[object, str, object]]) -> Step:
+def attributes(assignments: Sequence[tuple[object, str, object]]) -> Change:
     """Sets attributes: (owner, name, new value) each."""
 
     def remember() -> Callable[[], None]:
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in assignments]
         return lambda: _set(before)
 
-    return Step(remember, lambda: _set(assignments))
+    return Change(remember, lambda: _set(assignments))
 
 
 def _set(assignments: Sequence[tuple[object, str, object]]) -> None:

@@ -24,7 +24,7 @@ STATISTICS = ("obs_rms", "ret_rms", "returns")
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
+class Rollback:
     """All that a rollout changes; parameters, optimizer and the model's own statistics change in updates only.
 
     Attributes:
@@ -40,7 +40,7 @@ class Standing:
     statistics: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, model: Any) -> "Standing":
+    def of(cls, model: Any) -> "Rollback":
         """As the model stands now."""
         return cls(
             {name: getattr(model, name) for name in COUNTERS},
@@ -68,9 +68,9 @@ class Standing:
 @contextlib.contextmanager
 def kept(model: Any) -> Iterator[None]:
     """While a model learns: a number that is not usable takes it back to where it stood after its latest update."""
-    model._standing = Standing.of(model)
+    model._rollback = Rollback.of(model)
     try:
         yield
     except UnusableNumber:
-        model._standing.restore(model)
+        model._rollback.restore(model)
         raise
