@@ -9,12 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from popgraft import ConfigError, DistributionalPPO, export, load_config, resume, train, tree
+from popgraft import (
+    ConfigError,
+    DistributionalPPO,
+    PBTAdversarialConfig,
+    PBTConfig,
+    PBTTrainingCoordinator,
+    export,
+    load_config,
+    resume,
+    train,
+    tree,
+)
 from popgraft.config import NetworkConfig
 from popgraft.config.network import MEMORIES
 from popgraft.execute import make_executor
 from popgraft.nn.blocks import initialise
 from popgraft.sb3 import MlpLstmPolicy
+from popgraft.sb3.arguments import Settings
+from popgraft.sb3.kinds import KINDS, Kind
 
 from ..nn.conftest import _check_laws, _run
 from ..sb3.graphs import check_onnx, check_program
@@ -163,6 +176,28 @@ def test_a_model_takes_classes_and_learns_on_where_its_file_ends(theirs, tmp_pat
     assert entropy.isfinite().all()
 
 
+def test_a_coordinator_makes_one_model_a_copy_of_another(theirs, tmp_path):
+    pbt = PBTConfig(population_size=2, perturbation_interval=1, explore_method="none", checkpoint_dir=tmp_path)
+    coordinator = PBTTrainingCoordinator(PBTAdversarialConfig(pbt=pbt), seed=1)
+    kinds = {"recurrent": theirs.Leaky, "critic": theirs.Gaussian, "action_head": theirs.Gumbel}
+    models = []
+    for member in coordinator.initialize_population():
+        model, _ = coordinator.create_member_model(
+            member, DistributionalPPO, policy="MlpLstmPolicy", env="CartPole-v1", n_steps=16, batch_size=16,
+            device="cpu", **kinds,
+        )  # fmt: skip
+        models.append((member, model.learn(16)))
+    (winner, donor), (loser, recipient) = models
+    assert not torch.equal(donor.member.params, recipient.member.params)
+    for member, model in models:
+        parameters = coordinator.collect_parameters(model)
+        new, *_ = coordinator.on_member_update_end(member, -member.member_id, 1, model_parameters=parameters)
+    coordinator.apply_exploited_parameters(recipient, new, loser, winner)
+    assert torch.equal(donor.member.params, recipient.member.params)
+    obs = np.array([[0.1, -0.2, 0.3, 0.4]], np.float32)
+    assert recipient.predict(obs, deterministic=True)[0] == donor.predict(obs, deterministic=True)[0]
+
+
 def test_a_critic_without_rescale_keeps_the_units_of_the_first_update(make):
     """… and its head is moved by nothing but gradients; one that has it follows, so that raw predictions stay."""
     for critic, frozen in (("their_kinds:Gaussian", True), ("scalar", False)):
@@ -224,6 +259,11 @@ def test_what_cannot_serve_is_refused_before_anything_is_made(changes, sentence,
     assert not (tmp_path / "refused").exists()
 
 
+def test_a_configuration_that_names_code_is_read_without_running_it():
+    settings = {"model.network.critic": "no_such_module:Kind", "model.cvar_weight": 0.5, "model.clip_range_vf": 0.2}
+    assert load_config({"env": {"id": "CartPole-v1"}}, settings).uses("cvar_weight")
+
+
 @pytest.mark.parametrize("name", ["cvar_weight", "clip_range_vf"])
 def test_what_a_critic_cannot_do_is_refused(name, make, theirs):
     sentence = f"model.{name} .*but model.network.critic is 'their_kinds:Gaussian', which predicts none"
@@ -231,6 +271,10 @@ def test_what_a_critic_cannot_do_is_refused(name, make, theirs):
         train(make("refused"), {f"model.{name}": 0.2})
     with pytest.raises(ConfigError, match=sentence):
         DistributionalPPO("MlpLstmPolicy", "CartPole-v1", critic=theirs.Gaussian, **{name: 0.2})
+
+
+def test_arguments_of_a_model_that_take_kinds_are_the_settings_that_do():
+    assert {name for name, kind in Settings.__annotations__.items() if kind is Kind} == set(KINDS)
 
 
 def test_a_class_that_nobody_else_could_find_is_refused(theirs):
