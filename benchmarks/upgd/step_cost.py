@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from popgraft.execute.memory import keep_freed_memory
+from popgraft.execute.allocator import keep_freed_memory
 from popgraft.optim import UPGDRule, adam_, draw_noise_, initial_adam_state, initial_upgd_state, upgd_
 
 TENSORS = 12

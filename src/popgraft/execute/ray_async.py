@@ -32,7 +32,7 @@ ARRIVAL = 60.0
 
 
 @dataclasses.dataclass
-class Turn:
+class Agenda:
     """What a shard does from the end of one generation to the end of the next.
 
     Attributes:
@@ -65,7 +65,7 @@ class AsyncRayExecutor(RayShards):
         factory: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(config, hyperparams, factory)
-        self._turns = [Turn() for _ in self.shards]
+        self._agendas = [Agenda() for _ in self.shards]
         self._laid: dict[int, Reference] = {}
         try:
             self._lay_everyone()
@@ -87,7 +87,7 @@ class AsyncRayExecutor(RayShards):
         """Waits for a shard that has trained for a generation, or is lost."""
         while not stop():
             for place in self._ready(set(range(len(self.shards))), ATTENTION):
-                shard, turn = self.shards[place], self._turns[place]
+                shard, agenda = self.shards[place], self._agendas[place]
                 try:
                     kind, content = ("answer", shard.get(shard.awaited)) if shard.arriving else shard.receive()
                 except ShardLost as error:
@@ -95,7 +95,7 @@ class AsyncRayExecutor(RayShards):
                 if kind == "update":
                     on_update(len(shard.members))
                 elif kind == "answer" and self._take_in(place, content):
-                    return Part(torch.tensor(shard.members), turn.answers["advance"], turn.answers.get("evaluate"))
+                    return Part(torch.tensor(shard.members), agenda.answers["advance"], agenda.answers.get("evaluate"))
         return Stopped()
 
     def inherit(
@@ -117,12 +117,12 @@ class AsyncRayExecutor(RayShards):
         self._go_on(place, rounds, [move_in] if changed else [])
 
     def rebuild(self, loss: Loss, rounds: Int[Tensor, "pop"]) -> list[int]:
-        """Puts a new actor in the place of a lost one, which begins its turn again with what lies ready."""
+        """Puts a new actor in the place of a lost one, which begins its agenda again, with what lies ready."""
         place = self._home[loss.members[0]]
-        rows, turn = self._lying_ready(loss.members), self._turns[place]
+        rows, agenda = self._lying_ready(loss.members), self._agendas[place]
         self._remake(place)
         back: list[Message] = [("shard", ()), ("restore", (pack(rows),)), ("restart", (int(rounds.sum()),))]
-        turn.left, turn.answers = deque([*back, *turn.messages]), {}
+        agenda.left, agenda.answers = deque([*back, *agenda.messages]), {}
         return loss.members
 
     def checkpoint(self, rounds: Int[Tensor, "pop"]) -> Member:
@@ -150,7 +150,7 @@ class AsyncRayExecutor(RayShards):
         evaluation: list[Message] = [] if seed is None else [("evaluate", (seed,))]
         advance: Message = ("advance", (self.config.pbt.perturbation_interval,))
         messages = [*graft, advance, *evaluation, ("lay", (members,))]
-        self._turns[place] = Turn(messages, deque(messages))
+        self._agendas[place] = Agenda(messages, deque(messages))
         self._send(place)
 
     def _lying_ready(self, members: Sequence[int]) -> Member:
@@ -188,7 +188,7 @@ class AsyncRayExecutor(RayShards):
             self._laid.update(zip(shard.members, laid, strict=True))
 
     def _send(self, place: int) -> None:
-        kind, arguments = self._turns[place].left[0]
+        kind, arguments = self._agendas[place].left[0]
         self.shards[place].begin(kind, *arguments)
 
     def _take_in(self, place: int, answer: Any) -> bool:
@@ -196,16 +196,16 @@ class AsyncRayExecutor(RayShards):
 
         Members that are laid ready count once they outlive their actor: that is heard of separately.
         """
-        turn, shard = self._turns[place], self.shards[place]
-        kind, arguments = turn.left[0]
+        agenda, shard = self._agendas[place], self.shards[place]
+        kind, arguments = agenda.left[0]
         if kind == "lay" and not shard.arriving:
             shard.arriving = shard.fetch(len(arguments[0]))
             return False
         if shard.arriving:
             self._laid.update(zip(arguments[0], shard.arriving[:-1], strict=True))
             shard.arriving = []
-        turn.answers[kind] = answer
-        turn.left.popleft()
-        if turn.left:
+        agenda.answers[kind] = answer
+        agenda.left.popleft()
+        if agenda.left:
             self._send(place)
-        return not turn.left
+        return not agenda.left

@@ -13,9 +13,9 @@ from popgraft import tree
 from popgraft.adversary import OnlineAttack, Vectors
 from popgraft.config import Config
 from popgraft.errors import ConfigError
+from popgraft.execute.allocator import keep_freed_memory
 from popgraft.execute.base import Advance
 from popgraft.execute.heirs import Heirs
-from popgraft.execute.memory import keep_freed_memory
 from popgraft.inheritance import Units, overwrite_
 from popgraft.messages import logger_of
 from popgraft.nn import Policy

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from popgraft.errors import ArgumentError, ConfigError
-from popgraft.execute.memory import keep_freed_memory
+from popgraft.execute.allocator import keep_freed_memory
 from popgraft.rollout.collector import Collector
 from popgraft.sb3.arguments import Settings, check_scaling, default_rate, policy_arguments, run_config
 from popgraft.sb3.birth import settle

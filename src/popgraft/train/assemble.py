@@ -14,14 +14,14 @@ from popgraft.train.announce import Announcer
 from popgraft.train.interrupt import beginning
 from popgraft.train.ledger import Ledger
 from popgraft.train.loop import Training
-from popgraft.train.memory import in_words
 from popgraft.train.observer import Observer
+from popgraft.train.out_of_memory import in_words
 from popgraft.train.pace import InStep, OwnPace, Pace
 from popgraft.train.place import Place
 from popgraft.train.points import Points
 from popgraft.train.recover import Alone, Recovery, Together
 from popgraft.train.run import Run
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 from popgraft.train.tensorboard import TensorBoard
 from popgraft.train.trackers import make_trackers
 

@@ -21,7 +21,7 @@ from popgraft.train.announce import Announcer
 from popgraft.train.observer import Generation
 from popgraft.train.pace import Pace
 from popgraft.train.points import Points
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 
 
 class Ledger:

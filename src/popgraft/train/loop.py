@@ -13,13 +13,13 @@ from popgraft.state import Member
 from popgraft.train.announce import Announcer
 from popgraft.train.final import evaluate_best
 from popgraft.train.ledger import Ledger
-from popgraft.train.memory import in_words
 from popgraft.train.observer import Plan, readable
+from popgraft.train.out_of_memory import in_words
 from popgraft.train.pace import Pace
 from popgraft.train.points import Points
 from popgraft.train.recover import Recovery
 from popgraft.train.run import Run
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 
 
 @dataclasses.dataclass

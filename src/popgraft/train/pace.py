@@ -12,8 +12,8 @@ from popgraft.pbt import Choice, Strategy
 from popgraft.state import Decision
 from popgraft.store import RunDatabase
 from popgraft.train.announce import Announcer
+from popgraft.train.run_state import RunState
 from popgraft.train.standing import standing_of
-from popgraft.train.state import RunState
 
 
 class Pace(abc.ABC):

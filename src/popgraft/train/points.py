@@ -20,7 +20,7 @@ from popgraft.store.boundary import reading
 from popgraft.train.background import Background
 from popgraft.train.plausible import Point, checked
 from popgraft.train.run import BEST, LAST
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 from popgraft.train.tensorboard import TensorBoard
 
 NAME = re.compile(r"generation_(\d+)")

@@ -11,7 +11,7 @@ from popgraft.execute import Executor, Loss
 from popgraft.state import Member
 from popgraft.train.announce import Announcer
 from popgraft.train.points import Points
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 
 ATTEMPTS = 3
 """Times that a part may be lost in one generation before the run ends."""

@@ -9,7 +9,7 @@ from popgraft.config import Config
 from popgraft.pbt import Past, Standing, everybody
 from popgraft.state import Scores
 from popgraft.store import RunDatabase
-from popgraft.train.state import RunState
+from popgraft.train.run_state import RunState
 
 ALIKE = ("generation", "member", "score", "stderr", "episodes", "steps", "hyperparams")
 """What the database says of a generation as a strategy sees it."""

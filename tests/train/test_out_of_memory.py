@@ -11,7 +11,7 @@ from popgraft.errors import OutOfMemory
 from popgraft.ppo import Learner
 from popgraft.store import snapshot
 from popgraft.train import resume
-from popgraft.train.memory import in_words
+from popgraft.train.out_of_memory import in_words
 
 
 def too_much() -> None:

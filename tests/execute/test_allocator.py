@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from popgraft.execute.memory import keep_freed_memory
+from popgraft.execute.allocator import keep_freed_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
