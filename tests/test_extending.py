@@ -70,6 +70,32 @@ def of_a_critic(folder: Path, defined: dict[str, Any]) -> None:
     assert not torch.equal(agent.member.returns.std, torch.ones(1))  # it has followed the returns' units
 
 
+def of_an_optimizer(folder: Path, defined: dict[str, Any]) -> None:
+    """Two steps of two members in NumPy; the second member rests in the second, with a gradient that is none."""
+    run = Run(folder / "runs/lion")
+    rule = run.config.model.update_rule([3])
+    assert rule.betas == (0.95, 0.98)
+    assert float(run.best.member.hyperparams["learning_rate"]) == pytest.approx(1e-4)
+    draws = np.random.default_rng(0)
+    theta, grads = draws.normal(size=(2, 3)), draws.normal(size=(2, 2, 3))
+    rates, decay, mean = np.array([[0.1], [0.2]]), np.array([[0.3], [0.4]]), np.zeros((2, 3))
+    params, active = torch.from_numpy(theta.copy()), torch.tensor([True, True])
+    state = rule.initial_state(params)
+    for step, grad in enumerate(grads):
+        given = torch.from_numpy(grad.copy())
+        if step:
+            active, given[1] = torch.tensor([True, False]), torch.nan
+        values = {"weight_decay": torch.from_numpy(decay[:, 0])}
+        rule.step_(params, given, state, torch.from_numpy(rates[:, 0]), active, values, [])
+        rows = slice(2 - step)
+        direction = np.sign(0.95 * mean + 0.05 * grad)
+        theta[rows] -= (rates * (direction + decay * theta))[rows]
+        mean[rows] = (0.98 * mean + 0.02 * grad)[rows]
+    np.testing.assert_allclose(params, theta, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(state.averages["exp_avg"], mean, rtol=0, atol=1e-12)
+    assert state.step.tolist() == [2, 1]
+
+
 def of_an_action_head(folder: Path, defined: dict[str, Any]) -> None:
     """What PyTorch's own distribution says, and as many draws below a quantile as there should be."""
     agent = Run(folder / "runs/laplace").best
@@ -180,6 +206,7 @@ CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "A memory": of_a_memory,
     "A critic": of_a_critic,
     "An action head": of_an_action_head,
+    "An optimizer": of_an_optimizer,
     "An environment backend": of_an_environment_backend,
     "A tensor environment": of_a_tensor_environment,
     "An exploit method": of_an_exploit_method,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from popgraft.execute.allocator import keep_freed_memory
-from popgraft.optim import UPGDRule, adam_, draw_noise_, initial_adam_state, initial_upgd_state, upgd_
+from popgraft.optim import AdamUpdate, UPGDRule, adam_, draw_noise_, initial_upgd_state, upgd_
 
 TENSORS = 12
 RULES = {
@@ -35,7 +35,7 @@ def works(pop: int, n: int) -> Work:
     params, grad, noise = torch.randn(pop, n), 0.1 * torch.randn(pop, n), torch.empty(pop, n)
     rate, active = torch.full((pop,), 1e-3), torch.ones(pop, dtype=torch.bool)
     sizes = [n // TENSORS] * (TENSORS - 1) + [n - n // TENSORS * (TENSORS - 1)]
-    state, own = initial_adam_state(params), params.clone()
+    state, own = AdamUpdate((n,), (0.9, 0.999), 1e-8).initial_state(params), params.clone()
     found: Work = {
         "adam_": lambda: adam_(own, grad, state, rate, active),
         "the noise alone": lambda: draw_noise_(noise, generators),

@@ -21,7 +21,7 @@ from popgraft.nn.gru import GRU
 from popgraft.nn.heads.categorical import Categorical
 from popgraft.nn.lstm import LSTM
 from popgraft.ops.returns import discounted_sums, gae
-from popgraft.optim import UPGDRule, adam_, initial_adam_state, initial_upgd_state, upgd, upgd_
+from popgraft.optim import AdamUpdate, UPGDRule, adam_, initial_upgd_state, upgd, upgd_
 from popgraft.spaces import ActionSpec
 from popgraft.state import OptimizerState
 
@@ -70,7 +70,7 @@ def lstm():
 def optimizer():
     for given in ({}, {"weight_decay": draw(4, 3).abs()}, {"weight_decay": draw(4, 3).abs(), "decoupled": True}):
         params, active = draw(1, 3, 67), torch.tensor([True, False, True])
-        state = initial_adam_state(params)
+        state = AdamUpdate((67,), (0.9, 0.999), 1e-8).initial_state(params)
         for step in range(2):
             yield params, draw(2 + step, 3, 67), state, torch.tensor([0.1, 0.2, 0.3]), active, given
 
@@ -200,7 +200,11 @@ def test_optimizers(n, kind, rule, twins):
 
     def function():
         params, found = draw(n, 3, n), {}
-        state = initial_adam_state(params) if rule is None else initial_upgd_state(params, [n], rule)
+        state = (
+            AdamUpdate((67,), (0.9, 0.999), 1e-8).initial_state(params)
+            if rule is None
+            else initial_upgd_state(params, [n], rule)
+        )
         for step in range(3):
             grad, active = draw(step, 3, n), torch.tensor([True, True, step != 1])
             grad[1] *= FACTORS[kind]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from popgraft import tree
-from popgraft.optim import adam_, initial_adam_state
+from popgraft.optim import AdamUpdate, adam_
 
 POP, N, STEPS = 3, 11, 20
 RATES = torch.tensor([1e-3, 0.05, 0.3]).double()
 DECAYS = torch.tensor([0.03, 0.06, 0.09]).double()
 EVERYONE = torch.ones(POP, dtype=torch.bool)
+ADAM = AdamUpdate((N,), (0.9, 0.999), 1e-8)
 either = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32], ids=["pytorch", "compiled"]
 )  # float32 alone is
@@ -37,7 +38,7 @@ def test_equals_torch_member_by_member(decays, decoupled, constants, dtype, norm
     optimizers = [
         kind([p], lr=float(RATES[m]), weight_decay=theirs_decay[m], **constants) for m, p in enumerate(theirs)
     ]
-    state = initial_adam_state(params)
+    state = ADAM.initial_state(params)
     for grad in grads:
         own = None if decays is None else decays.to(dtype)
         adam_(params, grad, state, rates, EVERYONE, weight_decay=own, decoupled=decoupled, **constants)
@@ -58,7 +59,7 @@ def test_equals_torch_member_by_member(decays, decoupled, constants, dtype, norm
 def test_first_steps_in_single_precision_are_as_exact_as_in_double(beta1, beta2, contiguous, normal):
     """1 − βᵗ as a difference keeps four digits for β = 0.999, three for 0.9999: errors of 3e-5 and 5e-4 of a step."""
     params = torch.zeros(1, 200) if contiguous else torch.zeros(1, 400)[:, ::2]
-    state = initial_adam_state(params)
+    state = ADAM.initial_state(params)
     exact = torch.zeros(200, dtype=torch.float64, requires_grad=True)
     theirs = torch.optim.Adam([exact], lr=1.0, betas=(beta1, beta2))
     for step in range(1, 4):
@@ -75,7 +76,7 @@ def test_the_first_step_by_hand():
     adam_(
         params,
         torch.tensor([[3.0, -1.0]]).double(),
-        initial_adam_state(params),
+        ADAM.initial_state(params),
         torch.tensor([0.1]).double(),
         EVERYONE[:1],
         eps=1.0,
@@ -87,7 +88,7 @@ def test_the_first_step_by_hand():
 def test_rates_of_another_type(contiguous, normal):
     params, grad = normal(POP, 2 * N).float(), normal(POP, N).float()
     params = params[:, :N].clone() if contiguous else params[:, ::2]
-    mixed, plain = (initial_adam_state(params) for _ in range(2))
+    mixed, plain = (ADAM.initial_state(params) for _ in range(2))
     start = params.clone()
     adam_(params, grad, mixed, RATES, EVERYONE, weight_decay=DECAYS)
     found = params.clone()
@@ -100,8 +101,8 @@ def test_parameters_need_not_be_contiguous(normal):
     whole, grad = normal(POP, 2 * N).float(), normal(POP, N).float()
     params = whole[:, ::2]
     expected, rest = params.clone(memory_format=torch.contiguous_format), whole[:, 1::2].clone()
-    adam_(params, grad, initial_adam_state(params), RATES.float(), EVERYONE)
-    adam_(expected, grad, initial_adam_state(expected), RATES.float(), EVERYONE)
+    adam_(params, grad, ADAM.initial_state(params), RATES.float(), EVERYONE)
+    adam_(expected, grad, ADAM.initial_state(expected), RATES.float(), EVERYONE)
     torch.testing.assert_close(params, expected)
     assert torch.equal(whole[:, 1::2], rest)
 
@@ -112,7 +113,7 @@ def test_parameters_need_not_be_contiguous(normal):
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, dtype, normal):
     params, rates = normal(POP, N).to(dtype), RATES.to(dtype)
-    state = initial_adam_state(params)
+    state = ADAM.initial_state(params)
     settings = {"weight_decay": DECAYS.to(dtype), "decoupled": decoupled}
     for _ in range(steps_before):
         adam_(params, normal(POP, N).to(dtype), state, rates, EVERYONE, **settings)
@@ -130,7 +131,7 @@ def test_a_resting_member_stays_bit_for_bit(garbage, decoupled, steps_before, dt
 
 def test_a_learning_rate_of_zero_moves_nothing(normal):
     params = normal(POP, N)
-    before, state = params.clone(), initial_adam_state(params)
+    before, state = params.clone(), ADAM.initial_state(params)
     adam_(params, normal(POP, N), state, RATES * torch.tensor([1, 0, 1]), EVERYONE, weight_decay=DECAYS, decoupled=True)
     assert torch.equal(params[1], before[1])
     assert (params[0] != before[0]).all()
@@ -141,7 +142,7 @@ def test_population_laws(normal):
     grads = normal(5, POP, N)
 
     def run(params, grads, rates, members=range(POP)):
-        own, state = params.clone(), initial_adam_state(params)
+        own, state = params.clone(), ADAM.initial_state(params)
         for grad in grads:
             adam_(own, grad, state, rates, torch.ones(len(own), dtype=torch.bool), weight_decay=DECAYS[list(members)])
         return [own, *(leaf for _, leaf in tree.items(state))]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from popgraft import tree
-from popgraft.optim import UPGDRule, adam_, initial_adam_state, initial_upgd_state, upgd_
+from popgraft.optim import AdamUpdate, UPGDRule, adam_, initial_upgd_state, upgd_
 
 POP, SIZES, STEPS = 3, [5, 1, 8], 12
 N = sum(SIZES)
@@ -163,7 +163,8 @@ def test_one_step_by_hand():
 
 def test_from_zero_parameters_the_full_gain_is_adam(normal):
     params, rule = torch.zeros(POP, N).double(), UPGDRule(utility_gain=2.0)
-    theirs, state, grad, none = params.clone(), initial_adam_state(params), normal(POP, N), torch.zeros(POP).double()
+    theirs, grad, none = params.clone(), normal(POP, N), torch.zeros(POP).double()
+    state = AdamUpdate((N,), (0.9, 0.999), 1e-8).initial_state(params)
     found = run(params, grad.unsqueeze(0), normal(1, POP, N), rule, sigmas=none, decays=none)
     adam_(theirs, grad, state, RATES, EVERYONE)
     torch.testing.assert_close(found["params"], theirs, atol=1e-13, rtol=0)

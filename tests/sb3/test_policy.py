@@ -140,7 +140,7 @@ def test_keys_of_observations_may_be_any_words(make, played, tmp_path):
     [
         ("lstm_size", "policy_kwargs has the unknown key 'lstm_size'; did you mean lstm_hidden_size?"),
         ("n_quantile", "policy_kwargs has the unknown key 'n_quantile'; did you mean n_quantiles?"),
-        ("xyz", "policy_kwargs has the unknown key 'xyz'; the keys there are activation, activation_fn, "),
+        ("xyz", "policy_kwargs has the unknown key 'xyz'; the keys there are action_head, "),
     ],
 )
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", Wide])

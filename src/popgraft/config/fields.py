@@ -15,12 +15,12 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _writable(value: Any, path: str = "") -> Any:
+def writable(value: Any, path: str = "") -> Any:
     """Reduces a value to what YAML can write back, because the run folder keeps the whole configuration."""
     if isinstance(value, dict):
-        return {key: _writable(child, f"{path}.{key}" if path else key) for key, child in value.items()}
+        return {key: writable(child, f"{path}.{key}" if path else key) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_writable(child, f"{path}.{position}") for position, child in enumerate(value)]
+        return [writable(child, f"{path}.{position}") for position, child in enumerate(value)]
     if value is None:
         return None
     for kind in (bool, int, float, str):
@@ -42,7 +42,7 @@ Number = Annotated[FiniteFloat, BeforeValidator(_number)]
 Positive = Annotated[Integer, Field(gt=0)]
 DecayRate = Annotated[Number, Field(ge=0, lt=1)]
 Reference = Annotated[str, AfterValidator(reference)]
-Kwargs = Annotated[dict[str, Any], AfterValidator(_writable)]
+Kwargs = Annotated[dict[str, Any], AfterValidator(writable)]
 
 
 class Section(BaseModel):

@@ -2,14 +2,15 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, StrictBool, field_validator, model_validator
 
 from popgraft.config.adversary import AdversaryConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.network import NetworkConfig
-from popgraft.config.optimizer import LEARNING_RATE, UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName, VGSConfig
+from popgraft.config.optimizer import OPTIMIZERS, OptimizerKwargs, OwnKwargs, VGSConfig, check_read, make_rule
 
 HYPERPARAMS: dict[str, tuple[float, float]] = {
     "learning_rate": (0.0, 10.0),
@@ -37,6 +38,9 @@ HYPERPARAMS: dict[str, tuple[float, float]] = {
 }
 """Names that a population may tune, each with the widest range in which it has a meaning."""
 
+BY_RULE = ("learning_rate", "weight_decay")
+"""Of these the ones for which the update rule has a value where none is given."""
+
 ALIASES = {"entropy_coef": "ent_coef"}
 """Other names under which a hyperparameter is known."""
 
@@ -62,10 +66,11 @@ class ModelConfig(Section):
     """Passes over a rollout."""
     n_minibatches: Positive = 4
     """Optimizer steps per pass."""
-    optimizer: OptimizerName = "adam"
-    """Update rule."""
-    learning_rate: Number = Field(default_factory=lambda given: LEARNING_RATE[given.get("optimizer", "adam")])
-    """Step size; where none is given 3e-4, and 0.3 for upgd, whose steps are as long as the gradient."""
+    optimizer: Annotated[str, OPTIMIZERS] = "adam"
+    """Update rule; an own one is a popgraft.optim.UpdateRule, made as Class(sizes, **optimizer_kwargs)."""
+    learning_rate: Number | None = Field(default_factory=lambda given: _default_rate(given.get("optimizer", "adam")))
+    """Step size; where none is given 3e-4, and 0.3 for upgd, whose steps are as long as the gradient; null: what an own
+    rule says."""
     clip_range: Number = 0.2
     """Clipping of the probability ratio."""
     clip_range_vf: Number | None = None
@@ -128,7 +133,9 @@ class ModelConfig(Section):
     `normalize_reward`."""
     normalize_advantage: StrictBool = True
     """Whether advantages are standardised within a minibatch."""
-    optimizer_kwargs: OptimizerKwargs = OptimizerKwargs()
+    optimizer_kwargs: SerializeAsAny[OptimizerKwargs] = Field(
+        default_factory=lambda given: OwnKwargs() if _is_own(given.get("optimizer", "adam")) else OptimizerKwargs()
+    )
     """Constants of the update rule."""
     vgs: VGSConfig = VGSConfig()
     """The variance gradient scaler."""
@@ -143,6 +150,15 @@ class ModelConfig(Section):
             raise ValueError(f"must lie in [{low:g}, {high:g}]")
         return value
 
+    @field_validator("optimizer_kwargs", mode="wrap")
+    @classmethod
+    def _of_this_rule(cls, value: Any, handler: Callable[[Any], Any], info: Any) -> Any:
+        if not _is_own(info.data.get("optimizer", "adam")):
+            return handler(value)
+        return OwnKwargs.model_validate(
+            value.model_dump(exclude_unset=True) if isinstance(value, OptimizerKwargs) else value
+        )
+
     @model_validator(mode="after")
     def _parts_that_go_together(self) -> "ModelConfig":
         if self.normalize_reward and self.normalize_returns:
@@ -150,21 +166,29 @@ class ModelConfig(Section):
                 "normalize_reward and normalize_returns scale the same thing twice; set one of them to false"
             )
         given, defaults = self.optimizer_kwargs, OptimizerKwargs()
-        unread = [key for key in UNREAD[self.optimizer] if getattr(given, key) != getattr(defaults, key)]
-        if unread:
-            raise ValueError(
-                f"optimizer_kwargs.{unread[0]} is not read by optimizer={self.optimizer!r}; remove it, "
-                "or choose optimizer: adaptive_upgd"
-            )
+        changed = [key for key in type(defaults).model_fields if getattr(given, key) != getattr(defaults, key)]
+        if changed and not _is_own(self.optimizer):
+            check_read(self.optimizer, changed)
         if self.kl_beta > self.kl_beta_max:
             raise ValueError(f"kl_beta={self.kl_beta} exceeds kl_beta_max={self.kl_beta_max}; lower it")
         return self
 
-    def hyperparam(self, name: str) -> float | None:
-        """Value of a tunable number as it is set; None where it is off."""
+    def said(self, name: str) -> float | None:
+        """What the settings say of a tunable number; None where it is off, or what the update rule says."""
         *sections, field = path_of(name)
         value: float | None = getattr(functools.reduce(getattr, sections, self), field)
-        return WEIGHT_DECAY[self.optimizer] if name == "weight_decay" and value is None else value
+        return value
+
+    def hyperparam(self, name: str) -> float | None:
+        """Value of a tunable number as it is set; None where it is off.
+
+        Raises:
+            ConfigError: the update rule, which is to say it, cannot be imported.
+        """
+        value = self.said(name)
+        if value is None and name in BY_RULE:
+            value = float(getattr(OPTIMIZERS.load(self.optimizer), name))
+        return value
 
     def sets(self, name: str) -> bool:
         """Whether a tunable number was given a value by the user."""
@@ -175,6 +199,23 @@ class ModelConfig(Section):
         """Initial value of every tunable number; a bound, target or final value of null is infinite."""
         values = {name: self.hyperparam(name) for name in HYPERPARAMS}
         return {name: math.inf if value is None else float(value) for name, value in values.items()}
+
+    def update_rule(self, sizes: Sequence[int]) -> Any:
+        """The `UpdateRule`, for flat parameters of which the named tensors have these sizes.
+
+        Raises:
+            ConfigError: there is no such rule, or not with these constants.
+        """
+        return make_rule(self.optimizer, self.optimizer_kwargs, sizes)
+
+
+def _is_own(optimizer: str) -> bool:
+    return optimizer not in OPTIMIZERS.table
+
+
+def _default_rate(optimizer: str) -> float | None:
+    """The learning rate of a rule; None for an own one, whose code is not run to read a configuration."""
+    return None if _is_own(optimizer) else float(OPTIMIZERS.load(optimizer).learning_rate)
 
 
 def path_of(name: str) -> tuple[str, ...]:

@@ -1,50 +1,29 @@
 """Settings of the update rule and of the gradients it gets."""
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import ConfigDict, Field, StrictBool, model_serializer, model_validator
 
-from popgraft.config.fields import DecayRate, Integer, Number, Section
+from popgraft.config.fields import DecayRate, Integer, Number, Section, writable
+from popgraft.config.kinds import Kinds
 
-OptimizerName = Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
-LEARNING_RATE: dict[str, float] = {"adam": 3e-4, "adamw": 3e-4, "upgd": 0.3, "adaptive_upgd": 3e-4, "upgdw": 3e-4}
-"""Learning rate where none is given. The steps of upgd are as long as the gradient, whose norm is bounded, and not of a
-length of their own as Adam's."""
-TOO_SLOW = 0.03
-"""Learning rates of upgd up to here have learnt nothing where 0.3 does (benchmarks/LOG.md)."""
-WEIGHT_DECAY: dict[str, float] = {"adam": 0.0, "adamw": 0.01, "upgd": 0.001, "adaptive_upgd": 0.001, "upgdw": 0.01}
-"""Weight decay where none is given: that of the optimizer's authors."""
-
-_NOISE = ("adaptive_noise", "noise_scaling", "instant_noise_scale", "noise_beta", "min_noise_std")
-_UTILITY = ("sigma", "beta_utility", "utility_gain")
-UNREAD: dict[str, tuple[str, ...]] = {
-    "adam": (*_UTILITY, *_NOISE),
-    "adamw": (*_UTILITY, *_NOISE),
-    "upgd": ("betas", "eps"),
-    "adaptive_upgd": (),
-    "upgdw": ("beta_utility",),  # as in AdamW, its second decay rate serves both
-}
-"""Constants that an optimizer has no use for."""
-
-
-def made_for_adam(optimizer: str, fastest: float) -> str | None:
-    """What is wrong with a learning rate, if it is one for Adam and the optimizer is not.
-
-    Args:
-        optimizer: the update rule.
-        fastest: the learning rate, or the largest one that is allowed.
-    """
-    if optimizer != "upgd" or fastest > TOO_SLOW:
-        return None
-    return (
-        f"a learning_rate of {fastest:g} is made for Adam: upgd, whose steps are as long as the gradient, learns next "
-        f"to nothing with {TOO_SLOW:g} or less; leave learning_rate out ({LEARNING_RATE['upgd']:g}), raise it, or take "
-        "optimizer: adaptive_upgd"
-    )
+OPTIMIZERS = Kinds(
+    "model.optimizer",
+    ("popgraft.optim:UpdateRule",),
+    {
+        "adam": "popgraft.optim.adam:AdamUpdate",
+        "adamw": "popgraft.optim.adam:AdamWUpdate",
+        "upgd": "popgraft.optim.upgd_rules:UPGDUpdate",
+        "adaptive_upgd": "popgraft.optim.upgd_rules:AdaptiveUPGDUpdate",
+        "upgdw": "popgraft.optim.upgd_rules:UPGDWUpdate",
+    },
+)
 
 
 class OptimizerKwargs(Section):
-    """Constants of the optimizer; `weight_decay` and `sigma` may be tuned by a population."""
+    """Constants of the optimizer; an own one has its own. A population may tune `weight_decay` and `sigma`."""
 
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
@@ -52,7 +31,7 @@ class OptimizerKwargs(Section):
     """Added to the root of the second moment."""
     weight_decay: Annotated[Number, Field(ge=0, le=1e6)] | None = None
     """Added to the gradient for adam, decoupled for all others; null: 0 for adam, 0.01 for adamw and upgdw, 0.001 for
-    upgd and adaptive_upgd."""
+    upgd and adaptive_upgd, and what an own rule says."""
     sigma: Annotated[Number, Field(ge=0, le=1e6)] = 0.001
     """Standard deviation of UPGD's noise; with `adaptive_noise` relative to the size of the gradient."""
     beta_utility: DecayRate = 0.999
@@ -69,6 +48,70 @@ class OptimizerKwargs(Section):
     """Decay rate of that average."""
     min_noise_std: Annotated[Number, Field(ge=0)] = 1e-6
     """Least standard deviation of adaptive noise."""
+
+
+class OwnKwargs(OptimizerKwargs):
+    """Constants of an own rule: whatever its constructor takes. Nothing is added to what is given."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_written(cls, given: Any) -> Any:
+        return writable(given)
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
+
+
+def read_by(optimizer: str) -> set[str]:
+    """The constants that a rule reads."""
+    rule = OPTIMIZERS.load(optimizer)
+    return {*inspect.signature(rule).parameters, *rule.tuned} - {"sizes"}
+
+
+def check_read(optimizer: str, given: Collection[str]) -> None:
+    """Refuses constants that a rule has no use for.
+
+    Raises:
+        ValueError: names the first.
+    """
+    unread = sorted(set(given) - read_by(optimizer))
+    if unread:
+        raise ValueError(
+            f"optimizer_kwargs.{unread[0]} is not read by optimizer={optimizer!r}; remove it, "
+            "or choose optimizer: adaptive_upgd"
+        )
+
+
+def make_rule(optimizer: str, constants: OptimizerKwargs, sizes: Sequence[int]) -> Any:
+    """The `UpdateRule` of these settings; `sizes` are those of the named tensors in a row of the flat parameters.
+
+    Raises:
+        ConfigError: there is no such rule, or it has no use for a constant.
+    """
+    own = isinstance(constants, OwnKwargs)
+    given = constants.model_fields_set if own else read_by(optimizer)
+    values = {name: getattr(constants, name) for name in given - {*OPTIMIZERS.load(optimizer).tuned}}
+    return OPTIMIZERS.make(optimizer, tuple(sizes), **values)
+
+
+def made_for_adam(optimizer: str, fastest: float) -> str | None:
+    """What is wrong with a learning rate, if it is one for Adam and the optimizer is not.
+
+    Args:
+        optimizer: the update rule.
+        fastest: the learning rate, or the largest one that is allowed.
+    """
+    rule = OPTIMIZERS.load(optimizer)
+    if not rule.too_slow or fastest > rule.too_slow:
+        return None
+    return (
+        f"a learning_rate of {fastest:g} is made for Adam: {optimizer}, whose steps are as long as the gradient, "
+        f"learns next to nothing with {rule.too_slow:g} or less; leave learning_rate out ({rule.learning_rate:g}), "
+        "raise it, or take optimizer: adaptive_upgd"
+    )
 
 
 class VGSConfig(Section):

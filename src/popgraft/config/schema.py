@@ -9,9 +9,9 @@ from pydantic import Field, StrictBool, model_validator
 from popgraft.config.adversary import AttackConfig
 from popgraft.config.environments import TRAINING_ONLY, EnvConfig, EvaluationEnvConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
-from popgraft.config.model import ModelConfig, path_of
+from popgraft.config.model import BY_RULE, ModelConfig, path_of
 from popgraft.config.network import CRITICS
-from popgraft.config.optimizer import made_for_adam
+from popgraft.config.optimizer import OPTIMIZERS, made_for_adam
 from popgraft.config.population import PopulationConfig
 from popgraft.config.trackers import TrackingConfig
 from popgraft.errors import ConfigError
@@ -100,7 +100,7 @@ class Config(Section):
 
     env: EnvConfig
     """The environments."""
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = Field(default_factory=ModelConfig)
     """The agent."""
     pbt: PopulationConfig = PopulationConfig()
     """The population."""
@@ -230,8 +230,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _initial_values_lie_in_their_spaces(self) -> "Config":
         for space in self.pbt.hyperparams:
-            value = self.model.hyperparam(space.name)
-            if self.model.sets(space.name) and not space.contains(value):
+            value = self.model.said(space.name)
+            given = self.model.sets(space.name) and not (value is None and space.name in BY_RULE)
+            if given and not space.contains(value):
                 allowed = f"values {list(space.values)}" if space.values is not None else f"bounds {list(space.bounds)}"
                 path = ".".join(["model", *path_of(space.name)])
                 raise ValueError(f"{path}={value} is outside the {allowed} that pbt.hyperparams gives it")
@@ -286,12 +287,35 @@ class Config(Section):
                     "set model.network.critic: quantile"
                 )
 
+    def check_rule(self) -> None:
+        """Refuses settings that the update rule has no use for, where a run begins.
+
+        Raises:
+            ConfigError: one of them is used.
+        """
+        optimizer = self.model.optimizer
+        rule = OPTIMIZERS.load(optimizer)
+        for name, place in self.pbt.varied.items():
+            if name in ("sigma", "weight_decay") and name not in rule.tuned:
+                raise ConfigError(
+                    f"{place} lists {name!r}, which nothing reads: choose model.optimizer: adaptive_upgd, "
+                    f"or name it in tuned of {rule.__name__}"
+                )
+        if self.pbt.optimizer_exploit_strategy == "partial" and not rule.momenta:
+            raise ConfigError(
+                f"pbt.optimizer_exploit_strategy='partial' keeps or drops the average gradient, but model.optimizer="
+                f"{optimizer!r} has none; set it to copy or reset"
+            )
+
     def _unread(self, name: str) -> str | None:
         """Why a tunable number would have no effect whatever its value."""
         model = self.model
-        optimizers_with_noise = ("upgd", "adaptive_upgd", "upgdw")
+        own = model.optimizer not in OPTIMIZERS.table  # which is loaded where a run begins, and asked there
         needs = {
-            "sigma": (model.optimizer in optimizers_with_noise, "choose model.optimizer: adaptive_upgd"),
+            "sigma": (
+                own or "sigma" in OPTIMIZERS.load(model.optimizer).tuned,
+                "choose model.optimizer: adaptive_upgd",
+            ),
             "vgs_alpha": (model.vgs.enabled, "set model.vgs.enabled: true"),
             "cvar_alpha": (self.uses("cvar_weight"), "set model.cvar_weight, or list it too"),
             **dict.fromkeys(("kl_pid_p", "kl_pid_i", "kl_pid_d"), (model.kl_penalty, "set model.kl_penalty: true")),
@@ -312,7 +336,7 @@ class Config(Section):
         for space in self.pbt.hyperparams:
             if space.name == name and space.contains(single):
                 return float(space.exact(single))
-        said = [self.model.hyperparam(name), *(entry.hyperparams.get(name) for entry in self.pbt.schedule)]
+        said = [self.model.said(name), *(entry.hyperparams.get(name) for entry in self.pbt.schedule)]
         return next((value for value in said if value is not None and same_single(value, single)), shortest(single))
 
     @property
@@ -330,7 +354,7 @@ class Config(Section):
                 f"quantile alone; raise model.network.n_quantiles to {math.ceil(1 / least)}"
             )
         rates = [max(space.values or space.bounds) for space in self.pbt.hyperparams if space.name == "learning_rate"]
-        fastest = max(rates or [self.model.learning_rate])
+        fastest = max(rates or [self.model.hyperparam("learning_rate") or 0.0])
         if caution := made_for_adam(self.model.optimizer, fastest):
             cautions.append(caution)
         if self.pbt.faults:

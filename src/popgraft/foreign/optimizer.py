@@ -17,7 +17,7 @@ from popgraft.errors import ConfigError
 from popgraft.foreign.change import Change
 from popgraft.foreign.checkpoint import OPTIMIZER, V1, Checkpoint, optimizer_parts, weights_of
 from popgraft.hyperparams import Value
-from popgraft.inheritance import Fate, fate_of, inherit_, velocity_ratio
+from popgraft.inheritance import TORCH, Fate, fate_of, inherit_, velocity_ratio
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def inherited_state(state: Any, fate: Fate, ratio: float = 1.0, rate: Any = None
             own = new["state"].get(index, {})
             averages = {name: value for name, value in own.items() if isinstance(value, Tensor) and name != "step"}
             step = None if "step" not in own else torch.as_tensor(own["step"])
-            inherit_(averages, step, fate, betas, factor)
+            inherit_(averages, step, fate, TORCH, betas, factor)
             if step is not None and not isinstance(own["step"], Tensor):
                 own["step"] = step.item()
     return new

@@ -7,6 +7,8 @@ env            the environment of the shipped trainer
 """
 
 import difflib
+import inspect
+import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -16,21 +18,16 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from popgraft.config.fields import Kwargs, Number, Positive, Section
 from popgraft.config.load import load_as
-from popgraft.config.optimizer import UNREAD, WEIGHT_DECAY, OptimizerKwargs, OptimizerName
+from popgraft.config.optimizer import OPTIMIZERS, OptimizerKwargs, check_read, read_by
 from popgraft.foreign.config import PBTConfig, SAPPOConfig
 from popgraft.foreign.live import ADVERSARIAL, NAMES
 from popgraft.foreign.transplant import GraftFault
-from popgraft.foreign.upgd import UPGD, UPGDW, AdaptiveUPGD
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "upgd": UPGD,
-    "adaptive_upgd": AdaptiveUPGD,
-    "upgdw": UPGDW,
-}
-HAS_NO: dict[str, tuple[str, ...]] = {**UNREAD, "upgdw": ("beta_utility",)}
-"""Constants that an optimizer has no use for; UPGDW's utility decays with `betas[1]`."""
+
+def torch_class(optimizer: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of PyTorch's that does the same to one model as a built-in update rule."""
+    cls: type[torch.optim.Optimizer] = pkgutil.resolve_name(OPTIMIZERS.load(optimizer).torch_class)
+    return cls
 
 
 class BaseModelConfig(Section):
@@ -60,7 +57,7 @@ class BaseModelConfig(Section):
     """Largest Euclidean norm of the gradient."""
     target_kl: Annotated[Number, Field(gt=0)] | None = None
     """Divergence beyond which an update stops; null: never."""
-    optimizer: OptimizerName = "adam"
+    optimizer: Annotated[str, OPTIMIZERS] = "adam"
     """Update rule."""
     optimizer_kwargs: OptimizerKwargs = OptimizerKwargs()
     """Constants of the update rule."""
@@ -69,12 +66,13 @@ class BaseModelConfig(Section):
 
     @model_validator(mode="after")
     def _read(self) -> "BaseModelConfig":
-        unread = self.optimizer_kwargs.model_fields_set & set(HAS_NO[self.optimizer])
-        if unread:
+        if self.optimizer not in OPTIMIZERS.table:
             raise ValueError(
-                f"optimizer_kwargs.{min(unread)} is not read by optimizer={self.optimizer!r}; remove it, "
-                "or choose optimizer: adaptive_upgd"
+                f"optimizer={self.optimizer!r} is a rule of the engine; models of other libraries take PyTorch's "
+                f"optimizers: one of {', '.join(OPTIMIZERS.table)}, or policy_kwargs of your own where you make them"
             )
+        if self.optimizer_kwargs.model_fields_set:
+            check_read(self.optimizer, self.optimizer_kwargs.model_fields_set)
         taken = {"optimizer_class", "optimizer_kwargs"} & set(self.policy_kwargs)
         if taken:
             raise ValueError(f"policy_kwargs.{min(taken)} is set by model.optimizer and model.optimizer_kwargs")
@@ -85,12 +83,13 @@ class BaseModelConfig(Section):
         """Keyword arguments of Stable-Baselines3's PPO, or of sb3-contrib's RecurrentPPO."""
         own = {name: getattr(self, name) for name in type(self).model_fields}
         kind, constants, policy = (own.pop(name) for name in ("optimizer", "optimizer_kwargs", "policy_kwargs"))
-        given = {name: value for name, value in constants.model_dump().items() if name not in HAS_NO[kind]}
+        given = {name: value for name, value in constants.model_dump().items() if name in read_by(kind)}
         if given["weight_decay"] is None:
-            given["weight_decay"] = WEIGHT_DECAY[kind]
-        if kind == "adaptive_upgd":
+            given["weight_decay"] = OPTIMIZERS.load(kind).weight_decay
+        cls = torch_class(kind)
+        if "beta1" in inspect.signature(cls).parameters:
             given["beta1"], given["beta2"] = given.pop("betas")
-        return {**own, "policy_kwargs": {**policy, "optimizer_class": OPTIMIZERS[kind], "optimizer_kwargs": given}}
+        return {**own, "policy_kwargs": {**policy, "optimizer_class": cls, "optimizer_kwargs": given}}
 
 
 class TrainerEnvConfig(Section):

@@ -1,41 +1,49 @@
 """UPGD, AdaptiveUPGD and UPGDW as torch.optim.Optimizer: the population's kernels with a population of one."""
 
+import dataclasses
 import logging
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from popgraft.foreign.upgd_checks import NOISE_STATE, SKIPPED, check_settings, check_state, check_state_dict
+from popgraft.optim import upgd_rules
 from popgraft.optim.noise import draw_noise_
 from popgraft.optim.upgd import UPGDRule, begin, descend_, initial_upgd_state, normaliser, track_
+from popgraft.optim.upgd_rules import Perturbed
 
 Group = dict[str, Any]
+OUTSIDE = ("self", "params", "seed", "__class__")
+"""Names in a constructor that are no settings."""
 
 _log = logging.getLogger(__name__)
 
 
 class _UPGDBase(Optimizer):
-    """Groups, state and skipping; a subclass says which rule a group stands for.
+    """Groups, state and skipping; a subclass says which rule of the engine it is.
 
     Args:
-        params: parameters or groups of them.
-        defaults: settings of a group that sets nothing itself.
-        seed: of the noise; None draws one from torch's global generator, once.
+        given: arguments of a subclass by name: parameters or groups of them, the seed of the noise (None draws one from
+            torch's global generator, once), and settings of a group that sets nothing itself.
     """
 
-    def __init__(self, params: ParamsT, defaults: Group, seed: int | None) -> None:
-        super().__init__(params, defaults)
+    kind: ClassVar[type[Perturbed]]
+
+    def __init__(self, given: Group) -> None:
+        params, seed = given["params"], given["seed"]
+        super().__init__(params, {name: value for name, value in given.items() if name not in OUTSIDE})
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.generator = torch.Generator().manual_seed(seed)
         self.skipped_steps = 0
 
-    @abstractmethod
     def rule(self, group: Group) -> UPGDRule:
         """The constants that a group's settings amount to."""
+        betas = (group["beta1"], group["beta2"]) if "beta1" in group else tuple(group.get("betas", ()))
+        settings = {**group, "betas": betas, "sizes": ()}
+        return self.kind(**{field.name: settings[field.name] for field in dataclasses.fields(self.kind)}).constants
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds parameters with settings of their own.
@@ -154,17 +162,6 @@ class _Part:
             self.param.copy_(self.flat.view_as(self.param))
 
 
-def _noise(group: Group) -> dict[str, Any]:
-    """The fields of a rule that say how noise is scaled."""
-    if not group["adaptive_noise"]:
-        return {"noise_scaling": "fixed"}
-    return {
-        "noise_scaling": group["noise_scaling"],
-        "noise_beta": None if group["instant_noise_scale"] else group["noise_beta"],
-        "min_noise_std": group["min_noise_std"],
-    }
-
-
 class UPGD(_UPGDBase):
     """Utility-based perturbed gradient descent: θ ← (1 − αλ)θ − κα(g + ξ)∘(1 − s), as `upgd_`.
 
@@ -188,6 +185,8 @@ class UPGD(_UPGDBase):
         ConfigError: a setting outside its range.
     """
 
+    kind = upgd_rules.UPGDUpdate
+
     def __init__(
         self,
         params: ParamsT,
@@ -203,28 +202,7 @@ class UPGD(_UPGDBase):
         utility_gain: int | float = 1.0,
         seed: int | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "beta_utility": beta_utility,
-            "sigma": sigma,
-            "adaptive_noise": adaptive_noise,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "noise_scaling": noise_scaling,
-            "utility_gain": utility_gain,
-        }
-        super().__init__(params, defaults, seed)
-
-    def rule(self, group: Group) -> UPGDRule:
-        """The gradient itself is the direction."""
-        return UPGDRule(
-            adaptive=False,
-            beta_utility=group["beta_utility"],
-            utility_gain=group["utility_gain"],
-            **_noise(group),
-        )
+        super().__init__(locals())
 
 
 class AdaptiveUPGD(_UPGDBase):
@@ -251,6 +229,8 @@ class AdaptiveUPGD(_UPGDBase):
         ConfigError: a setting outside its range.
     """
 
+    kind = upgd_rules.AdaptiveUPGDUpdate
+
     def __init__(
         self,
         params: ParamsT,
@@ -269,33 +249,7 @@ class AdaptiveUPGD(_UPGDBase):
         utility_gain: int | float = 1.0,
         seed: int | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "beta_utility": beta_utility,
-            "sigma": sigma,
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": eps,
-            "adaptive_noise": adaptive_noise,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "noise_scaling": noise_scaling,
-            "utility_gain": utility_gain,
-        }
-        super().__init__(params, defaults, seed)
-
-    def rule(self, group: Group) -> UPGDRule:
-        """Adam's direction, with decay rates by their own names."""
-        return UPGDRule(
-            adaptive=True,
-            beta_utility=group["beta_utility"],
-            betas=(group["beta1"], group["beta2"]),
-            eps=group["eps"],
-            utility_gain=group["utility_gain"],
-            **_noise(group),
-        )
+        super().__init__(locals())
 
 
 class UPGDW(_UPGDBase):
@@ -322,6 +276,8 @@ class UPGDW(_UPGDBase):
         ConfigError: a setting outside its range.
     """
 
+    kind = upgd_rules.UPGDWUpdate
+
     def __init__(
         self,
         params: ParamsT,
@@ -338,28 +294,4 @@ class UPGDW(_UPGDBase):
         utility_gain: int | float = 1.0,
         seed: int | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "sigma": sigma,
-            "adaptive_noise": adaptive_noise,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "noise_scaling": noise_scaling,
-            "utility_gain": utility_gain,
-        }
-        super().__init__(params, defaults, seed)
-
-    def rule(self, group: Group) -> UPGDRule:
-        """Adam's direction, with decay rates as a pair."""
-        return UPGDRule(
-            adaptive=True,
-            beta_utility=group["betas"][1],
-            betas=tuple(group["betas"]),
-            eps=group["eps"],
-            utility_gain=group["utility_gain"],
-            **_noise(group),
-        )
+        super().__init__(locals())

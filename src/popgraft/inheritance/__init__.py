@@ -5,7 +5,7 @@ Arithmetic on named state; it knows neither networks nor models.
 
 from popgraft.inheritance.faults import GraftRule, kept
 from popgraft.inheritance.member import Units, inherit, inherited_values, overwrite_, strategies
-from popgraft.inheritance.optimizer import Fate, fate_of, inherit_, velocity_ratio
+from popgraft.inheritance.optimizer import TORCH, Fate, fate_of, inherit_, velocity_ratio
 from popgraft.inheritance.parts import PARTS, STATEFUL, Part
 from popgraft.inheritance.success import HORIZONS, Success, no_worse
 
@@ -13,6 +13,7 @@ __all__ = [
     "HORIZONS",
     "PARTS",
     "STATEFUL",
+    "TORCH",
     "Fate",
     "GraftRule",
     "Part",

@@ -92,11 +92,11 @@ def strategies(
 
 def _optimizer(own: Member, donor: Member, config: Config) -> OptimizerState:
     """The donors' states, each as its heir's fate is."""
-    state = tree.map(torch.clone, donor.optimizer)
+    state, rule = tree.map(torch.clone, donor.optimizer), config.model.update_rule([donor.params.shape[1]])
     for row, (before, after) in enumerate(zip(_rows(donor.hyperparams), _rows(own.hyperparams), strict=True)):
         averages = {name: average[row] for name, average in state.averages.items()}
         fate, ratio = fate_of(config.pbt, before, after), velocity_ratio(config.pbt, before, after)
-        inherit_(averages, state.step[row], fate, config.model.optimizer_kwargs.betas, ratio)
+        inherit_(averages, state.step[row], fate, rule, rule.corrections, ratio)
         if fate == "reset":
             state.skipped[row] = 0
     return state

@@ -10,7 +10,7 @@ steps, which is what PyTorch's optimizers and the engine's rules have in common.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,12 +21,37 @@ from popgraft.hyperparams import Value
 Fate = Literal["reset", "copy", "momentum", "scale"]
 """What happens to one agent's state; the last two are `partial`, by what is kept."""
 
-MOMENTA = ("exp_avg", "momentum_buffer")
-"""Averages of gradients, by the names of the engine and of PyTorch."""
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
-"""Averages of squared gradients."""
-OTHERS = ("utility", "grad_norm")
-"""Averages that say how elements compare, and how large gradients are."""
+
+@runtime_checkable
+class Roles(Protocol):
+    """What the averages of an optimizer are, by their names; an engine's `UpdateRule` says it of its own."""
+
+    @property
+    def momenta(self) -> tuple[str, ...]:
+        """Averages of gradients."""
+        ...
+
+    @property
+    def squares(self) -> tuple[str, ...]:
+        """Averages of squared gradients."""
+        ...
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Averages that say how elements compare, or how large gradients are."""
+        ...
+
+
+class Names(NamedTuple):
+    """`Roles` of optimizers that do not say it of themselves."""
+
+    momenta: tuple[str, ...]
+    squares: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+TORCH = Names(("exp_avg", "momentum_buffer"), ("exp_avg_sq", "max_exp_avg_sq"), ("utility", "grad_norm"))
+"""Of PyTorch's optimizers, and of those here that are like them."""
 
 
 def fate_of(config: EvolutionConfig, donor: Mapping[str, Value], heir: Mapping[str, Value]) -> Fate:
@@ -63,6 +88,7 @@ def inherit_(
     averages: Mapping[str, Tensor],
     step: Tensor | None,
     fate: Fate,
+    roles: Roles,
     betas: tuple[float, float] | None,
     ratio: float = 1.0,
 ) -> None:
@@ -70,22 +96,24 @@ def inherit_(
 
     `momentum`: as after one step whose gradient g was the donor's mean gradient m/(1 − β₁ᵗ): one step counted,
     m = (1 − β₁)g, v = (1 − β₂)g², all else 0. A second moment of 0 at the donor's count would make the next step up to
-    √(1/(1 − β₂)) times too long. A momentum that is not counted (SGD's) stays as it is, and where there is none nothing
-    is left. `scale`: the momentum alone becomes 0 while the count goes on, so that the next steps are short.
+    √(1/(1 − β₂)) times too long. A momentum that is not corrected (SGD's) stays as it is and all else is 0, and where
+    there is none nothing is left. `scale`: the momentum alone becomes 0 while the count goes on, so that the next steps
+    are short.
 
     Args:
         averages: one agent's or one parameter's, by name.
         step: how many steps entered them, of any shape with one element; None where steps are not counted.
         fate: what happens to them.
-        betas: decay rates β₁ of the momentum and β₂ of its square; None where there are none.
+        roles: what they are.
+        betas: decay rates β₁ of momenta and β₂ of squares that are corrected for their beginning; None where none are.
         ratio: factor of the momentum that is left (`velocity_ratio`).
 
     Raises:
         ConfigError: `fate` is a part of the state, and there are averages of which it is not known what they are.
     """
-    momenta = [averages[name] for name in MOMENTA if name in averages]
+    momenta = [averages[name] for name in roles.momenta if name in averages]
     if fate in ("momentum", "scale"):
-        unknown = sorted(set(averages) - {*MOMENTA, *SQUARES, *OTHERS})
+        unknown = sorted(set(averages) - {*roles.momenta, *roles.squares, *roles.others})
         if unknown:
             raise ConfigError(
                 f"optimizer_exploit_strategy 'partial' is not defined for an optimizer that remembers "
@@ -96,8 +124,8 @@ def inherit_(
     elif fate == "scale":
         for momentum in momenta:
             momentum.zero_()
-    elif fate == "momentum" and step is not None and betas is not None:
-        _begin_with_the_mean_gradient(averages, step, betas)
+    elif fate == "momentum":
+        _keep_momentum(averages, step, roles, betas)
     for momentum in momenta:
         momentum.mul_(ratio)
 
@@ -109,15 +137,21 @@ def _forget(averages: Mapping[str, Tensor], step: Tensor | None) -> None:
         step.zero_()
 
 
-def _begin_with_the_mean_gradient(averages: Mapping[str, Tensor], step: Tensor, betas: tuple[float, float]) -> None:
-    beta1, beta2 = betas
-    momentum = next(averages[name] for name in MOMENTA if name in averages)
-    if step > 0:
-        momentum.div_(1 - beta1 ** float(step))
+def _keep_momentum(
+    averages: Mapping[str, Tensor], step: Tensor | None, roles: Roles, betas: tuple[float, float] | None
+) -> None:
     for name, average in averages.items():
-        if name in SQUARES:
-            average.copy_(momentum.square().mul_(1 - beta2))
-        elif name not in MOMENTA:
+        if name not in roles.momenta:
             average.zero_()
-    momentum.mul_(1 - beta1)
+    if step is None or betas is None:
+        return
+    beta1, beta2 = betas
+    momenta = [averages[name] for name in roles.momenta if name in averages]
+    for momentum in momenta:
+        momentum.div_(1 - beta1 ** float(step) if step > 0 else 1.0)
+    for name in roles.squares:
+        if name in averages:
+            averages[name].copy_(momenta[0].square().mul_(1 - beta2))
+    for momentum in momenta:
+        momentum.mul_(1 - beta1)
     step.clamp_(max=1)

@@ -1,9 +1,10 @@
 """Optimizer steps as functions over the flat parameters of all members."""
 
-from popgraft.optim.adam import adam_, initial_adam_state
+from popgraft.optim.adam import AdamUpdate, adam_
 from popgraft.optim.clip import clip_gradient_
 from popgraft.optim.noise import draw_noise_
-from popgraft.optim.rule import GradientScaler, UpdateRule, make_rule, make_scaler
+from popgraft.optim.rule import Metrics, UpdateRule, make_rule
+from popgraft.optim.scaler import GradientScaler, make_scaler
 from popgraft.optim.upgd import UPGDRule, initial_upgd_state, upgd_
 from popgraft.optim.vgs import (
     VGSRule,
@@ -14,14 +15,15 @@ from popgraft.optim.vgs import (
 )
 
 __all__ = [
+    "AdamUpdate",
     "GradientScaler",
+    "Metrics",
     "UPGDRule",
     "UpdateRule",
     "VGSRule",
     "adam_",
     "clip_gradient_",
     "draw_noise_",
-    "initial_adam_state",
     "initial_upgd_state",
     "initial_vgs_state",
     "make_rule",

@@ -1,6 +1,9 @@
 """Adam and AdamW for a whole population in one pass over its flat parameters."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,14 +11,63 @@ from torch import Tensor
 
 from popgraft import native
 from popgraft.native import Definition
+from popgraft.optim.rule import Metrics, UpdateRule
 from popgraft.state import OptimizerState
 
 
-def initial_adam_state(params: Float[Tensor, "pop n"]) -> OptimizerState:
-    """Zero moments, no steps taken."""
-    zero = params.new_zeros(params.shape[0])
-    averages = {name: torch.zeros_like(params) for name in ("exp_avg", "exp_avg_sq")}
-    return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
+@dataclasses.dataclass
+class AdamUpdate(UpdateRule):
+    """Adam; the decay is added to the gradient.
+
+    Args:
+        betas: decay rates β₁, β₂ of the moments.
+        eps: ε, added to the root of the second moment.
+    """
+
+    momenta = ("exp_avg",)
+    squares = ("exp_avg_sq",)
+    torch_class = "torch.optim:Adam"
+    decoupled: ClassVar[bool] = False
+
+    betas: tuple[float, float]
+    eps: float
+
+    @property
+    def corrections(self) -> tuple[float, float]:
+        """Both moments are divided by 1 − βᵗ."""
+        return self.betas
+
+    def step_(
+        self,
+        params: Float[Tensor, "pop n"],
+        grad: Float[Tensor, "pop n"],
+        state: OptimizerState,
+        learning_rate: Float[Tensor, "pop"],
+        active: Bool[Tensor, "pop"],
+        hyperparams: dict[str, Float[Tensor, "pop"]],
+        generators: Sequence[torch.Generator],
+    ) -> Metrics:
+        """One step; no noise is drawn."""
+        adam_(
+            params,
+            grad,
+            state,
+            learning_rate,
+            active,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=hyperparams["weight_decay"],
+            decoupled=self.decoupled,
+        )
+        return {}
+
+
+class AdamWUpdate(AdamUpdate):
+    """Adam with decoupled decay."""
+
+    weight_decay = 0.01
+    torch_class = "torch.optim:AdamW"
+    decoupled = True
 
 
 def bias_correction(beta: float, step: Float[Tensor, "pop"]) -> Float[Tensor, "pop"]:

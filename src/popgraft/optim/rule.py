@@ -1,36 +1,76 @@
-"""The update rule that a configuration asks for, as a learner calls it."""
+"""What an update rule is: its constants, what it remembers of gradients, and a step for all members at once."""
 
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popgraft.config import ModelConfig
-from popgraft.optim.adam import adam_, initial_adam_state
-from popgraft.optim.noise import draw_noise_
-from popgraft.optim.upgd import UPGDRule, initial_upgd_state, upgd_
-from popgraft.optim.vgs import (
-    VGSRule,
-    initial_vgs_state,
-    measure_,
-    normalized_variance,
-    scaling_factor,
-    warmup_active,
-)
-from popgraft.state import OptimizerState, VGSState
+from popgraft.config.model import ModelConfig
+from popgraft.errors import ConfigError
+from popgraft.state import OptimizerState
 
 Metrics = dict[str, Float[Tensor, "pop"]]
 
 
+@dataclasses.dataclass
 class UpdateRule(abc.ABC):
-    """Turns gradients into steps, for all members at once."""
+    """Turns gradients into steps, for all members at once.
 
-    @abc.abstractmethod
+    A rule is made as Rule(sizes, **optimizer_kwargs) and is the same for everybody; what differs from member to member
+    are its averages, which are inherited, and hyperparameters. A subclass names its averages by what they are, because
+    a graft may keep a part of them: what is named nowhere there is not.
+
+    Attributes:
+        sizes: elements of each named tensor in a row of the flat parameters.
+        learning_rate: step size where none is given.
+        weight_decay: the same of the decay.
+        too_slow: largest learning rate that has been seen to learn nothing; 0: there is none.
+        tuned: hyperparameters that it reads beside the learning rate, of `weight_decay` and `sigma`.
+        momenta: averages of gradients.
+        squares: averages of squared gradients.
+        others: averages that say how elements compare, or how large gradients are.
+        torch_class: `module:Class` of the torch.optim.Optimizer that does the same; empty: none is known.
+    """
+
+    learning_rate: ClassVar[float] = 3e-4
+    weight_decay: ClassVar[float] = 0.0
+    too_slow: ClassVar[float] = 0.0
+    tuned: ClassVar[tuple[str, ...]] = ("weight_decay",)
+    momenta: ClassVar[tuple[str, ...]] = ()
+    squares: ClassVar[tuple[str, ...]] = ()
+    others: ClassVar[tuple[str, ...]] = ()
+    torch_class: ClassVar[str] = ""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def corrections(self) -> tuple[float, float] | None:
+        """Decay rates β₁ of momenta and β₂ of squares that `step_` divides by 1 − βᵗ; None: it corrects neither."""
+        return None
+
+    def initial_averages(self, params: Float[Tensor, "pop n"]) -> dict[str, Float[Tensor, "pop ..."]]:
+        """The averages before the first step: a zero for every element of every one."""
+        return {name: torch.zeros_like(params) for name in (*self.others, *self.momenta, *self.squares)}
+
     def initial_state(self, params: Float[Tensor, "pop n"]) -> OptimizerState:
-        """The state before the first step."""
+        """The state before the first step.
+
+        Raises:
+            ConfigError: there is an average of which the class does not say what it is.
+        """
+        averages = self.initial_averages(params)
+        unknown = sorted(set(averages) - {*self.momenta, *self.squares, *self.others})
+        if unknown:
+            raise ConfigError(
+                f"{type(self).__name__} remembers {', '.join(unknown)} and does not say what that is, which a graft "
+                "has to know; name it in momenta, squares or others of the class"
+            )
+        zero = params.new_zeros(len(params))
+        return OptimizerState(averages=averages, step=zero, skipped=zero.clone())
 
     @abc.abstractmethod
     def step_(
@@ -43,12 +83,12 @@ class UpdateRule(abc.ABC):
         hyperparams: dict[str, Float[Tensor, "pop"]],
         generators: Sequence[torch.Generator],
     ) -> Metrics:
-        """Takes one step, in place; members that are not `active` are left exactly as they are.
+        """Takes one step and counts it, in place; members that are not `active` are left exactly as they are.
 
         Args:
             params: flat parameters.
-            grad: their gradient.
-            state: what the rule remembers.
+            grad: their gradient, which may be NaN where a member rests, and is not needed afterwards.
+            state: the averages, and the number of steps.
             learning_rate: step size of every member.
             active: members that take the step.
             hyperparams: all other tunable numbers.
@@ -59,152 +99,15 @@ class UpdateRule(abc.ABC):
         """
 
 
-@dataclasses.dataclass(frozen=True)
-class AdamUpdate(UpdateRule):
-    """Adam, and AdamW where the decay is decoupled."""
-
-    betas: tuple[float, float]
-    eps: float
-    decays: bool
-    decoupled: bool
-
-    def initial_state(self, params: Float[Tensor, "pop n"]) -> OptimizerState:
-        """Zero moments."""
-        return initial_adam_state(params)
-
-    def step_(
-        self,
-        params: Float[Tensor, "pop n"],
-        grad: Float[Tensor, "pop n"],
-        state: OptimizerState,
-        learning_rate: Float[Tensor, "pop"],
-        active: Bool[Tensor, "pop"],
-        hyperparams: dict[str, Float[Tensor, "pop"]],
-        generators: Sequence[torch.Generator],
-    ) -> Metrics:
-        """One step; no noise is drawn."""
-        decay = hyperparams["weight_decay"] if self.decays else None
-        adam_(
-            params,
-            grad,
-            state,
-            learning_rate,
-            active,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=decay,
-            decoupled=self.decoupled,
-        )
-        return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class UPGDUpdate(UpdateRule):
-    """UPGD, AdaptiveUPGD and UPGDW."""
-
-    rule: UPGDRule
-    sizes: tuple[int, ...]
-
-    def initial_state(self, params: Float[Tensor, "pop n"]) -> OptimizerState:
-        """Zero utility and moments."""
-        return initial_upgd_state(params, self.sizes, self.rule)
-
-    def step_(
-        self,
-        params: Float[Tensor, "pop n"],
-        grad: Float[Tensor, "pop n"],
-        state: OptimizerState,
-        learning_rate: Float[Tensor, "pop"],
-        active: Bool[Tensor, "pop"],
-        hyperparams: dict[str, Float[Tensor, "pop"]],
-        generators: Sequence[torch.Generator],
-    ) -> Metrics:
-        """One step; every member's noise comes from its own generator, also where it rests."""
-        noise = torch.empty_like(params)
-        draw_noise_(noise, generators)
-        sigma, decay = hyperparams["sigma"], hyperparams["weight_decay"]
-        return upgd_(params, grad, state, noise, learning_rate, sigma, decay, active, sizes=self.sizes, rule=self.rule)
-
-
-def make_rule(config: ModelConfig, sizes: Sequence[int], decays: bool = True) -> UpdateRule:
+def make_rule(config: ModelConfig, sizes: Sequence[int]) -> UpdateRule:
     """The configured update rule.
 
     Args:
         config: the agent's settings.
         sizes: elements of each named tensor in a row of the flat parameters.
-        decays: whether any member may have a weight decay other than 0; Adam then takes one more pass.
+
+    Raises:
+        ConfigError: there is no such rule, or not with these constants.
     """
-    constants = config.optimizer_kwargs
-    if config.optimizer in ("adam", "adamw"):
-        return AdamUpdate(constants.betas, constants.eps, decays, decoupled=config.optimizer == "adamw")
-    rule = UPGDRule(
-        adaptive=config.optimizer != "upgd",
-        beta_utility=constants.betas[1] if config.optimizer == "upgdw" else constants.beta_utility,
-        betas=constants.betas,
-        eps=constants.eps,
-        utility_gain=constants.utility_gain,
-        noise_scaling=constants.noise_scaling if constants.adaptive_noise else "fixed",
-        noise_beta=None if constants.instant_noise_scale else constants.noise_beta,
-        min_noise_std=constants.min_noise_std,
-    )
-    return UPGDUpdate(rule, tuple(sizes))
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientScaler:
-    """The variance gradient scaler with its constants.
-
-    Attributes:
-        rule: constants of the statistics.
-        sizes: elements of each named tensor in a row of the flat parameters.
-        to_step: whether the learning rate is scaled instead of the gradient.
-    """
-
-    rule: VGSRule
-    sizes: tuple[int, ...]
-    to_step: bool
-
-    def initial_state(self, params: Float[Tensor, "pop n"]) -> VGSState:
-        """Nothing measured."""
-        return initial_vgs_state(params, self.sizes, self.rule)
-
-    def scale_(
-        self,
-        grad: Float[Tensor, "pop n"],
-        state: VGSState,
-        learning_rate: Float[Tensor, "pop"],
-        active: Bool[Tensor, "pop"],
-        alpha: Float[Tensor, "pop"],
-    ) -> tuple[Float[Tensor, "pop"], Metrics]:
-        """Measures the raw gradient, and scales it in place or the learning rate.
-
-        Args:
-            grad: raw gradient.
-            state: what has been measured so far.
-            learning_rate: step size of every member.
-            active: members that are about to take the step.
-            alpha: strength of the scaling.
-
-        Returns:
-            The learning rate to use, and what to log.
-        """
-        measure_(state, grad, self.sizes, active, self.rule)
-        variance = normalized_variance(state, self.sizes, self.rule)
-        factor = scaling_factor(state, variance, alpha, self.rule)
-        if self.to_step:
-            learning_rate = learning_rate * factor
-        else:
-            grad.mul_(factor.unsqueeze(1))
-        return learning_rate, {
-            "vgs/scaling_factor": factor,
-            "vgs/normalized_variance": variance,
-            "vgs/step_count": state.step_count.clone(),
-            "vgs/warmup_active": warmup_active(state, self.rule).to(factor.dtype),
-        }
-
-
-def make_scaler(config: ModelConfig, sizes: Sequence[int]) -> GradientScaler:
-    """The configured variance gradient scaler."""
-    vgs = config.vgs
-    rule = VGSRule(vgs.beta, vgs.eps, vgs.warmup_steps, vgs.min_scaling_factor, vgs.cap, vgs.statistic)
-    return GradientScaler(rule, tuple(sizes), vgs.apply_to == "step")
+    rule: UpdateRule = config.update_rule(sizes)
+    return rule

@@ -35,7 +35,7 @@ class Learner:
 
     def __init__(self, policy: Policy, config: Config) -> None:
         self.policy, self.config = policy, config.model
-        self.rule = make_rule(config.model, policy.layout.sizes, decays=config.uses("weight_decay"))
+        self.rule = make_rule(config.model, policy.layout.sizes)
         self.scaler = make_scaler(config.model, policy.layout.sizes)
         self.bounds_values, self.weighs_risk = config.uses("clip_range_vf"), config.uses("cvar_weight")
         adversary, updates = config.model.adversary, config.generations * config.pbt.perturbation_interval

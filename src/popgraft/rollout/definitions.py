@@ -72,6 +72,7 @@ def check_names(config: Config, factory: Factory | None = None) -> None:
     for kinds, name in chosen_kinds(config):
         kinds.load(name)
     config.check_critic()
+    config.check_rule()
     for env_id in _registered(config, factory):
         spec_of(env_id)
 

@@ -11,10 +11,11 @@ import torch
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from popgraft.config import Config, ModelConfig, NetworkConfig, load_as
-from popgraft.config.optimizer import LEARNING_RATE, made_for_adam
+from popgraft.config import Config, NetworkConfig, load_as
+from popgraft.config.optimizer import OPTIMIZERS as RULES
+from popgraft.config.optimizer import made_for_adam, read_by
 from popgraft.errors import ConfigError
-from popgraft.foreign import UPGD, UPGDW, AdaptiveUPGD
+from popgraft.foreign.population_config import torch_class
 from popgraft.sb3.kinds import Kind, named
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -27,13 +28,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 }
 """Names of nonlinearities in the engine."""
 
-OPTIMIZERS: dict[type[torch.optim.Optimizer], str] = {
-    torch.optim.Adam: "adam",
-    torch.optim.AdamW: "adamw",
-    UPGD: "upgd",
-    AdaptiveUPGD: "adaptive_upgd",
-    UPGDW: "upgdw",
-}
+OPTIMIZERS: dict[type[torch.optim.Optimizer], str] = {torch_class(name): name for name in RULES.table}
 """Names of update rules in the engine."""
 
 ENCODERS: dict[type[nn.Module], str] = {
@@ -77,7 +72,7 @@ class Settings(TypedDict, total=False):
     twin_reduce: Literal["min", "mean"]
     precision: Literal["float32", "bfloat16", "auto"]
     layer_norm: bool
-    optimizer: Literal["adam", "adamw", "upgd", "adaptive_upgd", "upgdw"]
+    optimizer: Kind
     optimizer_kwargs: dict[str, Any]
     vgs: bool | dict[str, Any]
     normalize_returns: bool
@@ -175,7 +170,8 @@ def run_config(
     pbt = {"population_size": 1, "exploit_method": "none"}
     config = load_as(Config, {"env": env, "model": model, "pbt": pbt, "engine": engine})
     config.check_critic()
-    if caution := made_for_adam(config.model.optimizer, config.model.learning_rate):
+    config.check_rule()
+    if caution := made_for_adam(config.model.optimizer, config.model.hyperparams()["learning_rate"]):
         warnings.warn(caution, stacklevel=4)  # the line that makes the model
     return config
 
@@ -254,8 +250,8 @@ def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, An
     if cls not in list(OPTIMIZERS):  # it may be anything, hashable or not
         known = ", ".join(known.__name__ for known in OPTIMIZERS)
         raise ConfigError(f"optimizer_class={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
-    constants: dict[str, Any] = {} if cls is UPGD else {"eps": 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5}
-    constants |= kwargs or {}
+    eps = 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5
+    constants = ({"eps": eps} if "eps" in read_by(OPTIMIZERS[cls]) else {}) | dict(kwargs or {})
     if "beta1" in constants or "beta2" in constants:
         constants["betas"] = (constants.pop("beta1", 0.9), constants.pop("beta2", 0.999))
     return {"optimizer": OPTIMIZERS[cls], "optimizer_kwargs": constants}
@@ -265,15 +261,11 @@ def default_rate(settings: Mapping[str, Any], policy_kwargs: Any) -> float:
     """The learning rate of a model that is given none."""
     named = policy_kwargs.get("optimizer_class") if isinstance(policy_kwargs, Mapping) else None
     optimizer = settings.get("optimizer") or next((name for cls, name in OPTIMIZERS.items() if cls is named), "adam")
-    return LEARNING_RATE.get(str(optimizer), LEARNING_RATE["adam"])  # another name is refused later
-
-
-def optimizer_constants(config: ModelConfig) -> dict[str, Any]:
-    """Constants of the update rule that a parameter group shows; `weight_decay` and `sigma` may be changed there."""
-    constants = config.optimizer_kwargs
-    unread = {"adam": ("sigma",), "adamw": ("sigma",), "upgd": ("betas", "eps")}.get(config.optimizer, ())
-    names = (name for name in ("betas", "eps", "weight_decay", "sigma") if name not in unread)
-    return {name: getattr(constants, name) for name in names}
+    try:
+        known = RULES.name(optimizer)
+    except ValueError:
+        known = "adam"  # which is refused later
+    return float(RULES.load(known).learning_rate)
 
 
 def network_arguments(config: NetworkConfig) -> tuple[dict[str, Any], dict[str, Any]]:

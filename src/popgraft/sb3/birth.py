@@ -8,7 +8,6 @@ import torch
 from popgraft.config import Config
 from popgraft.ppo import Learner, initial_member
 from popgraft.rng import torch_generator
-from popgraft.sb3.arguments import optimizer_constants
 from popgraft.sb3.initial import draw_as_torch_
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.state import Member
@@ -33,7 +32,7 @@ def settle(
     member = initial_member(policy.network, policy.spaces, config.model, values, weights, device)
     source = torch_generator(root, "torch weights")
     draw_as_torch_(policy.network, policy.network_config, member.params, source, not policy.ortho_init)
-    learner, constants = Learner(policy.network, config), optimizer_constants(config.model)
-    optimizer = partial(EngineOptimizer, member=member, rule=learner.rule, constants=constants, generators=generators)
+    learner = Learner(policy.network, config)
+    optimizer = partial(EngineOptimizer, member=member, rule=learner.rule, generators=generators)
     policy.occupy(member, optimizer, torch_generator(root, "prediction"), config.model.normalize_reward)
     return member, learner, generators

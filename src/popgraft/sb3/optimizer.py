@@ -1,6 +1,6 @@
 """The engine's update rule with a population of one, seen as a `torch.optim.Optimizer`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ class EngineOptimizer(torch.optim.Optimizer):
         parameters: the policy's parameters, views of the member's flat ones in the order of their layout.
         member: a population of one.
         rule: the update rule.
-        constants: what the group shows beside the tunable numbers.
         generators: source of the rule's noise in `step`.
     """
 
@@ -33,11 +32,11 @@ class EngineOptimizer(torch.optim.Optimizer):
         parameters: Sequence[nn.Parameter],
         member: Member,
         rule: UpdateRule,
-        constants: Mapping[str, Any],
         generators: list[torch.Generator],
     ) -> None:
-        tuned = {key: float(member.hyperparams[name]) for key, name in TUNED.items() if key in ("lr", *constants)}
-        super().__init__(parameters, {**constants, **tuned})
+        shown = {"betas": rule.corrections, "eps": getattr(rule, "eps", None)}
+        tuned = {key: float(member.hyperparams[name]) for key, name in TUNED.items() if key in ("lr", *rule.tuned)}
+        super().__init__(parameters, {**{key: value for key, value in shown.items() if value is not None}, **tuned})
         self._member, self._rule, self._generators = member, rule, generators
         sizes = [parameter.numel() for parameter in parameters]
         self._views: list[dict[str, Tensor]] = [{} for _ in parameters]
