@@ -23,7 +23,7 @@ from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.trained import free_parameters
 from popgraft.foreign.trained import optimizers as optimizers_of
-from popgraft.inheritance import PARTS, STATEFUL, Part, kept
+from popgraft.inheritance import PARTS, STATEFUL, AgentPart, kept
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _write(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
         tensor.copy_(new[name])
 
 
-def _held(model: Any, part: Part) -> Any:
+def _held(model: Any, part: AgentPart) -> Any:
     """The object that holds a part of a model; None where it has none."""
     for attribute in part.attributes:
         own = getattr(model, attribute, None)
@@ -238,7 +238,7 @@ def _held(model: Any, part: Part) -> Any:
     return None
 
 
-def _state(model: Any, parameters: Mapping[Any, Any], part: Part) -> Change | None:
+def _state(model: Any, parameters: Mapping[Any, Any], part: AgentPart) -> Change | None:
     state, own = parameters.get(part.entry), _held(model, part)
     if state is None:
         if part.name in ABSENT and (own is not None or part.name == "vgs"):

@@ -6,7 +6,7 @@ Arithmetic on named state; it knows neither networks nor models.
 from popgraft.inheritance.faults import GraftRule, kept
 from popgraft.inheritance.member import Units, inherit, inherited_values, overwrite_, strategies
 from popgraft.inheritance.optimizer import TORCH, Fate, fate_of, inherit_, velocity_ratio
-from popgraft.inheritance.parts import PARTS, STATEFUL, Part
+from popgraft.inheritance.parts import PARTS, STATEFUL, AgentPart
 from popgraft.inheritance.success import HORIZONS, Success, no_worse
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "PARTS",
     "STATEFUL",
     "TORCH",
+    "AgentPart",
     "Fate",
     "GraftRule",
-    "Part",
     "Success",
     "Units",
     "fate_of",

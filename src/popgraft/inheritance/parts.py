@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class AgentPart:
     """A part of an agent that is inherited.
 
     Attributes:
@@ -19,15 +19,15 @@ class Part:
 
 
 PARTS = (
-    Part("params", "policy"),
-    Part("returns", "return_stats_state", ("return_stats", "_return_stats")),
-    Part("kl", "kl_penalty_state", ("kl_penalty", "_kl_penalty")),
-    Part("vgs", "vgs_state", ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler")),
-    Part("entropy", "schedule_state", ("schedule", "_schedule")),
-    Part("age", "age", ("age", "_age")),
-    Part("optimizer", "optimizer_state"),
-    Part("hyperparams", "hyperparams"),
-    Part("normalizer", "vecnormalize_state"),
+    AgentPart("params", "policy"),
+    AgentPart("returns", "return_stats_state", ("return_stats", "_return_stats")),
+    AgentPart("kl", "kl_penalty_state", ("kl_penalty", "_kl_penalty")),
+    AgentPart("vgs", "vgs_state", ("vgs", "variance_gradient_scaler", "_variance_gradient_scaler")),
+    AgentPart("entropy", "schedule_state", ("schedule", "_schedule")),
+    AgentPart("age", "age", ("age", "_age")),
+    AgentPart("optimizer", "optimizer_state"),
+    AgentPart("hyperparams", "hyperparams"),
+    AgentPart("normalizer", "vecnormalize_state"),
 )
 """All parts, in the order in which a graft between models of other libraries applies them."""
 
