@@ -209,14 +209,12 @@ class Decision:
         hyperparams: the values that every member trains with from now on.
         reasons: for every member whose parent is someone else, why: the exploit method, or "rescue".
         hyperparameter_parents: whose values those were before some were explored; None: those of `parents`.
-        retuned: members that survive with other values than they had.
     """
 
     parents: Int[Tensor, "pop"]
     hyperparams: dict[str, Float[Tensor, "pop"]]
     reasons: dict[int, str]
     hyperparameter_parents: Int[Tensor, "pop"] | None = None
-    retuned: frozenset[int] = frozenset()
 
     @property
     def recipients(self) -> Int[Tensor, "recipients"]:

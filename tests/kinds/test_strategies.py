@@ -1,8 +1,11 @@
 """Exploit and explore methods and whole strategies from outside the package, in the engine and where others train."""
 
+import contextlib
 import dataclasses
 import importlib
+import json
 import math
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,11 @@ from popgraft.hyperparams import HyperparamConfig
 from popgraft.inheritance import strategies, velocity_ratio
 from popgraft.pbt import Choice, Evolution, everybody
 from popgraft.state import Scores
-from popgraft.store import RunDatabase
+from popgraft.store import RunDatabase, snapshot
 
 HERE = Path(__file__).parent
 GENERATION = 4 * 2 * 8
+TWO = {"total_timesteps": 2 * GENERATION}
 RATE = HyperparamConfig("learning_rate", min_value=1e-4, max_value=1e-1, is_log_scale=True)
 
 
@@ -116,6 +120,30 @@ def test_a_run_goes_on_to_the_bit_with_the_state_of_its_strategy(make):
     assert torch.equal(members(again), members(straight))
 
 
+def test_another_strategy_begins_without_the_state_of_the_one_before(make):
+    run = train(make("run", generations=1))
+    there = resume(run.path, {"pbt.strategy": "their_strategies:Crossed", **TWO})
+    assert [graft.reason for graft in there.lineage if graft.generation == 1] == ["crossed"]
+    again = resume(run.path, {"pbt.strategy": "evolution", "total_timesteps": 3 * GENERATION})
+    assert again.generations == 3
+
+
+def test_a_run_of_an_earlier_version_is_read_and_goes_on(make):
+    """It has no table of adoptions, and its snapshots call the strategy's state by another name."""
+    run = train(make("run", generations=1))
+    with contextlib.closing(sqlite3.connect(run.folder.database)) as connection, connection:
+        connection.execute("DROP TABLE adoptions")
+    manifest = run.path / "snapshots/generation_000001/manifest.json"
+    body = json.loads(manifest.read_text())
+    del body["checksum"]
+    body["metadata"]["schedule"] = body["metadata"].pop("strategy")["state"]
+    manifest.write_text(json.dumps({**body, "checksum": snapshot._checksum(body)}))
+    assert Run(run.path).adoptions == []
+    assert resume(run.path, TWO).generations == 2
+    there = resume(run.path, {"pbt.strategy": "their_strategies:Crossed", "total_timesteps": 3 * GENERATION})
+    assert [one.generation for one in there.adoptions] == [2, 2]
+
+
 def test_classes_in_python_and_names_in_yaml_are_the_same_run(make, theirs, tmp_path):
     given = {"exploit_method": theirs.RankWeighted, "explore_method": theirs.Doubled}
     run = train(make("python", **given))
@@ -184,7 +212,7 @@ def test_a_choice_changes_nobody_but_those_who_decide():
     assert decision.hyperparameter_donors.tolist() == [0, 0, 2, 2]
     assert decision.hyperparams["learning_rate"].tolist() == pytest.approx([0.01, 1e-4, 0.03, 0.03])
     assert decision.hyperparams["learning_rate"][1] >= 1e-4  # which single precision rounds down
-    assert (decision.reasons, decision.retuned) == ({1: "exploit"}, {3})
+    assert decision.reasons == {1: "exploit"}
 
 
 def test_a_standing_is_what_the_run_has_recorded(make, theirs):
@@ -197,6 +225,7 @@ def test_a_standing_is_what_the_run_has_recorded(make, theirs):
         assert standing.scores.stderr.tolist() == [one.stderr for one in own]
         assert standing.steps.tolist() == [one.steps for one in own] == [16 * (number + 1)] * 4
         assert standing.spent.tolist() == [16] * 4
+        assert ((standing.seconds > 0) & (standing.seconds < 600)).all()
         assert standing.ages.tolist() == [number + 1] * 4
         assert (standing.best is None) == (number == -1)
         rates = [row["learning_rate"] for row in standing.hyperparams]
@@ -262,6 +291,10 @@ def test_the_scheduler_takes_methods_by_name_and_by_class(tmp_path, theirs):
         ({"exploit_method": "popgraft.pbt:Exploit"}, "pbt.exploit_method='popgraft.pbt:Exploit' lacks __call__"),
         ({"exploit_method": "best"}, "must be one of truncation, .*, or module:Class"),
         ({"strategy": "their_strategies:Nobody"}, r"the parents \[5, 5, 5, 5\] for 4 members; name one of 0 to"),
+        (
+            {"strategy": "their_strategies:Forgetful"},
+            "the state of strategy='their_strategies:Forgetful' holds 0, which",
+        ),
         ({"strategy": "their_strategies:Wild"}, r"gamma: 2.0 must be a number in \[0, 1\]"),
         ({"strategy_kwargs": {"factor": 1}}, "strategy_kwargs are for an own strategy"),
         ({**CROSSED, "strategy_kwargs": {"colour": 1}}, "pbt.strategy='their_strategies:Crossed': Crossed cannot be"),

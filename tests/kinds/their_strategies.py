@@ -69,6 +69,16 @@ class Asked(Strategy):
         return Choice(parents, donors)
 
 
+class Forgetful(Strategy):
+    """Keeps a state that no JSON file gives back: its key is a number."""
+
+    def __call__(self, standing):
+        return Choice(torch.arange(standing.pop))
+
+    def state_dict(self):
+        return {"by_member": {0: 1.0}}
+
+
 class Nobody(Strategy):
     """Names parents that there are not."""
 

@@ -81,10 +81,10 @@ CASES = [
     (at("found", "score")("high"), "its found.score is 'high': "),
     (at("found")(None), "does not fit|damaged"),  # though there are its tensors
     (at("follower", "pending")([[1]]), "its follower.pending.0"),
-    (at("schedule")(3), "its schedule is 3: "),
+    (at("strategy")(3), "its strategy is 3: "),
     (at("events")(True), "its events is true: "),
     (at("tensorboard")({"population/x": -3}), "its tensorboard.population/x is -3: "),
-    (lambda metadata: metadata.pop("schedule"), "its schedule is missing"),
+    (lambda metadata: metadata.pop("strategy"), "its strategy is missing"),
     (lambda metadata: metadata.clear(), "its generation is missing"),
 ]
 EVERYDAY = 6

@@ -172,7 +172,7 @@ def test_failed_members_and_readiness_checks_are_remembered(make: Make) -> None:
     settings = make("broken", **changes)
     train(settings, observer=Interrupter(15), factory=fragile)
     run = Run(settings["run_dir"])
-    assert snapshot.verified(run.folder, "generation_000006")["strategy"]["failed_ready_checks"] > 0
+    assert snapshot.verified(run.folder, "generation_000006")["strategy"]["state"]["failed_ready_checks"] > 0
     check_same(resume(run.path, factory=fragile), straight)
 
 

@@ -2,8 +2,8 @@
 
 from popgraft.adversary.attack import Vectors, perturb
 from popgraft.adversary.online import OnlineAttack
+from popgraft.adversary.radius import scheduled_radius
 from popgraft.adversary.robust import Adversary, Draws, Sequences
-from popgraft.adversary.schedule import scheduled_radius
 
 __all__ = [
     "Adversary",

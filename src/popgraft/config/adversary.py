@@ -8,7 +8,7 @@ from popgraft.config.fields import Integer, Number, Positive, Section
 
 Radius = Annotated[Number, Field(ge=0, le=1e6)]
 DEFAULT_RADIUS = 0.075
-Schedule = Literal["constant", "linear", "cosine"]
+Course = Literal["constant", "linear", "cosine"]
 
 
 def _check_box(low: float | None, high: float | None) -> None:
@@ -115,7 +115,7 @@ class AdversaryConfig(Section):
     """Updates of a member before the first attack."""
     attack_objective: Literal["kl", "surrogate", "value"] = "kl"
     """What the attack increases: the policy's divergence, PPO's policy loss, or the change of the predicted value."""
-    epsilon_schedule: Schedule = "constant"
+    epsilon_schedule: Course = "constant"
     """Course of `epsilon` from the end of the warm-up to `max_updates`."""
     epsilon_final: Radius = 0.05
     """Radius at the end of a linear or cosine schedule."""

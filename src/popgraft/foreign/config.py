@@ -5,7 +5,7 @@ from typing import Any, ClassVar, get_args
 
 from pydantic import StrictBool, field_validator, model_validator
 
-from popgraft.config.adversary import AdversaryConfig, Schedule
+from popgraft.config.adversary import AdversaryConfig, Course
 from popgraft.config.fields import Positive
 from popgraft.config.population import EvolutionConfig, OptimizerStrategy
 
@@ -81,7 +81,7 @@ class SAPPOConfig(AdversaryConfig):
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "SAPPOConfig":
-        if self.schedule != "constant" and self.max_updates is None:
+        if self.course != "constant" and self.max_updates is None:
             raise ValueError(
                 f"epsilon_schedule={self.epsilon_schedule!r} needs an end; set max_updates to the updates of the "
                 "whole training"
@@ -89,6 +89,6 @@ class SAPPOConfig(AdversaryConfig):
         return self
 
     @property
-    def schedule(self) -> Schedule:
+    def course(self) -> Course:
         """Course of the radius."""
         return self.epsilon_schedule if self.adaptive_epsilon else "constant"

@@ -59,7 +59,7 @@ def engine_settings(config: SAPPOConfig) -> dict[str, Any]:
     _check(config, "DistributionalPPO")
     given = config.model_dump(exclude_unset=True)
     known = {name: value for name, value in given.items() if name in AdversaryConfig.model_fields}
-    return {**known, "epsilon_schedule": config.schedule}
+    return {**known, "epsilon_schedule": config.course}
 
 
 def attach(model: Any, config: SAPPOConfig, seed: int) -> Any:

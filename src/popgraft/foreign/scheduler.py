@@ -29,8 +29,9 @@ from popgraft.foreign.checkpoint import V1, V2, Format
 from popgraft.foreign.config import PBTConfig
 from popgraft.foreign.member import PopulationMember, number, scores_of
 from popgraft.foreign.optimizer import by_strategy
-from popgraft.foreign.standing import standing_of
-from popgraft.hyperparams import Value, from_lists
+from popgraft.foreign.shelf import Shelf, judge, restored
+from popgraft.foreign.standing import parents_of, standing_of
+from popgraft.hyperparams import Value
 from popgraft.inheritance.success import Success
 from popgraft.pbt import Choice, Strategy
 from popgraft.pbt.ranking import is_better
@@ -70,6 +71,7 @@ class PBTScheduler:
         self._decisions = 0
         self._strategy: Strategy = STRATEGY.make(config.strategy, config, self.seed, **config.strategy_kwargs)
         self._explorers: set[int] = set()
+        self._shelf = Shelf(Path(config.checkpoint_dir))
         self._success = Success(config.metric_mode)
 
     def initialize_population(
@@ -140,15 +142,15 @@ class PBTScheduler:
             raise ConfigError("both model_parameters and model_state_dict are given; pass model_parameters alone")
         if model_state_dict is not None:
             logger.warning("model_state_dict is deprecated: it transfers weights only; pass model_parameters instead")
-            self._keep(report, V1, model_state_dict)
+            self._shelf.keep(report, V1, model_state_dict)
         elif model_parameters is not None:
-            self._keep(report, V2, model_parameters)
+            self._shelf.keep(report, V2, model_parameters)
         elif member.checkpoint_path is not None and self._is_record(report):
             report.checkpoint_path = member.checkpoint_path
-            self._judge(report, checkpoint.read(Path(member.checkpoint_path)).data)
+            judge(report, checkpoint.read(Path(member.checkpoint_path)).data)
         if report.checkpoint_path is not None:
             member.checkpoint_path = report.checkpoint_path
-            self.best = self._copied(report, "best") if self._is_record(report) else self.best
+            self.best = self._shelf.copied(report, "best") if self._is_record(report) else self.best
         member.record_step(report.step, report.performance, report.hyperparams)
         member.stderr, member.episodes, member.reported_at = report.stderr, report.episodes, self._decisions
         interval = self.config.perturbation_interval
@@ -202,7 +204,7 @@ class PBTScheduler:
         explored = choice.explored.get(place, {})
         hyperparams = {**standing.hyperparams_of(adopted), **explored}
         if parent != place:
-            parents = self._parents(parent, adopted)
+            parents = parents_of(self.population, self.best, parent, adopted)
             outcome = self._copy(member, self._donor(parent, member), hyperparams, bool(explored), number)
             member.history[-1:] = [{**report, "parents": parents} for report in member.history[-1:]]
             return outcome
@@ -260,7 +262,7 @@ class PBTScheduler:
         state = {
             "seed": self.seed,
             "decisions": self._decisions,
-            "strategy": self._strategy.state_dict(),
+            "strategy": self._strategy.saved(),
             "exploitation_count": self.exploitation_count,
             "exploration_count": self.exploration_count,
             "exploits": self._success.state_dict(),
@@ -276,7 +278,7 @@ class PBTScheduler:
         Raises:
             ConfigError: the state is of a population of another size.
         """
-        records = [self._restored(record) for record in state["population"]]
+        records = [restored(record, self.config.spaces) for record in state["population"]]
         if len(records) not in (0, self.config.population_size):
             raise ConfigError(
                 f"the state is of a population of {len(records)}, but population_size={self.config.population_size}; "
@@ -286,23 +288,12 @@ class PBTScheduler:
         self.population = [known.get(record.member_id) or record for record in records]
         for member, record in zip(self.population, records, strict=True):
             vars(member).update(vars(record))
-        self.best = state["best"] and self._restored(state["best"])
+        self.best = state["best"] and restored(state["best"], self.config.spaces)
         self.seed = self._strategy.seed = state["seed"]
         self._decisions = state["decisions"]
-        self._strategy.load_state_dict(state.get("strategy", state))  # earlier versions had the readiness checks alone
+        self._strategy.restore(state.get("strategy", state))  # earlier versions had the readiness checks alone
         self._success.load_state_dict(checkpoint.plain(state["exploits"]))
         self.exploitation_count, self.exploration_count = state["exploitation_count"], state["exploration_count"]
-
-    def _restored(self, record: Mapping[str, Any]) -> PopulationMember:
-        """A member of its record, with choices as the spaces list them."""
-        restored: dict[str, Any] = checkpoint.plain(record)
-        if restored.get("reported"):
-            restored["reported"] = self._restored(restored["reported"])
-        for values in (restored["hyperparams"], *(report["hyperparams"] for report in restored["history"])):
-            for space in self.config.hyperparams:
-                if space.name in values:
-                    values[space.name] = from_lists(space, values[space.name])
-        return PopulationMember(**restored)
 
     def _initial(self, member: int, given: Mapping[str, Value]) -> Hyperparams:
         values = {
@@ -316,18 +307,6 @@ class PBTScheduler:
                     f"initial_hyperparams: {space.name}={values[space.name]!r} is outside its {allowed}; change either"
                 )
         return values
-
-    def _parents(self, parent: int, adopted: int) -> dict[str, int]:
-        """Who a recipient's weights and hyperparameters are from, and in which of its reports the weights' donor."""
-        size = len(self.population)
-        best = self.best.member_id if self.best else size
-        donor, adopted = (best if each == size else each for each in (parent, adopted))
-        reports = self.population[donor].history
-        generation = len(reports) - 1
-        if parent == size and self.best:
-            when = self.best.step, self.best.performance
-            generation = next(i for i, each in enumerate(reports) if (each["step"], each["performance"]) == when)
-        return {"weights": donor, "hyperparams": adopted, "generation": generation}
 
     def _donor(self, parent: int, recipient: PopulationMember) -> PopulationMember:
         """What a recipient copies: of a member, or of the best report ever."""
@@ -344,10 +323,10 @@ class PBTScheduler:
         if donor.checkpoint_path is not None:
             found = checkpoint.read(Path(donor.checkpoint_path))
             parameters = by_strategy(self.config, found, donor.member_id, donor.hyperparams, hyperparams)
-        reported = self._copied(member.as_reported(), f"{name}_reported")
-        statistics = self._copied_file(donor.vecnormalize_stats_path, f"{name}_inherited_vecnormalize.pt")
+        reported = self._shelf.copied(member.as_reported(), f"{name}_reported")
+        statistics = self._shelf.copied_file(donor.vecnormalize_stats_path, f"{name}_inherited_vecnormalize.pt")
         if found is not None:
-            path = self._write(f"{name}.pt", found.blob)
+            path = self._shelf.write(f"{name}.pt", found.blob)
         logger.info(
             "Member %s (%s %s) exploits member %s (%s)",
             member.member_id, self.config.metric_name, member.performance, donor.member_id, donor.ranked.performance,
@@ -384,37 +363,8 @@ class PBTScheduler:
                 f"episodes={report.episodes}; pass both for at least 2 episodes, or set exploit_method: truncation"
             )
 
-    def _keep(self, report: PopulationMember, form: Format, data: dict[Any, Any]) -> None:
-        """Writes the member's checkpoint."""
-        self._judge(report, data)
-        about = {name: getattr(report, name) for name in ("member_id", "step", "performance", "hyperparams")}
-        report.checkpoint_path = self._write(f"member_{report.member_id}.pt", checkpoint.encode(form, data, **about))
-
-    def _judge(self, report: PopulationMember, data: dict[Any, Any]) -> None:
-        """Fails a report with bad weights."""
-        wrong = checkpoint.not_finite(data)
-        if wrong is not None and report.is_healthy:
-            logger.warning(checkpoint.NOT_FINITE, report.member_id, wrong)
-            report.performance = math.nan
-
     def _is_record(self, report: PopulationMember) -> bool:
         if not report.is_healthy or self.best is None:
             return report.is_healthy
         new, old = scores_of([report, self.best]).mean.tolist()
         return is_better(new, old, self.config.metric_mode)
-
-    def _copied(self, record: PopulationMember, name: str) -> PopulationMember:
-        """The record with files that stay as they are when the member writes its next."""
-        return dataclasses.replace(
-            record,
-            checkpoint_path=self._copied_file(record.checkpoint_path, f"{name}.pt"),
-            vecnormalize_stats_path=self._copied_file(record.vecnormalize_stats_path, f"{name}_vecnormalize.pt"),
-        )
-
-    def _copied_file(self, path: str | Path | None, name: str) -> str | Path | None:
-        return self._write(name, Path(path).read_bytes()) if path is not None and Path(path).is_file() else path
-
-    def _write(self, name: str, blob: bytes) -> str:
-        path = Path(self.config.checkpoint_dir) / name
-        checkpoint.write(path, blob)
-        return str(path)

@@ -39,6 +39,7 @@ def standing_of(
         ages=steps,
         steps=steps,
         spent=steps - before,
+        seconds=torch.full((len(population),), math.nan),
         best=None if best is None else Best(scores_of([best]), best.hyperparams, best.step),
         compared=torch.tensor([i for i, report in enumerate(reports) if report.performance is not None]).long(),
         deciding=torch.tensor([next(i for i, other in enumerate(population) if other is member)]),
@@ -73,3 +74,24 @@ def history(population: Sequence[PopulationMember]) -> Sequence[Past]:
                 )
             )
     return found
+
+
+def parents_of(
+    population: Sequence[PopulationMember], best: PopulationMember | None, parent: int, adopted: int
+) -> dict[str, int]:
+    """What the history says of a recipient: whose weights and hyperparameters it has, and of which report.
+
+    Args:
+        population: the members.
+        best: the best report ever.
+        parent: the weights' donor; the population's size stands for the best report ever.
+        adopted: the hyperparameters', likewise.
+    """
+    size = len(population)
+    donor, tuned = (best.member_id if best and each == size else each for each in (parent, adopted))
+    reports = population[donor].history
+    found = (best.step, best.performance) if best and parent == size else None
+    generation = next(
+        (i for i, each in enumerate(reports) if (each["step"], each["performance"]) == found), len(reports) - 1
+    )
+    return {"weights": donor, "hyperparams": tuned, "generation": generation}

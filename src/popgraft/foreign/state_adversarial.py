@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from popgraft.adversary.attack import perturb
-from popgraft.adversary.schedule import scheduled_radius
+from popgraft.adversary.radius import scheduled_radius
 from popgraft.config.adversary import PerturbationConfig
 from popgraft.errors import ConfigError
 from popgraft.foreign.config import SAPPOConfig
@@ -162,7 +162,7 @@ class StateAdversarialPPO:
         config = self.config
         initial, age = torch.tensor([self.adversarial_epsilon]).double(), torch.tensor([max(self.update_count - 1, 0)])
         span = (config.warmup_updates, config.max_updates or config.warmup_updates)
-        return float(scheduled_radius(initial, config.epsilon_final, age, span, config.schedule))
+        return float(scheduled_radius(initial, config.epsilon_final, age, span, config.course))
 
     def on_update_start(self) -> None:
         """Begins an update: moves the warm-up and the schedule on."""

@@ -100,7 +100,4 @@ class Choice:
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
                 columns[name][member] = to_single(spaces[name], value) if name in spaces else value
-        everyone = torch.arange(len(donors))
-        moved = {*self.explored, *(donors != everyone).nonzero().flatten().tolist()}
-        survivors = (self.parents == everyone).nonzero().flatten().tolist()
-        return Decision(self.parents, columns, dict(self.reasons), donors, frozenset(moved.intersection(survivors)))
+        return Decision(self.parents, columns, dict(self.reasons), donors)

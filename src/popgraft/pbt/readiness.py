@@ -72,12 +72,12 @@ class Readiness:
         return {"failed_ready_checks": self.failed, "ready_asked": list(self._asked), "ready_verdict": self._verdict}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned; earlier versions had the count alone.
+        """Restores what `state_dict` returned; earlier versions had the count alone, and other strategies nothing.
 
         Raises:
             ValueError: it returned nothing like it.
         """
-        failed, asked = state["failed_ready_checks"], list(state.get("ready_asked", []))
+        failed, asked = state.get("failed_ready_checks", 0), list(state.get("ready_asked", []))
         verdict = state.get("ready_verdict")
         if any(type(count) is not int or count < 0 for count in (failed, *asked)) or type(verdict) not in KINDS:
             raise ValueError(f"{failed}, {asked} and {verdict} are not a state of readiness checks")

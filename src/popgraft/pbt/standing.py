@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ class Standing:
         ages: updates behind every member's state, wherever they were made.
         steps: environment steps taken at every place.
         spent: those of them that the place's latest generation took.
+        seconds: how long that generation took by the clock, which no two runs agree on; NaN where it is not known.
         best: the best state there ever was; None before the first.
         compared: members whose scores can be compared, in ascending order.
         deciding: those of them that may become somebody else now.
@@ -91,6 +93,7 @@ class Standing:
     ages: Int[Tensor, "pop"]
     steps: Int[Tensor, "pop"]
     spent: Int[Tensor, "pop"]
+    seconds: Float[Tensor, "pop"]
     best: Best | None
     compared: Int[Tensor, "compared"]
     deciding: Int[Tensor, "deciding"]
@@ -127,7 +130,7 @@ class Standing:
         known = self.scores
         scores = Scores(known.mean[members], known.stderr[members], known.episodes[members])
         everybody = torch.arange(len(members))
-        columns = {name: getattr(self, name)[members] for name in ("ages", "steps", "spent")}
+        columns = {name: getattr(self, name)[members] for name in ("ages", "steps", "spent", "seconds")}
         rows = [self.hyperparams[member] for member in members.tolist()]
         parts = {"scores": scores, "hyperparams": rows, "compared": everybody, "deciding": everybody, **columns}
         return dataclasses.replace(self, **parts)
@@ -163,6 +166,7 @@ def everybody(
         "ages": nothing,
         "steps": nothing,
         "spent": nothing,
+        "seconds": torch.full((pop,), math.nan),
         "compared": everyone,
         "deciding": everyone,
         "together": True,

@@ -1,15 +1,17 @@
 """What decides over a population."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popgraft.config.population import EvolutionConfig
+from popgraft.config.population import STRATEGY, EvolutionConfig
+from popgraft.errors import ConfigError
 from popgraft.hyperparams import to_single
+from popgraft.messages import told
 from popgraft.pbt.choice import Choice
 from popgraft.pbt.standing import Hyperparams, Standing
 from popgraft.rng import numpy_generator
@@ -72,8 +74,53 @@ class Strategy(abc.ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the configuration and the seed, as JSON values."""
+        """All that a resumed run needs besides the configuration and the seed, as JSON gives it back."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # nothing, where there is no state
         """Restores what `state_dict` returned."""
+
+    def saved(self) -> dict[str, Any]:
+        """Its state, and whose it is.
+
+        Raises:
+            ConfigError: it holds what JSON would not give back as it was.
+        """
+        state = self.state_dict()
+        for wrong in _foreign_to_json(state):
+            raise ConfigError(
+                f"the state of strategy={self.config.strategy!r} holds {wrong!r}, which a file would not give back; "
+                "use numbers, strings, lists, and mappings whose keys are strings"
+            )
+        return {"of": self.config.strategy, "state": state}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from what `saved` returned; where another strategy did, or an earlier version, as far as it can.
+
+        Raises:
+            ConfigError: an own strategy does not take back its state.
+        """
+        if "of" not in saved:
+            self.load_state_dict(saved)
+        elif saved["of"] == self.config.strategy:
+            try:
+                self.load_state_dict(saved["state"])
+            except Exception as error:
+                if saved["of"] in STRATEGY.table:
+                    raise
+                raise ConfigError(
+                    f"strategy={saved['of']!r} does not take back what its state_dict has returned ({told(error)}); "
+                    "correct its load_state_dict"
+                ) from error
+
+
+def _foreign_to_json(value: Any) -> Iterator[Any]:
+    """What of a value JSON would not give back as it was."""
+    if type(value) is dict:
+        yield from (key for key in value if type(key) is not str)
+        value = list(value.values())
+    if type(value) is list:
+        for part in value:
+            yield from _foreign_to_json(part)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        yield value

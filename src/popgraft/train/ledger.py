@@ -53,6 +53,7 @@ class Ledger:
     def start_clock(self) -> None:
         """Training begins, or goes on."""
         self._began = time.monotonic()
+        self._since = torch.full((self._state.pop,), self._began, dtype=torch.float64)
 
     @property
     def has_reached_score(self) -> bool:
@@ -63,6 +64,7 @@ class Ledger:
     def score(self, part: Part) -> None:
         """Takes in what a part has done: faults, scores, the best member, and what the grafts before have led to."""
         state, number = self._state, int(self._state.rounds[part.members].max())
+        state.seconds[part.members] = time.monotonic() - self._since[part.members]
         for faults in (part.advance.faults, part.scores.faults if part.scores else {}):
             for member, fault in faults.items():
                 self._announcer.event("environment", f"the environment of member {member} failed: {fault}", number)
@@ -96,7 +98,7 @@ class Ledger:
                 raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
             raise
         finally:
-            record = self.needed_record(decision)
+            record = state.record
             fate = strategies(decision, state.hyperparams, self._config.pbt, record)
             told = dataclasses.replace(decision, hyperparams=self._exact(decision.hyperparams))
             self._database.record_generation(
@@ -132,10 +134,11 @@ class Ledger:
         means = {name: values.nanmean(1) for name, values in advance.metrics.items()}
         self._database.record_metrics(numbers, means, told.statistics, members)
         state.rounds[members] += 1
+        self._since[members] = time.monotonic()
         return told
 
     def needed_record(self, decision: Decision) -> Record | None:
-        """The best state there ever was, if somebody returns to it."""
+        """The best state there ever was, if somebody takes its weights."""
         return self._state.record if (decision.parents == len(decision.parents)).any() else None
 
     def _numbers(self, part: Part) -> Int[Tensor, "pop"]:

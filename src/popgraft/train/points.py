@@ -63,7 +63,7 @@ class Points:
         folder, state = self._folder, self._state
         metadata = {
             **state.metadata(),
-            "strategy": self._strategy.state_dict(),
+            "strategy": self._strategy.saved(),
             "events": self._database.events_written(),
             "tensorboard": self._board.sizes(),
         }
@@ -86,7 +86,7 @@ class Points:
             "generation": self._state.generation,
             "steps": self._state.steps,
             "finished": finished,
-            "strategy": self._strategy.state_dict(),
+            "strategy": self._strategy.saved(),
         }
         snapshot.save(self._folder, LAST, member, metadata)
 
@@ -132,7 +132,7 @@ class Points:
             tensors = self.read(point, like)
             state.restore(tensors, metadata)
             earlier = metadata.get("schedule", {})  # its name once
-            self._strategy.load_state_dict(metadata.get("strategy") or earlier)
+            self._strategy.restore(metadata.get("strategy") or earlier)
             told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
             true = int(state.place_steps.sum()), state.generation
             found = metadata["found"] or {"generation": 0, "member": 0}

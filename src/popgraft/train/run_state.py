@@ -30,6 +30,7 @@ class RunState:
         steps: environment steps of the whole population.
         exploits: members that have been overwritten.
         explorations: members whose hyperparameters have been moved.
+        seconds: how long every place's latest generation took by the clock; NaN before the first of this process.
         known: the latest score of every member, or of the member that it has become; NaN before the first.
         record: the best state there ever was.
         found: how good it was and where it was found, as the snapshot of it says.
@@ -44,6 +45,7 @@ class RunState:
     place_steps: Int[Tensor, "pop"] = dataclasses.field(init=False)
     age: Int[Tensor, "pop"] = dataclasses.field(init=False)
     heirs: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    seconds: Float[Tensor, "pop"] = dataclasses.field(init=False)
     known: Scores = dataclasses.field(init=False)
     record: Record | None = None
     found: dict[str, Any] | None = None
@@ -53,6 +55,7 @@ class RunState:
         for name in COUNTS:
             setattr(self, name, torch.zeros(self.pop, dtype=torch.long))
         unknown = torch.full((self.pop,), math.nan)
+        self.seconds = unknown.double()
         self.known = Scores(unknown, unknown.clone(), torch.zeros(self.pop, dtype=torch.long))
 
     @property

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popgraft.config.adversary import Schedule
+from popgraft.config.adversary import Course
 
 
 def scheduled_radius(
@@ -14,7 +14,7 @@ def scheduled_radius(
     final: float,
     age: Int[Tensor, "pop"],
     span: tuple[int, int],
-    schedule: Schedule,
+    course: Course,
 ) -> Float[Tensor, "pop"]:
     """Radius in the update that is about to run, a function of progress alone.
 
@@ -27,12 +27,12 @@ def scheduled_radius(
         final: ε₁.
         age: updates made so far.
         span: begin and end of the course, updates.
-        schedule: which of the three.
+        course: which of the three.
     """
-    if schedule == "constant":
+    if course == "constant":
         return initial
     begin, end = span
     progress = ((age - begin) / max(end - begin, 1)).clamp(0, 1).to(initial.dtype)
-    if schedule == "linear":
+    if course == "linear":
         return initial + (final - initial) * progress
     return final + (initial - final) * (1 + torch.cos(math.pi * progress)) / 2
