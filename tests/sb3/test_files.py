@@ -308,6 +308,8 @@ def test_a_width_that_is_used_must_fit(space, policy, arguments, name, make, pla
         ({"observation_space": {"popgraft:space": {"Box": [0, 1, [10**6, 10**6], "float32"]}}}, "a space of shape"),
         ({"learning_rate": "fast"}, "is damaged"),
         ({"settings": []}, "is damaged"),
+        ({"settings": {"critic": "qantile"}}, "is damaged.*must be one of quantile"),
+        ({"settings": {"recurrent": "a b:C"}}, "is damaged.*must have the form module:name"),
         ({"policy_class": {"popgraft:class": "object"}}, "is damaged"),
     ],
     ids=str,

@@ -228,8 +228,9 @@ def code_of(path: Source) -> dict[str, str]:
     Raises:
         StoreError: the file cannot be read.
     """
-    settings = read(path, "cpu").data["settings"]
-    return dict(named_code(settings)) if isinstance(settings, dict) else {}
+    archive = read(path, "cpu")
+    with reading(called(path)):
+        return dict(named_code(archive.data["settings"]))
 
 
 def load(

@@ -31,6 +31,10 @@ def named(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_code(given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every kind that is named as `module:Class`, whose import runs code, by its setting."""
-    said = ((name, str(given.get(name))) for name in KINDS)
-    return [(name, path) for name, path in said if ":" in path]
+    """Every kind in a file that is named as `module:Class`, whose import runs code, by its argument.
+
+    Raises:
+        ValueError: what is named can be none.
+    """
+    said = ((name, kinds, given[name]) for name, kinds in KINDS.items() if isinstance(given.get(name), str))
+    return [(name, code) for name, kinds, text in said if (code := kinds.name(text)) not in kinds.table]
