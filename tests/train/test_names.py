@@ -193,3 +193,46 @@ def test_a_script_without_a_guard_defines_everything_itself(how, kind, tmp_path)
     result = subprocess.run(command, cwd=tmp_path, input=text, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["RUN", f"{[80.0] * 4} 80.0", f"{[40.0] * 4} 40.0"]
+
+
+SPAWNING = """
+import sys
+import gymnasium as gym, numpy as np
+
+class World(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 5.0, False, False, {}
+
+gym.register("mine/World-v3", World, max_episode_steps=4)
+
+def make(num_envs):
+    worlds = [lambda: gym.make("mine/World-v3")] * num_envs
+    return gym.vector.AsyncVectorEnv(worlds, context=sys.argv[2])
+
+if __name__ == "__main__":
+    from popgraft import train
+
+    settings = SMALL
+    run = train(settings, {"execute.shards": int(sys.argv[3])}, factory=make)
+    print([record.score for record in run.scores], run.summary["final_score"], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_processes_that_environments_spawn_find_what_the_script_defines(start, shards, tmp_path):
+    """With one shard Python runs the script in them once more; with two, shards do not run it, and hand on what they have."""
+    settings = {**SMALL, "run_dir": str(tmp_path / "run")}
+    del settings["env"]
+    (tmp_path / "script.py").write_text(SPAWNING.replace("SMALL", repr(settings)))
+    command = [sys.executable, "script.py", "run", start, str(shards)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"{[20.0] * 2} 20.0"

@@ -1,22 +1,19 @@
 """What a configuration names and a script has defined, found where a run begins, for the processes of its shards.
 
 These processes do not run the script. What it has defined goes there by value: a factory, what settings name in it, and
-the environments that are registered with Gymnasium. Modules are imported there as they are here, from the same folders;
-on another machine, which may lack those, the user's own from their source.
+the environments that are registered with Gymnasium; and from there on to processes that environments spawn. Modules are
+imported there as they are here, from the same folders; on another machine, which may lack those, the user's own from
+their source.
 """
 
 import contextlib
 import copy
 import dataclasses
-import importlib.abc
 import importlib.util
-import pickle
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -28,14 +25,13 @@ from popgraft.config.kinds import chosen_kinds
 from popgraft.errors import ConfigError
 from popgraft.messages import told
 from popgraft.names import import_name, is_script
+from popgraft.rollout.adopting import Sources, adopt, hand_on
 from popgraft.rollout.make import evaluation_source
 from popgraft.rollout.sources import spec_of
 
 Factory = Callable[..., Any]
 Scripts = dict[str, dict[str, Any]]
 """What is found in the script, by the names that the script goes by and its own."""
-Sources = dict[str, tuple[str, bool]]
-"""Of modules by their names: the source, and whether it is that of a package."""
 
 
 def named(config: Config, factory: Factory | None = None) -> Iterator[tuple[str, str]]:
@@ -147,50 +143,21 @@ class Definitions:
         return cls(list(sys.path), modules, cloudpickle.dumps((factory, scripts, specs)), others, sources)
 
     def adopt(self) -> Factory | None:
-        """Makes this process one that finds all of it, and returns the factory.
+        """Makes this process, and all that its environments spawn, one that finds all of it, and returns the factory.
 
         Raises:
             ConfigError: a module is not on this machine.
         """
-        sys.path[:] = dict.fromkeys([*self.path, *sys.path])
-        if self.sources:
-            sys.meta_path.append(_Carried(self.sources))  # the last to be asked: files that are there come first
+        adopted = self.path, self.modules, self.content, self.others, self.sources
         try:
-            content: tuple[Factory | None, Scripts, dict[str, EnvSpec]] = pickle.loads(self.content)
+            factory = adopt(*adopted)
         except Exception as error:
             raise ConfigError(
                 "what the configuration names cannot be had in the process of a shard: "
                 f"{told(error)}; install the same modules on every machine"
             ) from error
-        factory, scripts, specs = content
-        for name, attributes in scripts.items():
-            sys.modules[name] = script = ModuleType(name)
-            vars(script).update(attributes)
-        for module in self.modules:
-            with contextlib.suppress(Exception):  # making the environment says what is wrong
-                importlib.import_module(module)
-        for packed in self.others:
-            with contextlib.suppress(Exception):  # as above
-                gym.registry.update([pickle.loads(packed)])
-        gym.registry.update(specs)
-        warnings.filterwarnings("ignore", ".*Overriding environment", UserWarning)  # by a module that is imported later
+        hand_on(*adopted)
         return factory
-
-
-class _Carried(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Imports modules from their sources."""
-
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in self._sources else None
-
-    def get_source(self, fullname: str) -> str:
-        return self._sources[fullname][0]
-
-    def is_package(self, fullname: str) -> bool:
-        return self._sources[fullname][1]
 
 
 def _sources_in(code_dir: Path | None) -> Sources:
