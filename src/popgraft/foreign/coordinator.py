@@ -21,6 +21,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 from popgraft.errors import ConfigError
 from popgraft.foreign import checkpoint, files, normalization, resume
 from popgraft.foreign.change import Change, carry_out
+from popgraft.foreign.given import check_builder, check_state, check_strategy, paired, place, values_of
 from popgraft.foreign.live import is_number, keywords, make_live
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.population_config import PBTAdversarialConfig, check_name
@@ -73,7 +74,7 @@ class PBTTrainingCoordinator:
         Raises:
             ConfigError: a name that no model reads, or a value outside its space.
         """
-        given = [initial_hyperparams] if isinstance(initial_hyperparams, Mapping) else initial_hyperparams or []
+        given = values_of(initial_hyperparams, self.config.pbt.population_size)
         for name in (name for values in given for name in values):
             try:
                 check_name(name, self.config.adversarial.enabled)
@@ -96,14 +97,17 @@ class PBTTrainingCoordinator:
             The model, and its state-adversarial training, which is None where that is off.
 
         Raises:
-            ConfigError: state-adversarial training is on, and cannot be right for the model (see `attach`).
+            ConfigError: nothing that builds a model; an optimizer without what `partial` inherits; or state-adversarial
+                training is on, and cannot be right for the model (see `attach`).
         """
         _check_member(member)
+        check_builder(base_model_factory)
         taken = accepted(base_model_factory, keywords(member.hyperparams))
         adversarial = self.config.adversarial
         if adversarial.enabled and accepted(base_model_factory, {"adversary": None}, by_name=True):
             taken["adversary"] = {**model_kwargs.get("adversary", {}), **engine_settings(adversarial)}
         model = base_model_factory(**{**model_kwargs, **taken})
+        check_strategy(self.config.pbt, model)
         if adversarial.enabled:
             seed = derive(self.scheduler.seed, "adversary", member.member_id)
             adversary = self.sa_ppo[member.member_id] = attach(model, adversarial, seed)
@@ -295,9 +299,10 @@ class PBTTrainingCoordinator:
         """Restores what `state_dict` returned; what is of models that are not made yet waits for them.
 
         Raises:
-            ConfigError: the state is of a population of another size.
+            ConfigError: no state, or one of a population of another size.
             StoreError: a checkpoint is not the one that the state was saved with; nothing has changed.
         """
+        check_state(state)
         files.check(state.get("files", {}))
         self.scheduler.load_state_dict(state)
         self._failed = {int(member): wrong for member, wrong in state.get("failed", {}).items()}
@@ -319,10 +324,8 @@ class PBTTrainingCoordinator:
             ConfigError: not one model for each member, or one that cannot be kept.
             StoreError: the folder cannot be written, or holds something else.
         """
-        pairs = self._paired(models)
-        resume.write(
-            Path(folder), self.state_dict(), {member.member_id: resume.snapshot(model) for member, model in pairs}
-        )
+        kept = {member.member_id: resume.snapshot(model) for member, model in paired(self.scheduler.population, models)}
+        resume.write(place(folder), self.state_dict(), kept)
 
     def load(self, folder: str | Path, models: Sequence[Any] | Callable[[PopulationMember], Any]) -> list[Any]:
         """Goes on from what `save` wrote; the scheduler's files are put into `checkpoint_dir`, over others there.
@@ -338,7 +341,7 @@ class PBTTrainingCoordinator:
             ConfigError: the run is of another population, or of other models; everything is as it was.
             StoreError: the folder cannot be read, is damaged or something else; nothing of it is executed.
         """
-        state, kept, found = resume.read(Path(folder))
+        state, kept, found = resume.read(place(folder))
         size = self.config.pbt.population_size
         if set(kept) != set(range(size)):
             raise ConfigError(
@@ -352,7 +355,7 @@ class PBTTrainingCoordinator:
                 checkpoint.write(Path(places[path]), blob)
             self.load_state_dict(files.moved(state, places))
             made = [models(member) for member in self.scheduler.population] if callable(models) else models
-            pairs = self._paired(made)
+            pairs = list(paired(self.scheduler.population, made))
             changes = [
                 change
                 for member, model in pairs
@@ -364,12 +367,6 @@ class PBTTrainingCoordinator:
             self.load_state_dict({**before, "files": {}})
             raise
         return [model for _, model in pairs]
-
-    def _paired(self, models: Sequence[Any]) -> list[tuple[PopulationMember, Any]]:
-        members = self.scheduler.population
-        if len(models) != len(members):
-            raise ConfigError(f"there are {len(models)} models for {len(members)} members; give one for each, in order")
-        return list(zip(members, models, strict=True))
 
 
 def _check_member(member: Any) -> None:

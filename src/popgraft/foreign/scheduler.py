@@ -27,6 +27,7 @@ from popgraft.errors import ConfigError, PopulationLost
 from popgraft.foreign import checkpoint
 from popgraft.foreign.checkpoint import V1, V2, Format
 from popgraft.foreign.config import PBTConfig
+from popgraft.foreign.given import check_state, root, values_of
 from popgraft.foreign.member import PopulationMember, number, scores_of
 from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.shelf import Shelf, judge, restored
@@ -63,7 +64,7 @@ class PBTScheduler:
         if not isinstance(config, PBTConfig):
             raise ConfigError(f"config={config!r} is a {type(config).__name__}; pass a PBTConfig")
         self.config = config
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else root(seed)
         self.population: list[PopulationMember] = []
         self.best: PopulationMember | None = None
         self.exploitation_count = 0
@@ -84,18 +85,9 @@ class PBTScheduler:
                 configuration does not list stay with the member and are inherited as they are.
 
         Raises:
-            ConfigError: more mappings than members, or a value outside its space.
+            ConfigError: no values by name, more mappings than members, or a value outside its space.
         """
-        size = self.config.population_size
-        if initial_hyperparams is None or isinstance(initial_hyperparams, Mapping):
-            given = [initial_hyperparams or {}] * size
-        else:
-            given = [*initial_hyperparams, *[{}] * (size - len(initial_hyperparams))]
-        if len(given) > size:
-            raise ConfigError(
-                f"initial_hyperparams has {len(given)} entries for a population of {size}; "
-                "remove some or raise population_size"
-            )
+        given = values_of(initial_hyperparams, self.config.population_size)
         self.population = [PopulationMember(i, self._initial(i, values)) for i, values in enumerate(given)]
         return self.population
 
@@ -276,8 +268,9 @@ class PBTScheduler:
         """Restores what `state_dict` returned; members that exist already are updated where they are.
 
         Raises:
-            ConfigError: the state is of a population of another size.
+            ConfigError: no state, or one of a population of another size.
         """
+        check_state(state)
         records = [restored(record, self.config.spaces) for record in state["population"]]
         if len(records) not in (0, self.config.population_size):
             raise ConfigError(
@@ -356,6 +349,11 @@ class PBTScheduler:
     def _check(self, report: PopulationMember) -> None:
         if report.step < 0:
             raise ConfigError(f"step={report.step} is below 0; count a member's steps from 0")
+        if report.episodes < 0 or report.stderr < 0:
+            raise ConfigError(
+                f"stderr={report.stderr} and episodes={report.episodes}: neither is ever below 0; leave them out where "
+                "they are not known"
+            )
         known = report.episodes >= 2 and math.isfinite(report.stderr)
         if self._strategy.compares_episodes and report.is_healthy and not known:
             raise ConfigError(

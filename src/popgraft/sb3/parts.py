@@ -13,10 +13,12 @@ from popgraft.errors import ConfigError
 from popgraft.foreign import function, normalization
 from popgraft.foreign.change import carry_out
 from popgraft.foreign.live import ADVERSARIAL
+from popgraft.foreign.state_adversarial import StateAdversarialPPO
 from popgraft.foreign.transplant import UPDATES
 from popgraft.foreign.vgs import read_vgs_state, vgs_state_dict
 from popgraft.inheritance import STATEFUL
 from popgraft.ops import kl_control, return_scale
+from popgraft.sb3.given import kind_of
 from popgraft.state import Member
 
 logger = logging.getLogger(__name__)
@@ -161,6 +163,15 @@ class AttackPart:
         self._tuned = {name: member.hyperparams[name] for name in ADVERSARIAL}
         self.adversarial_epsilon, self.adversarial_ratio, self.robust_kl_coef = map(float, self._tuned.values())
         self._stats = {"sa_ppo/enabled": 0.0, "sa_ppo/update_count": 0.0}
+
+    def __getattr__(self, name: str) -> Any:
+        """Says why what other models' training is asked for is not here."""
+        if hasattr(StateAdversarialPPO, name):
+            raise kind_of(AttributeError)(
+                f"{name} is for losses of other models; a DistributionalPPO attacks in its own update: call learn, and "
+                "leave it out"
+            )
+        raise AttributeError(name)
 
     def pull(self) -> None:
         """Takes the numbers over into the member."""
