@@ -198,6 +198,23 @@ def test_a_model_takes_the_class_and_learns_on_where_its_file_ends(theirs, tmp_p
     assert not torch.equal(again.member.params, before)
 
 
+def test_what_is_no_row_of_parameters_is_remembered_and_saved_too(theirs, tmp_path):
+    """One number for a member, by a rule that neither counts nor logs: the largest gradient never falls."""
+    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 3, "policy_kwargs": {"lstm_hidden_size": 4}}
+    model = DistributionalPPO("MlpLstmPolicy", "CartPole-v1", optimizer=theirs.Counted, **settings)
+    seen = [float(model.learn(16).member.optimizer.averages["largest"]) for _ in range(4)]
+    assert seen[0] > 0
+    assert seen == sorted(seen)
+    model.save(tmp_path / "model.zip")
+    again = DistributionalPPO.load(tmp_path / "model.zip", custom_objects={"optimizer": theirs.Counted})
+    assert float(again.member.optimizer.averages["largest"]) == seen[-1]
+
+
+def test_what_pytorch_has_and_the_engine_has_not_is_refused_with_what_to_do():
+    with pytest.raises(ConfigError, match=r"SGD is not available; choose one of Adam, .* or give optimizer="):
+        DistributionalPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"optimizer_class": torch.optim.SGD})
+
+
 @pytest.mark.parametrize(
     ("optimizer", "changes", "sentence"),
     [

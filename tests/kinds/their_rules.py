@@ -57,6 +57,20 @@ class Plain(UpdateRule):
         return {}
 
 
+class Counted(Plain):
+    """Normalises by the largest gradient of every member so far, and says nothing; its count is its own."""
+
+    others = ("largest",)
+
+    def initial_averages(self, params):
+        return {"largest": params.new_zeros(len(params))}
+
+    def step_(self, params, grad, state, learning_rate, active, hyperparams, generators):
+        largest = state.averages["largest"]
+        largest.copy_(torch.where(active, torch.maximum(largest, grad.abs().amax(1)), largest))
+        params -= torch.where(active.unsqueeze(1), learning_rate.unsqueeze(1) * grad / largest.unsqueeze(1), 0)
+
+
 class Secret(Plain):
     """Remembers what it does not declare."""
 

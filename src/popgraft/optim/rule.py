@@ -30,7 +30,7 @@ class UpdateRule(abc.ABC):
         weight_decay: the same of the decay.
         too_slow: largest learning rate that has been seen to learn nothing; 0: there is none.
         tuned: hyperparameters that it reads beside the learning rate, of `weight_decay` and `sigma`.
-        momenta: averages of gradients.
+        momenta: averages of gradients, of which diagnostics show the one that is called `exp_avg`.
         squares: averages of squared gradients.
         others: averages that say how elements compare, or how large gradients are.
         torch_class: `module:Class` of the torch.optim.Optimizer that does the same; empty: none is known.
@@ -82,7 +82,7 @@ class UpdateRule(abc.ABC):
         active: Bool[Tensor, "pop"],
         hyperparams: dict[str, Float[Tensor, "pop"]],
         generators: Sequence[torch.Generator],
-    ) -> Metrics:
+    ) -> Metrics | None:
         """Takes one step and counts it, in place; members that are not `active` are left exactly as they are.
 
         Args:
@@ -95,7 +95,7 @@ class UpdateRule(abc.ABC):
             generators: one per member, the source of its noise.
 
         Returns:
-            What to log of the step.
+            What to log of the step, if anything.
         """
 
 

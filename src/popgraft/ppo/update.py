@@ -177,7 +177,8 @@ class Learner:
                 finite = metrics["grad_norm"].isfinite()
                 active = close & finite
                 member.optimizer.skipped += close & finite.logical_not()
-                metrics |= self.rule.step_(member.params, grad, member.optimizer, rate, active, values, generators)
+                logged = self.rule.step_(member.params, grad, member.optimizer, rate, active, values, generators)
+                metrics |= logged or {}
                 steps += active
                 for name, value in metrics.items():
                     sums[name] = sums[name] + value if name in sums else value

@@ -249,7 +249,10 @@ def optimizer_settings(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, An
     """
     if cls not in list(OPTIMIZERS):  # it may be anything, hashable or not
         known = ", ".join(known.__name__ for known in OPTIMIZERS)
-        raise ConfigError(f"optimizer_class={getattr(cls, '__name__', cls)} is not available; choose one of {known}")
+        raise ConfigError(
+            f"optimizer_class={getattr(cls, '__name__', cls)} is not available; choose one of {known}, "
+            "or give optimizer=, a subclass of popgraft.optim.UpdateRule"
+        )
     eps = 1e-8 if kwargs or cls is not torch.optim.Adam else 1e-5
     constants = ({"eps": eps} if "eps" in read_by(OPTIMIZERS[cls]) else {}) | dict(kwargs or {})
     if "beta1" in constants or "beta2" in constants:

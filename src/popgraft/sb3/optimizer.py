@@ -41,9 +41,10 @@ class EngineOptimizer(torch.optim.Optimizer):
         sizes = [parameter.numel() for parameter in parameters]
         self._views: list[dict[str, Tensor]] = [{} for _ in parameters]
         for name, average in member.optimizer.averages.items():
-            per_element = average.shape[1] == sum(sizes)
-            shares = average[0].split(sizes) if per_element else average[0].unbind()
-            for views, parameter, share in zip(self._views, parameters, shares, strict=True):
+            per_element = average.shape[1:] == (sum(sizes),)
+            per_tensor = average.shape[1:] == (len(sizes),)
+            shares = average[0].split(sizes) if per_element else average[0].unbind() if per_tensor else average
+            for views, parameter, share in zip(self._views, parameters, shares, strict=per_element or per_tensor):
                 views[name] = share.view_as(parameter) if per_element else share
 
     @property
@@ -68,7 +69,7 @@ class EngineOptimizer(torch.optim.Optimizer):
         """Shows the member's state; nothing before the first step."""
         self.state.clear()
         own = self._member.optimizer
-        if own.step > 0:
+        if own.step > 0 or any(average.any() for average in own.averages.values()):
             for parameter, views in zip(self._parameters, self._views, strict=True):
                 self.state[parameter] = {"step": own.step[0], **views}
 
