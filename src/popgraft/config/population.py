@@ -13,7 +13,13 @@ from popgraft.hyperparams import HyperparamConfig
 Mode = Literal["max", "min"]
 OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
 
-STRATEGY = Kinds("pbt.strategy", ("popgraft.pbt.strategy:Strategy",), {"evolution": "popgraft.pbt.evolution:Evolution"})
+STRATEGY = Kinds(
+    "pbt.strategy",
+    ("popgraft.pbt.strategy:Strategy",),
+    {"evolution": "popgraft.pbt.evolution:Evolution", "mf_pbt": "popgraft.pbt.mf_pbt:MFPBT"},
+)
+ARGUED = ("mf_pbt",)
+"""Strategies of the table that have arguments."""
 EXPLOIT = Kinds(
     "pbt.exploit_method",
     ("popgraft.pbt.exploit:Exploit",),
@@ -59,10 +65,11 @@ class EvolutionConfig(Section):
     hyperparams: list[HyperparamConfig] = []
     """Numbers that vary over the population, each with its space."""
     strategy: Annotated[str, STRATEGY] = "evolution"
-    """Who decides: `evolution` exploits and explores as the settings below say. An own one is a popgraft.pbt.Strategy,
-    made as Class(pbt, seed, **strategy_kwargs)."""
+    """Who decides: `evolution` exploits and explores as the settings below say; `mf_pbt` has parts of the population
+    evolve at intervals of their own. An own one is a popgraft.pbt.Strategy, made as Class(pbt, seed,
+    **strategy_kwargs)."""
     strategy_kwargs: Kwargs = {}
-    """Keyword arguments of an own strategy."""
+    """Arguments of the strategy, where it has any."""
     exploit_method: Annotated[str, EXPLOIT] = "truncation"
     """Who copies whom: the worst one of the best, everybody a better or significantly better opponent, or the worst the
     best state there ever was; `none` is random search. An own one is a popgraft.pbt.Exploit, made as
@@ -119,7 +126,7 @@ class EvolutionConfig(Section):
     @model_validator(mode="after")
     def _somebody_reads_the_kwargs(self) -> "EvolutionConfig":
         for name, kinds in (("strategy", STRATEGY), ("exploit_method", EXPLOIT), ("explore_method", EXPLORE)):
-            if getattr(self, f"{name}_kwargs") and getattr(self, name) in kinds.table:
+            if getattr(self, f"{name}_kwargs") and getattr(self, name) in kinds.table.keys() - ARGUED:
                 raise ValueError(
                     f"{name}_kwargs are for an own {name}, and {name} is {getattr(self, name)!r}; "
                     f"remove them, or set {name} to module:Class"

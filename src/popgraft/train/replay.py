@@ -133,6 +133,7 @@ def replay_config(
     settings = {
         "pbt.population_size": seeds,
         "pbt.strategy": "evolution",
+        "pbt.strategy_kwargs": {},
         "pbt.exploit_method": "none",
         "pbt.explore_always": False,
         "pbt.schedule": schedule,
