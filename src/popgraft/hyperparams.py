@@ -162,6 +162,17 @@ class HyperparamConfig:
             moved = value + math.copysign(1, moved - value)
         return self._clip(moved, integer)
 
+    def unit(self, value: Value) -> float:
+        """Where a value of a range lies between its bounds, from 0 to 1, on its own scale."""
+        low, high, at = ((math.log(x) if self.is_log_scale else x) for x in (*self.bounds, value))
+        return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+
+    def from_unit(self, share: float) -> int | float:
+        """The value of a range that lies there."""
+        low, high = ((math.log(x) if self.is_log_scale else x) for x in self.bounds)
+        at = low + share * (high - low)
+        return self._clip(math.exp(at) if self.is_log_scale else at, self._is_integer)
+
     def distance(self, one: Value, other: Value) -> float:
         """How far apart two values are, from 0 to 1: the share of the range between them, on its own scale.
 

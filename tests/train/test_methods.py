@@ -11,6 +11,7 @@ from popgraft.train.replay import replay_config
 GENERATION = 6 * 2 * 8
 METHODS = {
     "mf_pbt": {"frequencies": [1, 2]},
+    "pb2": {},
 }
 
 
@@ -55,6 +56,7 @@ def told(run):
     return run.scores, grafts, run.adoptions
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("strategy", METHODS)
 def test_a_run_goes_on_to_the_bit(make, strategy):
     straight = train(make("straight", strategy))

@@ -16,7 +16,11 @@ OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
 STRATEGY = Kinds(
     "pbt.strategy",
     ("popgraft.pbt.strategy:Strategy",),
-    {"evolution": "popgraft.pbt.evolution:Evolution", "mf_pbt": "popgraft.pbt.mf_pbt:MFPBT"},
+    {
+        "evolution": "popgraft.pbt.evolution:Evolution",
+        "mf_pbt": "popgraft.pbt.mf_pbt:MFPBT",
+        "pb2": "popgraft.pbt.pb2:PB2",
+    },
 )
 ARGUED = ("mf_pbt",)
 """Strategies of the table that have arguments."""
@@ -66,8 +70,8 @@ class EvolutionConfig(Section):
     """Numbers that vary over the population, each with its space."""
     strategy: Annotated[str, STRATEGY] = "evolution"
     """Who decides: `evolution` exploits and explores as the settings below say; `mf_pbt` has parts of the population
-    evolve at intervals of their own. An own one is a popgraft.pbt.Strategy, made as Class(pbt, seed,
-    **strategy_kwargs)."""
+    evolve at intervals of their own; `pb2` explores with what a model of gains proposes. An own one is a
+    popgraft.pbt.Strategy, made as Class(pbt, seed, **strategy_kwargs)."""
     strategy_kwargs: Kwargs = {}
     """Arguments of the strategy, where it has any."""
     exploit_method: Annotated[str, EXPLOIT] = "truncation"

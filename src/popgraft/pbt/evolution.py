@@ -17,7 +17,7 @@ from popgraft.pbt.exploit import Exploit
 from popgraft.pbt.explore import Explore
 from popgraft.pbt.ranking import rescue
 from popgraft.pbt.readiness import Readiness
-from popgraft.pbt.standing import Standing
+from popgraft.pbt.standing import Hyperparams, Standing
 from popgraft.pbt.strategy import Strategy
 
 
@@ -61,12 +61,8 @@ class Evolution(Strategy):
             for member in deciding
             if parents[member] != member
         }
-        explored = {}
-        if self.explore is not None:
-            for member in deciding if ready and self.config.explore_always else reasons:
-                inherited = standing.hyperparams_of(int(parents[member]))
-                explored[member] = self.explore(standing, member, inherited)
-        return Choice(parents, explored=explored, reasons=reasons)
+        explorers = deciding if ready and self.config.explore_always else list(reasons)
+        return Choice(parents, explored=self._explored(standing, parents, explorers), reasons=reasons)
 
     @property
     def compares_episodes(self) -> bool:
@@ -84,6 +80,13 @@ class Evolution(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.readiness.load_state_dict(state)
+
+    def _explored(self, standing: Standing, parents: Int[Tensor, "pop"], members: list[int]) -> dict[int, Hyperparams]:
+        """New values of some members' hyperparameters."""
+        if self.explore is None:
+            return {}
+        inherited = {member: standing.hyperparams_of(int(parents[member])) for member in members}
+        return {member: self.explore(standing, member, values) for member, values in inherited.items()}
 
     def _is_ready(self, standing: Standing) -> bool:
         if self.exploit is None and not self.config.explore_always:

@@ -92,8 +92,8 @@ class MFPBT(Strategy):
         if self.explore is not None:
             for member in sorted(deciding.intersection(reasons)):
                 if reasons[member] != "migration":
-                    values = standing.hyperparams_of(int(adopted[member]))
-                    explored[member] = self.explore(standing, member, values)
+                    inherited = standing.hyperparams_of(int(adopted[member]))
+                    explored[member] = self.explore(standing, member, inherited)
         return Choice(parents, adopted, explored, reasons)
 
     def _part_of(self, member: int) -> int:
