@@ -21,6 +21,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 SHORT = {
     "total_timesteps": 1,
     "model.n_epochs": 1,
+    "model.n_steps": 32,
     "pbt.perturbation_interval": 1,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,
