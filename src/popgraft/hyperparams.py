@@ -26,7 +26,7 @@ class HyperparamConfig:
         max_value: upper bound, inclusive.
         values: the ordered choices of a categorical hyperparameter.
         perturbation_factor: a perturbation multiplies or divides by it; above 1.
-        resample_probability: share of explorations that draw afresh instead of perturbing, where both are allowed.
+        resample_probability: with `both`, how likely a graft draws it afresh if it is the one number that may be.
         is_log_scale: draw log-uniformly; needs `min_value` > 0.
 
     Raises:

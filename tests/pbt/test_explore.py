@@ -2,9 +2,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from popgraft import PBTConfig, PBTScheduler
 from popgraft.config.population import EXPLORE, PopulationConfig
 from popgraft.hyperparams import HyperparamConfig, to_single
+from popgraft.pbt import Evolution, everybody
+from popgraft.state import Scores
+
+NAMES = ("learning_rate", "ent_coef", "vf_coef", "max_grad_norm")
 
 LOG = HyperparamConfig("learning_rate", min_value=1e-5, max_value=1e-2, is_log_scale=True)
 CHOICES = HyperparamConfig("gamma", values=(0.9, 0.95, 0.99))
@@ -24,12 +30,63 @@ def test_resample_forgets_the_donor():
     assert len(set(explored(LOG, 1e-3, "resample"))) == 400
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_both_draws_afresh_with_the_given_probability(probability):
-    space = HyperparamConfig("x", min_value=1.0, max_value=9.0, resample_probability=probability)
-    values = explored(space, 3.0, "both", draws=2000)
-    afresh = sum(value not in (3.0 * 1.2, 3.0 / 1.2) for value in values)
-    assert abs(afresh - 2000 * probability) <= 5 * math.sqrt(2000 * probability * (1 - probability))
+def fresh_draws(probabilities, grafts=4000):
+    """Which numbers each of many grafts draws afresh, told by values that are not one step from the donor's."""
+    spaces = [
+        HyperparamConfig(name, min_value=1e-3, max_value=1.0, is_log_scale=True, resample_probability=probability)
+        for name, probability in zip(NAMES, probabilities, strict=False)
+    ]
+    config = PopulationConfig(population_size=2 * grafts, hyperparams=spaces, truncation_ratio=0.5)
+    values = {space.name: torch.full((2 * grafts,), 0.03) for space in spaces}
+    scores = torch.arange(2 * grafts).float()
+    standing = everybody(0, Scores(scores, scores, scores.long()), values, config, seed=0)
+    decision = Evolution(config, 0).decide(standing, values)
+    assert decision.recipients.tolist() == list(range(grafts))
+    steps = torch.tensor([0.03 * 1.2, 0.03 / 1.2])
+    moved = torch.stack([column[:grafts] for column in decision.hyperparams.values()], dim=1)
+    return ~torch.isclose(moved[..., None], steps, rtol=1e-6, atol=0).any(-1)
+
+
+def within_five_errors(share, expected, grafts=4000):
+    return abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / grafts)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_both_draws_one_number_afresh_in_a_quarter_of_all_grafts(count):
+    fresh = fresh_draws([0.25] * count)
+    assert within_five_errors(float(fresh.any(1).float().mean()), 0.25)
+    assert fresh.sum(1).max() == 1
+    for share in fresh.float().mean(0).tolist():
+        assert within_five_errors(share, 0.25 / count)
+
+
+def test_every_number_is_drawn_afresh_with_the_probability_that_it_has_been_given():
+    fresh = fresh_draws([1.0, 0.5, 0.0, 0.25])
+    assert fresh.sum(1).max() == 1
+    for share, probability in zip(fresh.float().mean(0).tolist(), (1.0, 0.5, 0.0, 0.25), strict=True):
+        assert within_five_errors(share, probability / 4)
+
+
+def test_a_scheduler_draws_as_seldom(tmp_path):
+    spaces = [HyperparamConfig(name, min_value=1e-3, max_value=1.0, is_log_scale=True) for name in NAMES]
+    config = PBTConfig(
+        population_size=2, perturbation_interval=1, hyperparams=spaces, truncation_ratio=0.5, checkpoint_dir=tmp_path
+    )
+    scheduler = PBTScheduler(config, seed=0)
+    bad, good = scheduler.initialize_population()
+    counts = []
+    for step in range(1, 401):
+        for member, score in ((good, 1.0), (bad, 0.0)):
+            scheduler.update_performance(member, score, step, model_parameters={"w": torch.zeros(1)})
+        _, values, _ = scheduler.exploit_and_explore(bad)
+        near = [
+            min(abs(values[name] / good.hyperparams[name] / factor - 1) for factor in (1.2, 1 / 1.2)) < 1e-9
+            or values[name] in (1e-3, 1.0)
+            for name in NAMES
+        ]
+        counts.append(near.count(False))
+    assert max(counts) == 1
+    assert within_five_errors(counts.count(1) / 400, 0.25, 400)
 
 
 @pytest.mark.parametrize(

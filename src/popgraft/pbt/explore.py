@@ -66,10 +66,18 @@ class Resample(EachByItself):
         return space.sample(rng)
 
 
-class Both(EachByItself):
-    """Afresh with the space's `resample_probability`, else one step from the donor's."""
+class Both(Perturb):
+    """One step from the donor's values, and at most one value drawn afresh.
 
-    def explored(self, space: HyperparamConfig, value: Value, rng: np.random.Generator) -> Value:
-        """Either of both."""
-        afresh = rng.random() < space.resample_probability
-        return space.sample(rng) if afresh else space.perturb(value, rng)
+    Which one that may be is drawn uniformly, and whether it is with its space's `resample_probability`. So every graft
+    stays near its donor in all numbers but one, however many there are.
+    """
+
+    def __call__(self, standing: Standing, member: int, inherited: Hyperparams) -> Hyperparams:
+        """New values of all hyperparameters that vary."""
+        values, rng = dict(super().__call__(standing, member, inherited)), standing.rng("afresh", member)
+        if self.spaces:
+            space = self.spaces[int(rng.integers(len(self.spaces)))]
+            if rng.random() < space.resample_probability:
+                values[space.name] = space.sample(rng)
+        return values
