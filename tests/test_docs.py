@@ -102,8 +102,12 @@ def test_settings_are_current() -> None:
 def test_every_setting_is_listed_with_its_default() -> None:
     tables = settings_page().partition("## Arguments of")[0]
     listed = dict(re.findall(r"^\| `([\w.]+)` \| [^|]* \| `(.*?)` \|", tables, re.MULTILINE))
-    defaults = flat_config(load_config({"env": {"id": "CartPole-v1"}})) | {"env.id": None, "code_dir": None}
+    defaults = flat_config(load_config({"env": {"id": "CartPole-v1"}, "pbt": {"hyperparams": []}})) | {
+        "env.id": None,
+        "code_dir": None,
+    }
     del defaults["model.learning_rate"]  # depends on the optimizer
+    del defaults["pbt.hyperparams"]  # depends on the agent
     assert {key: yaml.safe_load(listed[key]) for key in defaults} == {
         key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()
     }

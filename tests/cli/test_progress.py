@@ -72,6 +72,10 @@ def test_a_log_has_one_line_for_a_generation_with_all_the_facts() -> None:
     )
     assert lines == [
         "training 4 members of 12,345 parameters on CartPole-v1, into runs/mine",
+        "tuning learning_rate 0.0001 to 0.003, ent_coef 1e-05 to 0.01, clip_range 0.1 to 0.4, "
+        "gamma 0.9/0.95/0.98/0.99/0.995/0.998, gae_lambda 0.8/0.9/0.95/0.975/0.99 "
+        "(the usual ones; pbt.hyperparams may name others)",
+        "102,400 steps in 5 generations, 25,600 for each member (total_timesteps=100,000, in whole generations)",
         "generation 1/5, 20,480/102,400 steps, 2,048 steps/s: "
         "best 160.0, mean 55.00, worst 10.00, best ever 160.0, 1 exploit, 0:00:40 left",
         "generation 2/5, 40,960/102,400 steps, 2,048 steps/s: "
@@ -138,6 +142,45 @@ def test_the_display_stays_readable_with_large_numbers() -> None:
     assert max(len(line) for line in lines) <= 80
 
 
+SPACE = [{"name": "gamma", "min_value": 0.9, "max_value": 0.99}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "second", "third"),
+    [
+        ({"pbt__hyperparams": SPACE}, "tuning gamma 0.9 to 0.99", "102,400 steps in 5 generations, 25,600 for"),
+        (
+            {"pbt__hyperparams": []},
+            "nothing is tuned, because pbt.hyperparams names nothing: members differ",
+            "102,400",
+        ),
+        (
+            {"pbt__population_size": 1, "pbt__exploit_method": "none"},
+            "nothing is tuned, because pbt.hyperparams names nothing: one member evolves with nobody",
+            "102,400 steps in 20 generations (total_timesteps=100,000, in whole generations)",
+        ),
+        ({"pbt__exploit_method": "none", "pbt__hyperparams": SPACE}, "drawn at the start, and not changed: gamma", ""),
+        ({"pbt__explore_method": "none", "pbt__hyperparams": SPACE}, "drawn at the start, and not changed: gamma", ""),
+        (
+            {"pbt__exploit_method": "none", "pbt__schedule": [{"steps": 0, "hyperparams": {"gamma": 0.9}}]},
+            "pbt.schedule moves gamma",
+            "",
+        ),
+        ({"pbt__hyperparams": SPACE, "total_timesteps": 81_920}, "tuning", "81,920 steps in 4 generations, 20,480 for"),
+    ],
+)
+def test_the_first_lines_say_what_is_tuned_and_how_many_steps_are_taken(
+    changes: dict[str, Any], second: str, third: str
+) -> None:
+    lines = logged(**changes)
+    assert lines[1].startswith(second)
+    assert lines[2].startswith(third)
+    assert ("in whole generations" in lines[2]) == ("total_timesteps" not in changes)
+    with LiveDisplay(Console(file=(file := io.StringIO()), width=300)) as display:
+        display.on_start(plan_of(**changes))
+    assert file.getvalue().splitlines()[:3] == lines
+
+
 def test_the_display_gives_the_terminal_back_after_an_error() -> None:
     file = io.StringIO()
     with contextlib.suppress(RuntimeError), LiveDisplay(Console(file=file, force_terminal=True)) as display:
@@ -195,7 +238,7 @@ def test_speed_and_time_left_of_a_resumed_run_count_from_there() -> None:
         log, done = PlainLog(), 40_960
         log.on_start(dataclasses.replace(plan_of(), done=done))
         log.on_generation(dataclasses.replace(generation_of(2, [1.0] * 4, 1.0), seconds=10.0))
-    first, second = file.getvalue().splitlines()
+    first, *_, second = file.getvalue().splitlines()
     assert first.endswith("into runs/mine, from step 40,960")
     assert "generation 3/5, 61,440/102,400 steps, 2,048 steps/s" in second
     assert second.endswith("0:00:20 left")

@@ -5,11 +5,13 @@ from typing import Any
 
 import pydantic
 import pytest
+import yaml
 
 from popgraft.config import HYPERPARAMS, Config, ModelConfig, PopulationConfig, dump_config, load_config
 from popgraft.config import schema as schema_module
 from popgraft.config.fields import Section
 from popgraft.errors import ConfigError
+from popgraft.hyperparams import HyperparamConfig
 
 BASE: dict[str, Any] = {"env": {"id": "CartPole-v1"}}
 SECTIONS = [kind for kind in vars(schema_module).values() if isinstance(kind, type) and issubclass(kind, Section)]
@@ -377,7 +379,7 @@ def test_a_score_under_attack_needs_episodes_of_its_own() -> None:
     ("optimizer", "rate"), [("adam", 3e-4), ("adamw", 3e-4), ("adaptive_upgd", 3e-4), ("upgdw", 3e-4), ("upgd", 0.3)]
 )
 def test_every_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: float) -> None:
-    config = load_config(BASE, {"model.optimizer": optimizer})
+    config = load_config(BASE, {"model.optimizer": optimizer, "pbt.hyperparams": []})
     assert config.model.learning_rate == rate
     assert f"learning_rate: {rate}" in dump_config(config)
     assert not config.model.sets("learning_rate")
@@ -387,3 +389,46 @@ def test_every_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: fl
     for slow in ({"model.learning_rate": 1e-3}, {"pbt.hyperparams": spaces}):
         cautions = load_config(BASE, {"model.optimizer": optimizer, **slow}).cautions
         assert ["made for Adam" in caution for caution in cautions] == ([True] if optimizer == "upgd" else [])
+
+
+def tuned(*overrides: str, source: Any = BASE) -> dict[str, HyperparamConfig]:
+    return {space.name: space for space in load_config(source, overrides).pbt.hyperparams}
+
+
+def test_where_nothing_is_said_of_what_varies_the_usual_numbers_do() -> None:
+    spaces = tuned()
+    assert list(spaces) == ["learning_rate", "ent_coef", "clip_range", "gamma", "gae_lambda"]
+    for name, space in spaces.items():
+        default = ModelConfig().hyperparam(name)
+        assert space.contains(default) or name == "ent_coef", "what an agent has by default can be found"
+    assert spaces["learning_rate"].bounds == pytest.approx((1e-4, 3e-3))
+    assert tuned("model.optimizer=upgd")["learning_rate"].bounds == (0.1, 1.0)
+    assert list(tuned("pbt.exploit_method=none")) == list(spaces), "random search needs something to search"
+
+
+def test_what_the_user_sets_stays_as_it_is() -> None:
+    others = ["ent_coef", "clip_range", "gae_lambda"]
+    assert list(tuned("model.learning_rate=9", "model.gamma=0")) == others
+    own_rule = tuned("model.optimizer=my_rules:Mine")
+    assert "learning_rate" not in own_rule, "nobody knows which rates suit it"
+    assert "ent_coef" not in tuned("model.ent_coef_final=0.0")
+    named = {**BASE, "pbt": {"hyperparams": [{"name": "vf_coef", "min_value": 0.1, "max_value": 1.0}]}}
+    assert list(tuned(source=named)) == ["vf_coef"]
+
+
+def test_nothing_is_tuned_on_request_alone_or_by_a_schedule() -> None:
+    assert tuned("pbt.hyperparams=[]") == {}
+    assert tuned("pbt.population_size=1", "pbt.exploit_method=none") == {}
+    assert tuned("pbt.exploit_method=none", "pbt.schedule=[{steps: 0, hyperparams: {gamma: 0.9}}]") == {}
+
+
+def test_what_is_tuned_by_default_is_written_and_follows_later_overrides() -> None:
+    config = load_config(BASE)
+    again = load_config(yaml.safe_load(dump_config(config)))
+    assert again.pbt.hyperparams == config.pbt.hyperparams
+    assert dump_config(again) == dump_config(config)
+    assert "gamma" not in tuned("model.gamma=0.9", source=config)
+    assert tuned("pbt.population_size=1", "pbt.exploit_method=none", source=config) == {}
+    section = PopulationConfig(population_size=3)
+    assert Config(env={"id": "CartPole-v1"}, pbt=section).pbt.hyperparams
+    assert section.hyperparams == []

@@ -100,7 +100,7 @@ def test_the_engine(strategy):
         {
             "env": {"source": "tensor", "id": "CartPole", "num_envs": 4},
             "model": {"optimizer": "adam"},
-            "pbt": {"population_size": 2, **settings(strategy)},
+            "pbt": {"population_size": 2, "hyperparams": [], **settings(strategy)},
             "engine": {"device": "cpu"},
         }
     )

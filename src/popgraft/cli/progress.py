@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from popgraft.config import Config
+from popgraft.hyperparams import HyperparamConfig
 from popgraft.messages import one_line
 from popgraft.train import Generation, Observer, Plan, counted, readable
 
@@ -34,12 +36,8 @@ class Progress(Observer, abc.ABC):
     def on_start(self, plan: Plan) -> None:
         """Says what is about to happen."""
         self.plan = plan
-        config = plan.config
-        self.say(
-            f"training {counted(config.pbt.population_size, 'member')} of {plan.parameters:,} parameters "
-            f"on {config.env.id or config.env.factory or 'environments of a factory'}, into {plan.folder}"
-            + (f", from step {plan.done:,}" if plan.done else "")
-        )
+        for line in opening(plan):
+            self.say(line)
 
     def on_event(self, kind: str, text: str) -> None:
         """Says what has happened."""
@@ -104,9 +102,9 @@ class LiveDisplay(Progress):
 
     def on_start(self, plan: Plan) -> None:
         """Starts the clock."""
-        super().on_start(plan)
-        self._live.console.print(Text(self._last))  # above the display, for good
-        self._last = ""
+        self.plan, self._last = plan, ""
+        for line in opening(plan):  # above the display, for good
+            self._live.console.print(Text(one_line(line)))
         self._steps = plan.done
         self._began = self._now()
 
@@ -184,6 +182,43 @@ def progress() -> Progress:
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainLog()
+
+
+def opening(plan: Plan) -> list[str]:
+    """What is trained, what varies over the population, and how long everybody trains."""
+    config, members = plan.config, plan.config.pbt.population_size
+    task = config.env.id or config.env.factory or "environments of a factory"
+    began = f", from step {plan.done:,}" if plan.done else ""
+    number = config.planned_generations(-(-plan.done // config.steps_per_generation), plan.done)
+    each = f", {plan.steps // members:,} for each member" if members > 1 else ""
+    wanted = f" (total_timesteps={config.total_timesteps:,}, in whole generations)"
+    return [
+        f"training {counted(members, 'member')} of {plan.parameters:,} parameters on {task}, into {plan.folder}{began}",
+        tuned(config),
+        f"{plan.steps:,} steps in {counted(number, 'generation')}{each}"
+        + (wanted if plan.steps != config.total_timesteps else ""),
+    ]
+
+
+def tuned(config: Config) -> str:
+    """What varies over the population, and over time."""
+    pbt = config.pbt
+    if pbt.schedule:
+        return f"pbt.schedule moves {', '.join(pbt.schedule[0].hyperparams) or 'nothing'}"
+    if not pbt.hyperparams:
+        why = "one member evolves with nobody" if pbt.population_size == 1 else "members differ by their seeds alone"
+        return f"nothing is tuned, because pbt.hyperparams names nothing: {why}"
+    moves = pbt.explore_method != "none" and (pbt.copies or pbt.explore_always)
+    spaces = ", ".join(f"{space.name} {reach(space)}" for space in pbt.hyperparams)
+    usual = "" if "hyperparams" in pbt.model_fields_set else " (the usual ones; pbt.hyperparams may name others)"
+    return f"{'tuning' if moves else 'drawn at the start, and not changed:'} {spaces}{usual}"
+
+
+def reach(space: HyperparamConfig) -> str:
+    """The values that a hyperparameter may have."""
+    if space.values is not None:
+        return "/".join(f"{value:g}" for value in space.values)
+    return " to ".join(f"{bound:g}" for bound in space.bounds)
 
 
 def spread(generation: Generation, plan: Plan) -> tuple[str, str, str]:

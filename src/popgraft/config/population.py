@@ -169,8 +169,9 @@ class PopulationConfig(EvolutionConfig):
 
     perturbation_interval: Positive = 5
     """Updates between two decisions, which is one generation."""
-    hyperparams: list[HyperparamConfig] = []
-    """Numbers under `model` that vary over the population, each with its space."""
+    hyperparams: list[HyperparamConfig] = Field(default_factory=list)
+    """Numbers under `model` that vary over the population, each with its space. Where the setting is left out: learning
+    rate, clip range, entropy coefficient, γ and λ, but for those that `model` sets; with `[]`, and one member, none."""
     fitness: Literal["evaluation", "training"] = "evaluation"
     """Score: separate evaluation episodes, or the episodes that ended in training during the generation."""
     reset_envs_on_exploit: StrictBool = True

@@ -14,6 +14,7 @@ from popgraft.config.network import CRITICS
 from popgraft.config.optimizer import OPTIMIZERS, made_for_adam
 from popgraft.config.population import PopulationConfig
 from popgraft.config.trackers import TrackingConfig
+from popgraft.config.usual import usual_spaces
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import same_single, shortest
 
@@ -180,6 +181,16 @@ class Config(Section):
     def sequences(self) -> int:
         """Training sequences per member and rollout."""
         return self.env.num_envs * (self.model.n_steps // self.sequence_length)
+
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> "Config":
+        """Where it is not said what varies, the usual numbers do; the setting counts as one that is not given."""
+        pbt = self.pbt
+        if "hyperparams" not in pbt.model_fields_set and pbt.population_size > 1 and not pbt.schedule:
+            pbt = pbt.model_copy(update={"hyperparams": usual_spaces(self.model)})
+            pbt.model_fields_set.remove("hyperparams")
+            self.__dict__["pbt"] = pbt  # past what keeps settings from being set
+        return self
 
     @model_validator(mode="after")
     def _evaluation_can_work(self) -> "Config":

@@ -66,8 +66,9 @@ def _success(data: RunData) -> list[str]:
 def _evolution(data: RunData) -> list[str]:
     if data.pop == 1:
         return []
+    nothing = [] if data.config.pbt.varied else ["Nothing was tuned, because pbt.hyperparams names nothing."]
     if not data.config.pbt.copies and not data.grafts:
-        return ["Nobody was replaced: this is random search over the hyperparameters."]
+        return nothing or ["Nobody was replaced: this is random search over the hyperparameters."]
     reasons = Counter(graft.reason for graft in data.grafts)
     rescues = reasons.pop("rescue", 0)
     copies = sum(reasons.values())
@@ -77,7 +78,7 @@ def _evolution(data: RunData) -> list[str]:
     moves = list(_moves(data))
     if moves:
         sentences.append(f"From the best agent's first ancestor to itself, {', '.join(moves)}.")
-    return sentences
+    return sentences + nothing
 
 
 def _moves(data: RunData) -> Iterator[str]:
