@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,14 @@ def test_a_run_tells_its_observer_and_fills_its_folder(tiny: Tiny) -> None:
     assert kinds(run) == ["final"]
 
 
-def test_the_best_agent_is_the_best_that_was_ever_scored(tiny: Tiny) -> None:
+def test_the_best_agent_was_scored_when_it_was_found(tiny: Tiny) -> None:
     run = train(tiny())
-    best = max(run.scores, key=lambda record: (record.score, record.generation))
     summary = run.summary
-    assert summary["score"] == best.score
-    assert summary["stderr"] == best.stderr
-    assert (summary["generation"], summary["steps"]) == (best.generation, (best.generation + 1) * STEPS)
+    (best,) = (
+        each for each in run.scores if (each.generation, each.member) == (summary["generation"], summary["member"])
+    )
+    assert (summary["claimed_score"], summary["claimed_stderr"]) == (best.score, best.stderr)
+    assert summary["steps"] == (best.generation + 1) * STEPS
     scores = run.best.evaluate(4, seed=0)
     final = (summary["final_score"], summary["final_stderr"], summary["final_episodes"])
     assert final == (scores.mean.item(), scores.stderr.item(), 4)
@@ -170,7 +172,7 @@ def test_with_a_weight_of_attacks_the_best_agent_is_scored_with_and_without(tiny
 def test_low_scores_are_good_where_the_configuration_says_so(tiny: Tiny) -> None:
     run = train(tiny(pbt__metric_mode="min"))
     assert run.lineage
-    assert run.summary["score"] == min(record.score for record in run.scores)
+    assert run.summary["claimed_score"] < statistics.median(record.score for record in run.scores)
     assert all(graft.parent_score < graft.score_before for graft in run.lineage)
 
 
@@ -225,8 +227,7 @@ def test_backtracking_goes_back_to_the_best_state_there_was(tiny: Tiny) -> None:
     for graft in run.lineage:
         best = scores[graft.parent_generation, graft.parent]
         assert graft.reason == "backtracking"
-        assert graft.parent_score == best.score == max(s.score for s in run.scores if s.generation <= graft.generation)
-        assert graft.score_before < best.score
+        assert graft.score_before < graft.parent_score
         assert graft.hyperparams_after == best.hyperparams
     assert any(graft.parent_generation < graft.generation for graft in run.lineage)
 

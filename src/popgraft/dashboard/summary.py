@@ -42,18 +42,22 @@ def _success(data: RunData) -> list[str]:
         return ["No generation has been scored yet."]
     sentences = []
     score = readable(found["score"], found["stderr"])
+    claim = readable(found.get("claimed_score", found["score"]), found.get("claimed_stderr", found["stderr"]))
     origin = f"member {found['member']} of generation {found['generation'] + 1}, after {found['steps']:,} steps"
+    compared = ""
+    if "claimed_score" in found:
+        compared = f"; {score} over the {counted(found['episodes'], 'episode')} in which it was compared with others"
     if "final_score" in found:
         final = readable(found["final_score"], found["final_stderr"])
         sentences.append(
             f"The best agent scores {final} over {counted(found['final_episodes'], 'fresh episode')}. It was {origin}, "
-            f"and scored {score} then."
+            f"and scored {claim} then{compared}."
         )
         if "final_attacked_score" in found:
             attacked = readable(found["final_attacked_score"], found["final_attacked_stderr"])
             sentences.append(f"Under attack it scores {attacked}.")
     else:
-        sentences.append(f"The best agent so far scored {score}: {origin}.")
+        sentences.append(f"The best agent so far scored {claim}: {origin}{compared}.")
     if data.pop > 1:
         low, median, high = (readable(float(value)) for value in quartiles(data.last_scores[None])[:, 0])
         sentences.append(

@@ -29,10 +29,31 @@ def evaluate(
     disturb: Disturb | None = None,
     weight: float = 1.0,
 ) -> Scores:
-    """Plays one episode in every environment of the grid and scores each member by its mean return.
+    """Scores each member by its mean return over the episodes of `episode_returns`, which takes the same arguments.
 
-    Every environment contributes its first episode and no other, so that short episodes are not counted more often. A
-    member whose environment fails before all its episodes are over has the score NaN.
+    A member whose environment fails before all its episodes are over has the score NaN.
+    """
+    returns, faults = episode_returns(policy, member, grid, seeds, deterministic, max_steps, disturb, weight)
+    pop, envs = returns.shape
+    stderr = returns.std(dim=1) / envs**0.5 if envs > 1 else torch.zeros(pop)
+    return Scores(
+        mean=returns.mean(dim=1).float(), stderr=stderr.float(), episodes=torch.full((pop,), envs), faults=faults
+    )
+
+
+def episode_returns(
+    policy: Policy,
+    member: Member,
+    grid: SeededGrid,
+    seeds: list[int],
+    deterministic: bool,
+    max_steps: int,
+    disturb: Disturb | None = None,
+    weight: float = 1.0,
+) -> tuple[Float64[Tensor, "pop env"], dict[int, str]]:
+    """Plays one episode in every environment of the grid.
+
+    Every environment contributes its first episode and no other, so that short episodes are not counted more often.
 
     Args:
         policy: the network.
@@ -43,6 +64,9 @@ def evaluate(
         max_steps: steps after which an unfinished episode counts as it stands.
         disturb: stands between the environments and the agents, if given.
         weight: w; an episode counts with (1 − w) · its return + w · its return when it is played with `disturb`.
+
+    Returns:
+        The return of every episode, NaN for all of a member whose environment has failed, and what it said.
     """
     ways = [(None, 1.0)] if disturb is None else [(None, 1 - weight), (disturb, weight)]
     returns, faults = torch.zeros((), dtype=torch.float64), dict[int, str]()
@@ -50,11 +74,7 @@ def evaluate(
         if share:
             played, failed = _play(policy, member, grid, seeds, deterministic, max_steps, way)
             returns, faults = returns + share * played, faults | failed
-    pop, envs = returns.shape
-    stderr = returns.std(dim=1) / envs**0.5 if envs > 1 else torch.zeros(pop)
-    return Scores(
-        mean=returns.mean(dim=1).float(), stderr=stderr.float(), episodes=torch.full((pop,), envs), faults=faults
-    )
+    return returns, faults
 
 
 @torch.no_grad()

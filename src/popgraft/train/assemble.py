@@ -11,6 +11,8 @@ from popgraft.names import searched
 from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase
 from popgraft.train.announce import Announcer
+from popgraft.train.contest import Contest
+from popgraft.train.incumbent import Incumbent
 from popgraft.train.interrupt import beginning
 from popgraft.train.ledger import Ledger
 from popgraft.train.loop import Training
@@ -55,6 +57,7 @@ def assemble(
     run, board = Run.at(place, factory), TensorBoard(place.folder.tensorboard)
     announcer = Announcer(place, database, [board, *trackers, observer])
     points = Points(config, place.folder, state, strategy, database, board)
+    incumbent = Incumbent(config, state, executor, points, announcer, Contest(config, factory))
     ledger = Ledger(config, state, strategy, executor, database, points, announcer)
     pace: type[Pace] = OwnPace if config.execute.mode == "async" else InStep
     recovery: type[Recovery] = Alone if config.execute.mode == "async" else Together
@@ -65,6 +68,7 @@ def assemble(
         state,
         pace(config, strategy, state, database, announcer),
         ledger,
+        incumbent,
         points,
         recovery(executor, state, points, announcer),
         announcer,

@@ -1,4 +1,4 @@
-"""The record of a run: scores, decisions, what grafts do, and the best there ever was."""
+"""The record of a run: scores, decisions, and what grafts do."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ class Ledger:
         strategy: whose statistics are noted.
         executor: has the members.
         database: where all is recorded.
-        points: where the best member is saved.
+        points: what is being saved in the background.
         announcer: says what happens.
     """
 
@@ -55,14 +55,8 @@ class Ledger:
         self._began = time.monotonic()
         self._since = torch.full((self._state.pop,), self._began, dtype=torch.float64)
 
-    @property
-    def has_reached_score(self) -> bool:
-        """Whether the best member is as good as `stop_at_score`."""
-        threshold = self._config.stop_at_score
-        return threshold is not None and self._at_least(self._state.best, threshold)
-
     def score(self, part: Part) -> None:
-        """Takes in what a part has done: faults, scores, the best member, and what the grafts before have led to."""
+        """Takes in what a part has done: faults, scores, and what the grafts before have led to."""
         state, number = self._state, int(self._state.rounds[part.members].max())
         state.seconds[part.members] = time.monotonic() - self._since[part.members]
         for faults in (part.advance.faults, part.scores.faults if part.scores else {}):
@@ -71,7 +65,6 @@ class Ledger:
         scores = self._scores(part)
         self._points.wait()  # so that what is recorded is never further ahead of the newest snapshot
         state.take_in(part, scores)
-        self._keep_best(part)
         news = state.follower.follow(part.members, part.advance.metrics, part.advance.value_loss_ratios)
         for (generation, member), aftermath in news.items():
             self._database.record_aftermath(generation, member, aftermath)
@@ -160,29 +153,6 @@ class Ledger:
             episodes=known.episodes.index_put((members,), own.episodes),
         )
 
-    def _keep_best(self, part: Part) -> None:
-        """Saves the best member of those that have trained, if nobody was better before."""
-        state, sign = self._state, 1 if self._config.pbt.metric_mode == "max" else -1
-        scores, numbers = state.known, self._numbers(part)
-        mean = scores.mean[part.members]
-        ranked = (sign * mean).masked_fill(~mean.isfinite(), float("-inf"))
-        best = int(ranked.argmax())
-        member, score = int(part.members[best]), float(mean[best])
-        beaten = state.record is not None and not self._at_least(score, state.best)
-        if beaten or not torch.isfinite(ranked[best]):
-            return
-        found = {
-            "generation": int(numbers[member]),
-            "member": member,
-            "score": score,
-            "stderr": float(scores.stderr[member]),
-            "episodes": int(scores.episodes[member]),
-            "steps": state.steps,
-        }
-        rows = self._executor.export(torch.tensor([member]))
-        self._points.save_best(rows, found)
-        state.set_record(rows, found)
-
     def _statistics(self, part: Part, before: dict[str, Tensor], decision: Decision) -> dict[str, float]:
         state = self._state
         moved = torch.zeros(state.pop, dtype=torch.bool)
@@ -207,6 +177,3 @@ class Ledger:
             known = {value: self._config.exact(name, value) for value in set(column.tolist())}
             told[name] = torch.tensor([known[value] for value in column.tolist()], dtype=torch.float64)
         return told
-
-    def _at_least(self, score: float, threshold: float) -> bool:
-        return score >= threshold if self._config.pbt.metric_mode == "max" else score <= threshold

@@ -12,6 +12,7 @@ from popgraft.execute import Executor, Loss, Part
 from popgraft.state import Member
 from popgraft.train.announce import Announcer
 from popgraft.train.final import evaluate_best
+from popgraft.train.incumbent import Incumbent
 from popgraft.train.ledger import Ledger
 from popgraft.train.observer import Plan, readable
 from popgraft.train.out_of_memory import in_words
@@ -32,7 +33,8 @@ class Training:
         run: its folder.
         state: what is known between two generations.
         pace: asks the strategy for a decision.
-        ledger: keeps scores and the record.
+        ledger: keeps scores and decisions.
+        incumbent: keeps the best agent.
         points: saves.
         recovery: goes on after a loss.
         announcer: says what happens.
@@ -45,6 +47,7 @@ class Training:
     state: RunState
     pace: Pace
     ledger: Ledger
+    incumbent: Incumbent
     points: Points
     recovery: Recovery
     announcer: Announcer
@@ -92,6 +95,8 @@ class Training:
             text = "interrupted by the user; the population is kept as it is"
             self.announcer.event("stopped", text, state.generation)
         elif state.record is not None:
+            self.incumbent.run_off()
+            self.points.wait()
             evaluate_best(self.config, self.run, self.announcer)
 
     def _generation(self, part: Part) -> None:
@@ -100,11 +105,12 @@ class Training:
         before, rounds = state.generation, state.rounds.clone()
         rounds[part.members] += 1
         ledger.score(part)
+        self.incumbent.meet(part)
         decision = ledger.decide(part, self.pace)
         executor.inherit(part.members.tolist(), decision, rounds, ledger.needed_record(decision))
         told = ledger.close(part, decision)
         self.announcer.tell("on_generation", told)
-        if ledger.has_reached_score:
+        if self.incumbent.has_reached_score:
             best, threshold = readable(state.best), self.config.stop_at_score
             self.announcer.event(
                 "reached", f"the best score {best} has reached stop_at_score={threshold:g}", told.number
@@ -148,7 +154,7 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left but the last evaluation."""
-        return self.ledger.has_reached_score or self.has_taken_its_steps
+        return self.incumbent.has_reached_score or self.has_taken_its_steps
 
     @property
     def has_taken_its_steps(self) -> bool:

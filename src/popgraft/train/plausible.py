@@ -25,6 +25,8 @@ class Found(_Part):
     stderr: float
     episodes: Count
     steps: Count
+    claimed_score: float = math.nan
+    claimed_stderr: float = math.nan
     final_score: float = math.nan
     final_stderr: float = math.nan
     final_episodes: Count = 0
