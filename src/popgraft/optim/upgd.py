@@ -224,8 +224,9 @@ def track_(
 
 
 def _contiguous(params: Tensor, grad: Tensor, averages: dict[str, Tensor], *others: object) -> bool:
-    """Whether the compiled passes can work on these."""
-    return all(x.is_contiguous() for x in (params, grad, *averages.values()))
+    """Whether the compiled passes can work on these, of which the noise comes fourth."""
+    noise = [x for x in others[:1] if isinstance(x, Tensor)]
+    return all(x.is_contiguous() for x in (params, grad, *averages.values(), *noise))
 
 
 @track_.compiled(_contiguous)
@@ -313,13 +314,7 @@ def move_(
     return gate.mean(1)
 
 
-def _contiguous_with_noise(
-    params: Tensor, grad: Tensor, averages: dict[str, Tensor], noise: Tensor, *others: object
-) -> bool:
-    return _contiguous(params, grad, averages) and noise.is_contiguous()
-
-
-@move_.compiled(_contiguous_with_noise)
+@move_.compiled(_contiguous)
 def _move_in_one_pass(
     params: Tensor,
     grad: Tensor,
