@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from popgraft import DistributionalPPO, HyperparamConfig, tree
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import PBTAdversarialConfig, PBTConfig, PBTTrainingCoordinator, SAPPOConfig
-from popgraft.foreign.resume import snapshot
+from popgraft.foreign.member import PopulationMember
+from popgraft.foreign.resume import restoring, snapshot
 
 pytestmark = pytest.mark.usefixtures("global_generators_come_back")
 
@@ -266,10 +267,65 @@ def test_a_refused_load_leaves_the_running_coordinator_as_it_was(saved, tmp_path
     assert {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()} == files
 
 
-def test_a_replay_buffer_is_not_kept_and_that_is_said(caplog):
-    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [4]}, device="cpu")
-    snapshot(model)
-    assert "the replay buffer of SAC is not kept" in caplog.text
+class Scheduled(SAC):
+    """SAC with a scheduler of torch's over its critic's rate."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.critic.optimizer, step_size=3, gamma=0.5)
+
+
+def learned(model, seed):
+    """Sixty steps and as many updates, from global generators that are seeded, in episodes that begin."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    model.env.seed(seed)
+    model.action_space.seed(seed)
+    model._last_obs = None
+    model.learn(60, reset_num_timesteps=False)
+    model.scheduler.step()
+    return model
+
+
+@pytest.mark.parametrize("size", [500, 100], ids=["filling", "full"])
+def test_off_policy_models_go_on_exactly(size, tmp_path):
+    def build(member):
+        settings = {"buffer_size": size, "learning_starts": 20, "batch_size": 8, "policy_kwargs": {"net_arch": [8]}}
+        return Scheduled("MlpPolicy", "Pendulum-v1", seed=member.member_id, device="cpu", **settings)
+
+    def coordinator():
+        pbt = PBTConfig(population_size=2, checkpoint_dir=str(tmp_path / "files"), explore_method="none")
+        return PBTTrainingCoordinator(PBTAdversarialConfig(pbt=pbt), 0)
+
+    first = coordinator()
+    models = [learned(learned(build(member), 1), 2) for member in first.initialize_population()]
+    first.save(tmp_path / "save", models)
+    found = [learned(model, 3) for model in coordinator().load(tmp_path / "save", build)]
+    for model, again in zip([learned(model, 3) for model in models], found, strict=True):
+        assert (again.num_timesteps, again._n_updates) == (model.num_timesteps, model._n_updates) == (180, 160)
+        assert again.scheduler.state_dict() == model.scheduler.state_dict()
+        assert again.scheduler.last_epoch == 3
+        for name, leaf in model.policy.state_dict().items():
+            assert torch.equal(again.policy.state_dict()[name], leaf), name
+        assert torch.equal(again.log_ent_coef, model.log_ent_coef)
+        assert (again.replay_buffer.pos, again.replay_buffer.full) == (
+            model.replay_buffer.pos,
+            model.replay_buffer.full,
+        )
+        filled = size if model.replay_buffer.full else model.replay_buffer.pos
+        np.testing.assert_array_equal(again.replay_buffer.rewards[:filled], model.replay_buffer.rewards[:filled])
+
+
+def test_a_buffer_of_another_size_and_one_of_objects_are_refused():
+    models = [
+        SAC("MlpPolicy", "Pendulum-v1", buffer_size=size, policy_kwargs={"net_arch": [4]}, device="cpu")
+        for size in (10, 11)
+    ]
+    with pytest.raises(ConfigError, match=r"a replay buffer of 10 steps was saved, which does not fit this .* of 11"):
+        restoring(models[1], snapshot(models[0]), PopulationMember(0, {}), None)
+    models[0].replay_buffer.infos = np.array([{}], dtype=object)
+    with pytest.raises(ConfigError, match=r"ReplayBuffer.infos is a ndarray, which cannot be kept without code"):
+        snapshot(models[0])
 
 
 def test_a_state_whose_files_have_gone_on_is_refused(saved, tmp_path):

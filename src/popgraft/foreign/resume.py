@@ -11,7 +11,6 @@ episodes.
 import hashlib
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -30,11 +29,10 @@ from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign import normalization
 from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.checkpoint import plain
+from popgraft.foreign.course import attributes_of, course_of, going_on
 from popgraft.foreign.member import PopulationMember
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.state import Seat
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "popgraft_foreign_run"
 HEAD, FILES = "run.json", "files"
@@ -57,13 +55,9 @@ def snapshot(model: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a part that cannot be kept.
     """
-    if getattr(model, "replay_buffer", None) is not None:
-        logger.warning(
-            "the replay buffer of %s is not kept, so that it will not go on exactly; keep it with its "
-            "save_replay_buffer and load_replay_buffer", type(model).__name__,
-        )  # fmt: skip
     state = {
         "parameters": collect(model),
+        "course": course_of(model),
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
         "episodes": {name: (list(recent), recent.maxlen) for name, recent in _recent(model)},
         "generators": {name: generator.get_state() for name, generator in _generators(model)},
@@ -102,6 +96,7 @@ def restoring(model: Any, state: Mapping[str, Any], member: PopulationMember, ad
             f"{type(model).__name__} has; build it as it was built then"
         )
     steps = plan(model, state["parameters"], member, None, Rules("copy", any_weights=True), adversary)
+    further = going_on(model, state["course"])
     changes: list[tuple[object, str, object]] = [(model, name, value) for name, value in state["counters"].items()]
     changes += [(model, name, deque(*recent)) for name, recent in state["episodes"].items()]
     changes += [(each, "returns", part) for each, part in zip(layers, returns, strict=True)]
@@ -110,7 +105,7 @@ def restoring(model: Any, state: Mapping[str, Any], member: PopulationMember, ad
         changes.append((model, "seat", tree.restore(seat, held)))
     if hasattr(model, "_last_obs"):
         changes.append((model, "_last_obs", None))
-    return [*steps, attributes(changes), _generators_as(generators, state["generators"])]
+    return [*steps, attributes(changes), *further, _generators_as(generators, state["generators"])]
 
 
 def write(folder: Path, state: Mapping[str, Any], models: Mapping[int, Any]) -> None:
@@ -207,11 +202,7 @@ def _recent(model: Any) -> Iterator[tuple[str, deque[Any]]]:
 
 def _generators(model: Any) -> Iterator[tuple[str, torch.Generator]]:
     """Generators that a model or its policy has as attributes."""
-    for owner, prefix in ((model, ""), (getattr(model, "policy", None), "policy.")):
-        for name, value in getattr(owner, "__dict__", {}).items():
-            for place, part in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(part, torch.Generator):
-                    yield f"{prefix}{name}.{place}", part
+    return attributes_of(model, torch.Generator)
 
 
 def _generators_as(own: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> Change:
