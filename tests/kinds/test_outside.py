@@ -251,6 +251,9 @@ def test_population_laws_of_a_memory():
         ({"recurrent": "lstm"}, "recurrent_kwargs are for an own recurrent, and recurrent is 'lstm'"),
         ({"recurrent_kwargs": {"leek": 1}}, r"Leaky cannot be made with {'leek': 1}.*model.network.recurrent_kwargs"),
         ({"use_sde": True}, "use_sde chooses an action head"),
+        ({"recurrent": "their_kinds:Mixing"}, "other outputs beside another one than alone"),
+        ({"recurrent": "their_kinds:Short"}, "their_kinds:Short' (gives outputs of shape|fails on 2 members)"),
+        ({"critic": "their_kinds:Summed"}, r"critic='their_kinds:Summed' gives loss of shape \(\)"),
     ],
 )
 def test_what_cannot_serve_is_refused_before_anything_is_made(changes, sentence, make, tmp_path):

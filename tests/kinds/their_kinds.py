@@ -100,5 +100,27 @@ class Unready(Critic):
         return predictions.mean(-1)
 
 
+class Mixing(Leaky):
+    """One whose members hear each other."""
+
+    def unroll(self, params, x, state, start):
+        return super().unroll(params, x + x.mean(0), state, start)
+
+
+class Short(Leaky):
+    """One that forgets what it has told before the last step."""
+
+    def unroll(self, params, x, state, start):
+        y, state = super().unroll(params, x, state, start)
+        return y[:, -1:], state
+
+
+class Summed(Gaussian):
+    """One that knows a single loss."""
+
+    def loss(self, predictions, target):
+        return super().loss(predictions, target).sum()
+
+
 def a_function(network):
     return network

@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from popgraft.config import NetworkConfig
-from popgraft.config.network import CRITICS, MEMORIES
+from popgraft.config.network import ACTION_HEADS, CRITICS, ENCODERS, MEMORIES
+from popgraft.nn import trial
 from popgraft.nn.blocks import Block, Layout, Params, initialise
 from popgraft.nn.compiled import rounding_pays
 from popgraft.nn.critics import CriticEnsemble
 from popgraft.nn.dense import MLP
 from popgraft.nn.encoders import make_encoder
+from popgraft.nn.encoders.own import ModuleEncoder
 from popgraft.nn.heads import make_head
 from popgraft.nn.precision import rounded_to
 from popgraft.nn.recurrent import Memory
@@ -72,6 +74,7 @@ class Policy:
         self.head = make_head(self.actor_mlp.n_out, spaces.action, config)
         critic = CRITICS.make(config.critic, config, **config.critic_kwargs)
         self.critic = CriticEnsemble(self.critic_mlp.n_out, critic, config.twin_critics, config.twin_reduce)
+        self._try_kinds(spaces, config, extractor is None)
         self._blocks: dict[str, Block] = {
             "encoder": self.encoder,
             "actor_mlp": self.actor_mlp,
@@ -88,6 +91,17 @@ class Policy:
         self.layout = Layout(self.init(torch.Generator()))
         self.actor_state_size = self.actor_memory.state_size if self.actor_memory else 0
         self.state_size = self.actor_state_size + (self.critic_memory.state_size if self.critic_memory else 0)
+
+    def _try_kinds(self, spaces: Spaces, config: NetworkConfig, own_encoder: bool) -> None:
+        """Refuses kinds from outside that cannot work."""
+        if own_encoder and config.encoder not in ENCODERS.table and not isinstance(self.encoder, ModuleEncoder):
+            trial.try_encoder(ENCODERS, config.encoder, self.encoder, self.specs)
+        if self.actor_memory and config.recurrent not in MEMORIES.table:
+            trial.try_memory(MEMORIES, config.recurrent, self.actor_memory)
+        if config.action_head not in ACTION_HEADS.table:
+            trial.try_head(ACTION_HEADS, config.action_head, self.head, self.actor_mlp.n_out, spaces.action)
+        if config.critic not in CRITICS.table:
+            trial.try_critic(CRITICS, config.critic, self.critic.kind)
 
     @property
     def hidden_parts(self) -> dict[str, slice]:
