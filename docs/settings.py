@@ -17,7 +17,7 @@ from popgraft.config import Config
 from popgraft.config.environments import WrapperConfig
 from popgraft.config.fields import reference
 from popgraft.config.kinds import Kinds
-from popgraft.config.model import HYPERPARAMS, ModelConfig, path_of
+from popgraft.config.model import ALIASES, HYPERPARAMS, ModelConfig, path_of
 from popgraft.config.network import NetworkConfig
 from popgraft.config.population import ScheduledConfig
 from popgraft.sb3.arguments import ENGINE, Settings
@@ -67,7 +67,7 @@ DERIVED = {
 
 def document() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, contents(), *sections(Config, ""), *map(entries, ENTRIES), tunable(), arguments()]
+    parts = [INTRODUCTION, contents(), *sections(), *map(entries, ENTRIES), tunable(), arguments()]
     return "\n".join(parts)
 
 
@@ -87,15 +87,15 @@ def rooms(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseMo
             yield from rooms(child, f"{prefix}{name}.")
 
 
-def sections(kind: type[BaseModel], prefix: str) -> Iterator[str]:
+def sections() -> Iterator[str]:
     """The tables of all settings."""
-    for path, section in [("", kind), *rooms(kind, prefix)]:
+    for path, section in [("", Config), *rooms(Config, "")]:
         rows = [
             row(".".join(filter(None, (path, name))), what(path, name, field), default(field), field.description)
             for name, field in section.model_fields.items()
             if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
         ]
-        inner = [link(child) for child, _ in rooms(section, f"{path}." if path else "") if path]
+        inner = [link(child) for child, _ in rooms(section, f"{path}.")] if path else []
         more = f"\nMore in {', '.join(inner)}.\n" if inner else ""
         yield f"## {path or 'The run'}\n\n{told(section)}{table(rows)}{more}"
 
@@ -119,7 +119,8 @@ def tunable() -> str:
         for name, (low, high) in HYPERPARAMS.items()
     ]
     head = "| `name` | setting | range |\n|---|---|---|\n"
-    return f"## Tunable numbers\n\nNames for {link('Entries of pbt.hyperparams')}.\n\n{head}{''.join(rows)}"
+    others = "".join(f" `{alias}` is `{name}`." for alias, name in ALIASES.items())
+    return f"## Tunable numbers\n\nNames for {link('Entries of pbt.hyperparams')}.{others}\n\n{head}{''.join(rows)}"
 
 
 def arguments() -> str:
