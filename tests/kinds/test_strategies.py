@@ -128,6 +128,15 @@ def test_another_strategy_begins_without_the_state_of_the_one_before(make):
     assert again.generations == 3
 
 
+def test_a_strategy_that_does_not_take_back_its_state_is_told(make, theirs, monkeypatch):
+    run = train(make("run", generations=1, **CROSSED))
+    monkeypatch.setattr(theirs.Crossed, "load_state_dict", lambda self, state: state["steps"])
+    with pytest.raises(
+        ConfigError, match=r"'their_strategies:Crossed' does not take back .*correct its load_state_dict"
+    ):
+        resume(run.path, TWO)
+
+
 def test_a_run_of_an_earlier_version_is_read_and_goes_on(make):
     """It has no table of adoptions, and its snapshots call the strategy's state by another name."""
     run = train(make("run", generations=1))

@@ -95,23 +95,23 @@ class Strategy(abc.ABC):
         return {"of": self.config.strategy, "state": state}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from what `saved` returned; where another strategy did, or an earlier version, as far as it can.
+        """Goes on from what `saved` returned; begins anew where another strategy did.
 
         Raises:
             ConfigError: an own strategy does not take back its state.
         """
-        if "of" not in saved:
-            self.load_state_dict(saved)
-        elif saved["of"] == self.config.strategy:
-            try:
-                self.load_state_dict(saved["state"])
-            except Exception as error:
-                if saved["of"] in STRATEGY.table:
-                    raise
-                raise ConfigError(
-                    f"strategy={saved['of']!r} does not take back what its state_dict has returned ({told(error)}); "
-                    "correct its load_state_dict"
-                ) from error
+        name, first = self.config.strategy, next(iter(STRATEGY.table))
+        if saved.get("of", first) != name:
+            return
+        try:
+            self.load_state_dict(saved["state"] if "of" in saved else saved)  # earlier versions saved the first's alone
+        except Exception as error:
+            if name in STRATEGY.table:
+                raise
+            raise ConfigError(
+                f"strategy={name!r} does not take back what its state_dict has returned ({told(error)}); "
+                "correct its load_state_dict"
+            ) from error
 
 
 def _foreign_to_json(value: Any) -> Iterator[Any]:

@@ -80,9 +80,7 @@ class RunDatabase:
         try:
             with in_words(path), contextlib.closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(SCHEMA)
-                for text in LATER.values():
-                    connection.execute(text)
+                connection.executescript(";".join((SCHEMA, *LATER.values())))
         except StoreError as error:
             raise StoreError(f"cannot make the database {path}: {error}") from None
 
@@ -157,8 +155,8 @@ class RunDatabase:
         for i, reason in decision.reasons.items():
             parent, when, score = donors[int(decision.parents[i])]
             grafts.append((numbers[i], i, parent, when, reason, mean[i], score, before[i], after[i], strategies[i]))
-        pairs = zip(decision.hyperparameter_donors.tolist(), decision.parents.tolist(), strict=True)
-        adoptions = [(numbers[i], i, *donors[whose][:2]) for i, (whose, parent) in enumerate(pairs) if whose != parent]
+        other = (decision.hyperparameter_donors != decision.parents).nonzero().flatten().tolist()
+        adoptions = [(numbers[i], i, *donors[int(decision.hyperparameter_donors[i])][:2]) for i in other]
         with self._writing() as connection:
             try:
                 connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", own)
@@ -280,10 +278,8 @@ class RunDatabase:
 
     def lineage(self) -> list[GraftRecord]:
         """Every graft, by generation and recipient."""
-        return [
-            GraftRecord(*(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:])))
-            for values in self._rows("grafts", "generation, member")
-        ]
+        rows = self._rows("grafts", "generation, member")
+        return [GraftRecord(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:])) for values in rows]
 
     def adoptions(self) -> list[AdoptionRecord]:
         """Everybody who took other hyperparameters than those of whose weights it has, by generation and member."""
