@@ -279,7 +279,7 @@ class RunDatabase:
     def lineage(self) -> list[GraftRecord]:
         """Every graft, by generation and recipient."""
         rows = self._rows("grafts", "generation, member")
-        return [GraftRecord(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:])) for values in rows]
+        return [GraftRecord(*(*values[:-AFTERMATH], Aftermath(*values[-AFTERMATH:]))) for values in rows]
 
     def adoptions(self) -> list[AdoptionRecord]:
         """Everybody who took other hyperparameters than those of whose weights it has, by generation and member."""
