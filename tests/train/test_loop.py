@@ -444,3 +444,14 @@ def test_values_are_reported_as_the_configuration_says_them(tiny, tmp_path):
     assert {values["learning_rate"] for values in known} == {run.config.model.learning_rate}
     assert all(each["clip_range"] <= set(choices) and each["gamma"] == {0.99} for each in told)
     load_config(run.config, {"model.clip_range": known[0]["clip_range"]})
+
+
+def test_members_whose_scores_tie_are_told_apart_by_their_returns_in_training(tiny):
+    """The first step of an episode has no reward, so that evaluation says 0 of everybody."""
+    run = train(tiny(evaluation__max_steps=1, total_timesteps=640))
+    assert {each.score for each in run.scores} == {0.0}
+    assert run.lineage
+    ties = [event for event in run.events if event.kind == "tie"]
+    assert [(tie.generation, tie.text) for tie in ties] == [
+        (0, "all 2 members score 0.000; returns in training tell them apart")
+    ]

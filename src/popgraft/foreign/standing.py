@@ -39,6 +39,7 @@ def standing_of(
         ages=steps,
         steps=steps,
         spent=steps - before,
+        training=torch.full((len(population),), math.nan),
         seconds=torch.full((len(population),), math.nan),
         best=None if best is None else Best(scores_of([best]), best.hyperparams, best.step),
         compared=torch.tensor([i for i, report in enumerate(reports) if report.performance is not None]).long(),

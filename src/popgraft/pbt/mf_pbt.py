@@ -17,7 +17,7 @@ from popgraft.config.population import EXPLORE, EvolutionConfig
 from popgraft.errors import ConfigError
 from popgraft.pbt.choice import Choice
 from popgraft.pbt.explore import Explore
-from popgraft.pbt.ranking import is_better, rank, rescue
+from popgraft.pbt.ranking import rescue
 from popgraft.pbt.settings import READINESS, WHO_COPIES, refuse_unread, settings_of
 from popgraft.pbt.standing import Hyperparams, Standing
 from popgraft.pbt.strategy import Strategy
@@ -78,7 +78,7 @@ class MFPBT(Strategy):
             PopulationLost: no member that is compared has a finite score.
         """
         compared, deciding = set(standing.compared.tolist()), set(standing.deciding.tolist())
-        order = [member for member in rank(standing.scores.mean, standing.mode).tolist() if member in compared]
+        order = [member for member in standing.order.tolist() if member in compared]
         rounds = _rounds(standing)
         parents, adopted = torch.arange(standing.pop), torch.arange(standing.pop)
         reasons: dict[int, str] = {}
@@ -107,18 +107,14 @@ class MFPBT(Strategy):
             return []
         share, found = max(1, len(own) // 4), []
         for winner, loser in zip(own[:share], own[-share:], strict=True):
-            if self._better(standing, winner, loser):
+            if standing.is_better(winner, loser):
                 found.append((loser, winner, winner, "exploit"))
         for member in own[max(share, len(own) - 2 * share) : len(own) - share]:
-            if others and self._better(standing, others[0], member):
+            if others and standing.is_better(others[0], member):
                 migrant = others.pop(0)
                 slower = self._part_of(migrant) > part
                 found.append((member, migrant, migrant if slower else own[0], "migration"))
         return found
-
-    def _better(self, standing: Standing, one: int, other: int) -> bool:
-        scores = standing.scores.mean
-        return is_better(float(scores[one]), float(scores[other]), standing.mode)
 
     def _rescue(
         self, standing: Standing, parents: Int[Tensor, "pop"], adopted: Int[Tensor, "pop"], reasons: dict[int, str]

@@ -11,10 +11,21 @@ from popgraft.config.population import Mode
 from popgraft.errors import PopulationLost
 
 
-def rank(scores: Float[Tensor, "pop"], mode: Mode) -> Int[Tensor, "pop"]:
-    """Member indices, best first; equal scores by index, unhealthy members last in either mode."""
-    cost = scores if mode == "min" else -scores
-    return torch.argsort(torch.where(scores.isfinite(), cost, math.inf), stable=True)
+def rank(
+    scores: Float[Tensor, "pop"], mode: Mode, between_equals: Float[Tensor, "pop"] | None = None
+) -> Int[Tensor, "pop"]:
+    """Member indices, best first; unhealthy members last in either mode.
+
+    Args:
+        scores: fitness of every member.
+        mode: whether high or low numbers are good.
+        between_equals: what decides between equal scores; where it does not, the lower index goes first.
+    """
+    order = torch.arange(len(scores))
+    for numbers in (scores,) if between_equals is None else (between_equals, scores):
+        cost = numbers if mode == "min" else -numbers
+        order = order[torch.argsort(torch.where(numbers.isfinite(), cost, math.inf)[order], stable=True)]
+    return order
 
 
 def elite_size(pop: int, ratio: float) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from popgraft.config.population import EvolutionConfig, Mode
 from popgraft.hyperparams import Value
+from popgraft.pbt.ranking import is_better, rank
 from popgraft.rng import numpy_generator
 from popgraft.state import Record, Scores
 
@@ -75,6 +76,7 @@ class Standing:
         ages: updates behind every member's state, wherever they were made.
         steps: environment steps taken at every place.
         spent: those of them that the place's latest generation took.
+        training: mean return of the episodes that ended in training during that generation; NaN where it is not known.
         seconds: how long that generation took by the clock, which no two runs agree on; NaN where it is not known.
         best: the best state there ever was; None before the first.
         compared: members whose scores can be compared, in ascending order.
@@ -93,6 +95,7 @@ class Standing:
     ages: Int[Tensor, "pop"]
     steps: Int[Tensor, "pop"]
     spent: Int[Tensor, "pop"]
+    training: Float[Tensor, "pop"]
     seconds: Float[Tensor, "pop"]
     best: Best | None
     compared: Int[Tensor, "compared"]
@@ -114,6 +117,20 @@ class Standing:
         """All earlier generations of all members, by generation and member."""
         return self.recall()
 
+    @property
+    def order(self) -> Int[Tensor, "pop"]:
+        """Everybody, the best first: by score, and by return in training where scores are equal."""
+        return rank(self.scores.mean, self.mode, self.training)
+
+    def is_better(self, one: int, other: int) -> bool:
+        """Whether a member is healthy, and the other one is not or strictly worse: by score, and by return in training
+        where scores are equal.
+        """
+        score, others = (float(self.scores.mean[member]) for member in (one, other))
+        if score == others and self.training[[one, other]].isfinite().all():
+            score, others = (float(self.training[member]) for member in (one, other))
+        return is_better(score, others, self.mode)
+
     def rng(self, purpose: str, *names: str | int) -> np.random.Generator:
         """A stream of random numbers of this decision's own: the same for the same names, and no other's."""
         return numpy_generator(self.seed, purpose, self.number, *names)
@@ -130,7 +147,7 @@ class Standing:
         known = self.scores
         scores = Scores(known.mean[members], known.stderr[members], known.episodes[members])
         everybody = torch.arange(len(members))
-        columns = {name: getattr(self, name)[members] for name in ("ages", "steps", "spent", "seconds")}
+        columns = {name: getattr(self, name)[members] for name in ("ages", "steps", "spent", "training", "seconds")}
         rows = [self.hyperparams[member] for member in members.tolist()]
         parts = {"scores": scores, "hyperparams": rows, "compared": everybody, "deciding": everybody, **columns}
         return dataclasses.replace(self, **parts)
@@ -166,6 +183,7 @@ def everybody(
         "ages": nothing,
         "steps": nothing,
         "spent": nothing,
+        "training": torch.full((pop,), math.nan),
         "seconds": torch.full((pop,), math.nan),
         "compared": everyone,
         "deciding": everyone,

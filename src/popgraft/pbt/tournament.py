@@ -9,7 +9,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from popgraft.pbt.exploit import Exploit
-from popgraft.pbt.ranking import is_better
 from popgraft.pbt.standing import Standing
 from popgraft.pbt.welch import p_value
 
@@ -38,8 +37,7 @@ class BinaryTournament(Tournament):
 
     def wins(self, standing: Standing, opponent: int, member: int) -> bool:
         """Whether the opponent is strictly better."""
-        scores = standing.scores.mean
-        return is_better(float(scores[opponent]), float(scores[member]), standing.mode)
+        return standing.is_better(opponent, member)
 
 
 class TTest(BinaryTournament):

@@ -18,7 +18,7 @@ from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase
 from popgraft.train.aftermath import distances
 from popgraft.train.announce import Announcer
-from popgraft.train.observer import Generation
+from popgraft.train.observer import Generation, readable
 from popgraft.train.pace import Pace
 from popgraft.train.points import Points
 from popgraft.train.run_state import RunState
@@ -85,6 +85,7 @@ class Ledger:
                 text = f"no episode has ended yet for member {names}; nobody is replaced"
                 self._announcer.event("waiting", text, int(numbers[waiting[0]]))
             else:
+                self._note_tie(members, numbers)
                 decision = pace.decide(members)
         except PopulationLost as error:
             for member, fault in (advance.faults | (part.scores.faults if part.scores else {})).items():
@@ -134,6 +135,21 @@ class Ledger:
         """The best state there ever was, if somebody takes its weights."""
         return self._state.record if (decision.parents == len(decision.parents)).any() else None
 
+    def _note_tie(self, members: Int[Tensor, "part"], numbers: Int[Tensor, "pop"]) -> None:
+        """Says that scores do not tell members apart, in the first of such generations in a row."""
+        scores, first = self._state.known.mean[members], int(members[0])
+        if not self._config.pbt.copies or not _all_the_same(scores.tolist()):
+            return
+        part, before = members.tolist(), int(numbers[first]) - 1
+        earlier = [
+            each.score
+            for each in self._database.scores()
+            if (each.generation, each.member) in {(before, member) for member in part}
+        ]
+        if not _all_the_same(earlier):
+            text = f"all {len(part)} members score {readable(float(scores[0]))}; returns in training tell them apart"
+            self._announcer.event("tie", text, before + 1)
+
     def _numbers(self, part: Part) -> Int[Tensor, "pop"]:
         """Of everybody's latest generation, that of the part being its present one."""
         numbers = self._state.rounds - 1
@@ -177,3 +193,8 @@ class Ledger:
             known = {value: self._config.exact(name, value) for value in set(column.tolist())}
             told[name] = torch.tensor([known[value] for value in column.tolist()], dtype=torch.float64)
         return told
+
+
+def _all_the_same(scores: list[float]) -> bool:
+    """Whether several members have one and the same score, which is finite."""
+    return len(scores) > 1 and math.isfinite(scores[0]) and len(set(scores)) == 1

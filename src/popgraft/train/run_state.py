@@ -30,6 +30,8 @@ class RunState:
         steps: environment steps of the whole population.
         exploits: members that have been overwritten.
         explorations: members whose hyperparameters have been moved.
+        training: mean return of the episodes that ended at every place, or its donor's, in its latest generation; NaN
+            where none has, and before the first of this process.
         seconds: how long every place's latest generation took by the clock; NaN before the first of this process.
         known: the latest score of every member, or of the member that it has become; NaN before the first.
         record: the best state there ever was.
@@ -45,6 +47,7 @@ class RunState:
     place_steps: Int[Tensor, "pop"] = dataclasses.field(init=False)
     age: Int[Tensor, "pop"] = dataclasses.field(init=False)
     heirs: Int[Tensor, "pop"] = dataclasses.field(init=False)
+    training: Float[Tensor, "pop"] = dataclasses.field(init=False)
     seconds: Float[Tensor, "pop"] = dataclasses.field(init=False)
     known: Scores = dataclasses.field(init=False)
     record: Record | None = None
@@ -55,7 +58,7 @@ class RunState:
         for name in COUNTS:
             setattr(self, name, torch.zeros(self.pop, dtype=torch.long))
         unknown = torch.full((self.pop,), math.nan)
-        self.seconds = unknown.double()
+        self.training, self.seconds = unknown.clone(), unknown.double()
         self.known = Scores(unknown, unknown.clone(), torch.zeros(self.pop, dtype=torch.long))
 
     @property
@@ -83,6 +86,7 @@ class RunState:
         self.place_steps[part.members] += part.advance.steps // len(part.members)
         self.age[part.members] += part.advance.updates
         self.heirs[part.members] = 0
+        self.training[part.members] = part.advance.scores.mean.to(self.training.dtype)
         self.known = scores
 
     def inherit(self, decision: Decision) -> None:
@@ -93,6 +97,8 @@ class RunState:
             age = torch.cat([age, self.record.state.age])
         self.known = Scores(**{name: column[decision.parents] for name, column in known.items()})
         self.hyperparams, self.age = decision.hyperparams, age[decision.parents]
+        unknown = torch.full((1,), math.nan)  # of the best state there ever was
+        self.training = torch.cat([self.training, unknown])[decision.parents]
         self.heirs[decision.recipients] = 1
 
     def go_back(self, members: list[int], tensors: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
         ages=state.age.clone(),
         steps=state.place_steps.clone(),
         spent=torch.full_like(state.place_steps, config.steps_per_generation // state.pop),
+        training=state.training.clone(),
         seconds=state.seconds.clone(),
         recall=lambda: history(database),
         **known,
