@@ -63,8 +63,12 @@ def test_the_schedule_is_exported_as_a_configuration_that_trains(run: Run) -> No
     assert result.stdout == "wrote schedule.yaml; run: popgraft train schedule.yaml\n"
     assert not Path("run/replay").exists()
     config = load_config("schedule.yaml")
+    donors = {(graft.generation, graft.member): graft.parent for graft in run.lineage}
+    ancestor = run.summary["member"]
+    for generation in reversed(range(run.summary["generation"])):
+        ancestor = donors.get((generation, ancestor), ancestor)
     assert config.pbt.schedule[0].hyperparams["learning_rate"] == pytest.approx(
-        run.scores[run.summary["member"]].hyperparams["learning_rate"], rel=1e-6
+        run.scores[ancestor].hyperparams["learning_rate"], rel=1e-6
     )
     assert popgraft("train", "schedule.yaml", "--set", "total_timesteps=1").exit_code == 0
     Path("bad.yaml").write_text(Path("schedule.yaml").read_text().replace("steps: 0", "steps: 7"))

@@ -84,7 +84,7 @@ def test_so_does_a_report(trained: Path, visit: Visit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "place", "words"), [("scores", (192, 0), "best"), ("tree", (3, 2), "member 2 in generation 3")]
+    ("section", "place", "words"), [("scores", (192, -0.5), "best"), ("tree", (3, 2), "member 2 in generation 3")]
 )
 def test_hovering_shows_the_numbers(live: Page, section: str, place: tuple[int, int], words: str) -> None:
     box = centred(live.locator(f"#{section} .plot .nsewdrag").first)

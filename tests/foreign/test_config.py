@@ -34,6 +34,10 @@ def test_defaults_are_the_published_contract():
     config = PBTConfig()
     assert {name: getattr(config, name) for name in expected} == expected
     assert set(PBTConfig.model_fields) - set(expected) == {
+        "strategy",
+        "strategy_kwargs",
+        "exploit_method_kwargs",
+        "explore_method_kwargs",
         "explore_always",
         "optimizer_partial",
         "optimizer_adaptive_distance",

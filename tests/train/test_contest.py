@@ -140,7 +140,7 @@ def test_at_the_end_the_best_meets_the_last_population(luck: Tiny) -> None:
     changed = 0
     for seed in range(4):
         run = train(luck(2, pbt__fitness="training", seed=seed, run_dir=f"{luck(1)['run_dir']}{seed}"), factory=lucky)
-        texts = [event.text for event in run.events if event.kind == "final"]
+        texts = [event.text for event in run.events if event.kind in ("best", "final")]
         assert "best agent scores" in texts[-1]
         found = run.summary
         scores = {(each.generation, each.member): each.score for each in run.scores}

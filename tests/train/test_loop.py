@@ -1,7 +1,6 @@
 import os
 import re
 import signal
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,8 @@ def test_a_run_tells_its_observer_and_fills_its_folder(tiny: Tiny) -> None:
         assert 0 <= kept.population["optimizer_distance"] < 2
     assert snapshot.names(run.folder) == ["best", "generation_000003", "last"]
     assert tensors(run, "last")["age"].tolist() == [6, 6]
-    assert kinds(run) == ["final"]
+    assert set(kinds(run)) <= {"tie", "best", "final"}
+    assert kinds(run)[-1] == "final"
 
 
 def test_the_best_agent_was_scored_when_it_was_found(tiny: Tiny) -> None:
@@ -172,7 +172,9 @@ def test_with_a_weight_of_attacks_the_best_agent_is_scored_with_and_without(tiny
 def test_low_scores_are_good_where_the_configuration_says_so(tiny: Tiny) -> None:
     run = train(tiny(pbt__metric_mode="min"))
     assert run.lineage
-    assert run.summary["claimed_score"] < statistics.median(record.score for record in run.scores)
+    one = train(tiny(pbt__metric_mode="min", total_timesteps=64, run_dir=f"{run.path}_once"))
+    assert one.lineage  # the other one has become the best one's copy, and does not meet it at the end
+    assert one.summary["claimed_score"] == min(record.score for record in one.scores)
     assert all(graft.parent_score < graft.score_before for graft in run.lineage)
 
 

@@ -368,7 +368,8 @@ def test_an_interrupted_run_without_its_database_can_be_interrupted_again(broken
         resume(broken.path, observer=Interrupter(3))
     resume(broken.path)
     kept = [(event.kind, event.generation) for event in broken.events if event.kind not in LASTING]
-    assert kept == [(event.kind, event.generation) for event in straight.events if event.kind == "final"]
+    assert kept[-1:] == [(event.kind, event.generation) for event in straight.events if event.kind == "final"]
+    assert {kind for kind, _ in kept} <= {"tie", "best", "final"}
     assert contents(broken, "last") == contents(straight, "last")
 
 
@@ -403,7 +404,8 @@ def test_a_full_disk_ends_the_run_with_its_reason(make: Make, straight: Run, mon
         with pytest.raises(StoreError, match="no space left"):
             train(settings)
     run = Run(settings["run_dir"])
-    assert [event.text for event in run.events] == ["cannot write snapshot: no space left on device"]
+    texts = [event.text for event in run.events if event.kind != "tie"]
+    assert texts == ["cannot write snapshot: no space left on device"]
     check_same(resume(run.path), straight)
 
 

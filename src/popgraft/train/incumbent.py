@@ -104,7 +104,7 @@ class Incumbent:
             text = f"member {found['member']} of the last generation takes the place of the best agent, which scores"
             then = readable(played[0].mean, played[0].stderr)
             now = readable(worth.mean, worth.stderr)
-            self._announcer.event("final", f"{text} {then} where it scores {now}")
+            self._announcer.event("best", f"{text} {then} where it scores {now}")
         if found is not state.found:
             agent = tree.slice(rows, best, best + 1)
             self._points.save_best(agent, found)
