@@ -175,7 +175,7 @@ def test_low_scores_are_good_where_the_configuration_says_so(tiny: Tiny) -> None
     one = train(tiny(pbt__metric_mode="min", total_timesteps=64, run_dir=f"{run.path}_once"))
     assert one.lineage  # the other one has become the best one's copy, and does not meet it at the end
     assert one.summary["claimed_score"] == min(record.score for record in one.scores)
-    assert all(graft.parent_score < graft.score_before for graft in run.lineage)
+    assert all(graft.parent_score <= graft.score_before for graft in run.lineage)  # equal ones: by returns in training
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
