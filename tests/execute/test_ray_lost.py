@@ -51,7 +51,8 @@ class Losing(Watching):
         self.grafted |= generation.decision.reasons.keys()
         for row, member in enumerate(generation.members.tolist()):
             used = generation.metrics["learning_rate"][row, -1].item()
-            self.rates.append((used, generation.hyperparams["learning_rate"][member].item()))
+            recorded = generation.hyperparams["learning_rate"][member].float()  # in as many digits as tell it apart
+            self.rates.append((used, recorded.item()))
 
 
 @pytest.mark.parametrize("asks_first", ["the actor in its place", "a snapshot"])
