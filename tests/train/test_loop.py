@@ -455,5 +455,5 @@ def test_members_whose_scores_tie_are_told_apart_by_their_returns_in_training(ti
     assert run.lineage
     ties = [event for event in run.events if event.kind == "tie"]
     assert [(tie.generation, tie.text) for tie in ties] == [
-        (0, "all 2 members score 0.000; returns in training tell them apart")
+        (1, "all 2 members score 0.000 again; returns in training tell them apart")
     ]

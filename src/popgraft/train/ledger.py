@@ -136,19 +136,19 @@ class Ledger:
         return self._state.record if (decision.parents == len(decision.parents)).any() else None
 
     def _note_tie(self, members: Int[Tensor, "part"], numbers: Int[Tensor, "pop"]) -> None:
-        """Says that scores do not tell members apart, in the first of such generations in a row."""
-        scores, first = self._state.known.mean[members], int(members[0])
-        if not self._config.pbt.copies or not _all_the_same(scores.tolist()):
+        """Says that scores do not tell members apart, in the second of such generations in a row."""
+        part, latest = members.tolist(), int(numbers[members[0]])
+        scores = self._state.known.mean[members].tolist()
+        if not self._config.pbt.copies or not _all_the_same(scores):
             return
-        part, before = members.tolist(), int(numbers[first]) - 1
-        earlier = [
-            each.score
-            for each in self._database.scores()
-            if (each.generation, each.member) in {(before, member) for member in part}
-        ]
-        if not _all_the_same(earlier):
-            text = f"all {len(part)} members score {readable(float(scores[0]))}; returns in training tell them apart"
-            self._announcer.event("tie", text, before + 1)
+        known = self._database.scores()
+        earlier = (
+            [each.score for each in known if each.generation == latest - back and each.member in part]
+            for back in (1, 2)
+        )
+        if [_all_the_same(each) for each in earlier] == [True, False]:
+            text = f"all {len(part)} members score {readable(scores[0])} again; returns in training tell them apart"
+            self._announcer.event("tie", text, latest)
 
     def _numbers(self, part: Part) -> Int[Tensor, "pop"]:
         """Of everybody's latest generation, that of the part being its present one."""
