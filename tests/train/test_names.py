@@ -209,11 +209,12 @@ class World(gym.Env):
     def step(self, action):
         return np.zeros(1, np.float32), 5.0, False, False, {}
 
+START = sys.argv[2]
 gym.register("mine/World-v3", World, max_episode_steps=4)
 
 def make(num_envs):
     worlds = [lambda: gym.make("mine/World-v3")] * num_envs
-    return gym.vector.AsyncVectorEnv(worlds, context=sys.argv[2])
+    return gym.vector.AsyncVectorEnv(worlds, context=START)
 
 if __name__ == "__main__":
     from popgraft import train
