@@ -18,7 +18,7 @@ def run() -> ModuleType:
     return run
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_reference_work_is_what_its_name_says(run: ModuleType) -> None:
     own = run.own(population=2, sequence_length=4, **TINY)
     assert own["steps_per_second"] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "continual"
 

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.slow
 
 GPU = Path(__file__).parents[1] / "benchmarks" / "speed" / "gpu.py"
 TINY = ["model.n_steps=4", "env.num_envs=4", "model.n_minibatches=2"]

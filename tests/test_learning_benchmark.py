@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -71,7 +71,6 @@ def test_the_ancestry_follows_grafts_back_to_the_first_generation() -> None:
     assert script("plot").ancestry(run) == [1, 0, 2, 2]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("algorithm", ["adjusted", "scalar"])
 def test_a_model_on_the_zoos_tasks(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

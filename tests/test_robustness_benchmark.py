@@ -36,7 +36,7 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_it_writes_what_it_prints(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [word for setting in TINY for word in ("--set", setting)]
     arguments = ["cartpole", "--arms", "plain", "both", "--seeds", "2", "--episodes", "3", "--epsilon", "0.5"]
