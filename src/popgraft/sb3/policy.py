@@ -29,7 +29,7 @@ from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, check_kinds, 
 from popgraft.sb3.distributions import distribution_of
 from popgraft.sb3.kinds import named
 from popgraft.sb3.optimizer import EngineOptimizer
-from popgraft.sb3.states import Memory, RNNStates, pack, unpack
+from popgraft.sb3.states import Memory, RNNStates, pack, shape_of, unpack
 from popgraft.sb3.views import module_of, places
 from popgraft.state import Member
 
@@ -222,7 +222,8 @@ class MlpLstmPolicy(BasePolicy):
         envs = len(next(iter(obs.values())))
         starts = torch.zeros(envs) if episode_start is None else torch.from_numpy(starts_of(episode_start, envs))
         memory = None if state is None else tuple(torch.as_tensor(part, dtype=torch.float32) for part in state)
-        expected = [(part.shape[0], envs, part.shape[2]) for part in self.recurrent_initial_state.pi]
+        layers, parts, features = shape_of(self.network)
+        expected = [(layers, envs, features)] * parts
         if memory is not None and (found := [tuple(part.shape) for part in memory]) != expected:
             raise ConfigError(f"state has the shapes {found}, not {expected}; give what the previous call returned")
         with torch.no_grad():

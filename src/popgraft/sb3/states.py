@@ -24,13 +24,18 @@ class RNNStates(NamedTuple):
     vf: Memory
 
 
+def shape_of(network: Policy) -> tuple[int, int, int]:
+    """Layers, parts and features of the actor's memory."""
+    memory = network.actor_memory
+    return (memory.layers, memory.parts, memory.n_out) if memory else (1, 1, 0)
+
+
 def unpack(carry: Float[Tensor, "1 env state"], network: Policy) -> RNNStates:
     """The engine's vectors (the parts of the first layer, then of the next; actor, then critic) as `RNNStates`.
 
     What the critic does not share with the actor, and all of the actor's, are views: writing to them writes to `carry`.
     """
-    memory = network.actor_memory
-    shape = (memory.layers, memory.parts, memory.n_out) if memory else (1, 1, 0)
+    shape = shape_of(network)
     owners = carry[0].split(math.prod(shape), dim=1)
     memories = [tuple(part.unflatten(1, shape).permute(2, 1, 0, 3)) for part in owners]
     actor = memories[0]
