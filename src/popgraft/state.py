@@ -19,8 +19,6 @@ from popgraft import tree
 C = TypeVar("C", bound=type)
 Role = Literal["heritable", "seated"]
 ROLE = "__popgraft_role__"
-MOMENTUM = "exp_avg"
-"""Name of an optimizer's running average of gradients."""
 
 
 def role_of(cls: Any) -> Role | None:
@@ -70,11 +68,6 @@ class OptimizerState:
     """Steps that entered the averages, for the correction of their bias."""
     skipped: Float[Tensor, "pop"]
     """Steps not taken because the gradient was not finite."""
-
-    @property
-    def momentum(self) -> Float[Tensor, "pop n"] | None:
-        """The running average of gradients, of an optimizer that has one."""
-        return self.averages.get(MOMENTUM)
 
 
 @heritable

@@ -104,7 +104,7 @@ def test_parts_finish_inherit_and_go_on(run):
     assert not torch.equal(now.params[0], now.params[3])  # same weights, seats of their own
     params, momenta = executor.vectors()
     assert torch.equal(params, now.params)
-    assert torch.equal(momenta, now.optimizer.momentum)
+    assert torch.equal(momenta, now.optimizer.averages["exp_avg"])
 
 
 def test_a_stop_is_no_part(run):

@@ -181,3 +181,19 @@ def test_whole_numbers_of_torchs_own_modules_are_settings():
     with pytest.raises(ConfigError, match="num_heads"):
         check(two, describe(four))
     check(two, describe(nn.TransformerEncoderLayer(8, 2, 16)))
+
+
+def test_a_checkpoint_of_a_version_without_a_setting_is_of_its_usual_value(coordinator):
+    """What the first version with descriptions said of a network; what came later is not there."""
+    donor = make(DistributionalPPO, learn=1)
+    parameters = coordinator.collect_parameters(donor)
+    later = ("recurrent_kwargs", "action_head", "action_head_kwargs", "critic_kwargs")
+    for name in later:
+        assert parameters["function"].pop(f"policy.{name}") in ("{}", "auto")
+    recipient, member = make(DistributionalPPO, seed=1), PopulationMember(0, {})
+    coordinator.apply_exploited_parameters(recipient, parameters, member)
+    torch.testing.assert_close(raw_values(recipient), raw_values(donor), rtol=0, atol=0)
+    del parameters["function"]["policy.twin_reduce"]
+    other = make(DistributionalPPO, twin_reduce="mean")
+    with pytest.raises(ConfigError, match=r"twin_reduce is min at the donor, mean here"):
+        coordinator.apply_exploited_parameters(other, parameters, member)

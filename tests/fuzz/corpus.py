@@ -145,7 +145,6 @@ def put(place: Path, manifest: bytes, tensors: bytes, digest: str, identity: byt
 
 def read_snapshot(folder: RunFolder) -> None:
     snapshot.verified(folder, "last")
-    snapshot.load_flat(folder, "last")
     snapshot.load(folder, "last", TREE)
 
 

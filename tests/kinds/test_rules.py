@@ -1,6 +1,7 @@
 """Update rules from a module outside the package: trained, grafted, saved, resumed, exported, loaded; or refused."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from popgraft.execute import InlineExecutor
 from popgraft.inheritance import inherit_
 from popgraft.optim import make_rule
 from popgraft.state import Decision
+from popgraft.store import RunDatabase
 
 HERE = Path(__file__).parent
 GENERATION = 4 * 2 * 8
@@ -64,6 +66,11 @@ def members(run):
     return [run.agent(i).member for i in range(4)]
 
 
+def recorded(run):
+    with RunDatabase(run.folder.database) as database:
+        return database.metrics()
+
+
 def weights(run):
     return torch.cat([member.params for member in members(run)])
 
@@ -100,6 +107,19 @@ def test_a_run_goes_on_to_the_bit(strategy, make):
     assert torch.equal(weights(again), weights(straight))
     assert len(torch.unique(weights(straight), dim=0)) > 1
     assert any(member.optimizer.averages["velocity"].any() for member in members(straight))
+
+
+def test_diagnostics_show_the_momentum_that_the_rule_declares(make):
+    """Momenta are as far apart as √(Σᵢⱼ ‖mᵢ − mⱼ‖²/(2P(P − 1)) / (Σᵢ ‖mᵢ‖²/P)) says."""
+    run = train(make(generations=2))
+    velocity = torch.stack([member.optimizer.averages["velocity"][0] for member in members(run)]).double()
+    apart = torch.cdist(velocity, velocity).square().sum() / (2 * 4 * 3)
+    expected = math.sqrt(apart / velocity.square().sum(1).mean())
+    (*_, latest), (*_, none) = recorded(run), recorded(train(make("plain", "their_rules:Plain")))
+    assert latest.population["optimizer_distance"] == pytest.approx(expected, rel=1e-5)
+    assert all(-1 <= cosine <= 1 for cosine in latest.members["momentum_cosine"])
+    assert "optimizer_distance" not in none.population
+    assert "momentum_cosine" not in none.members
 
 
 @pytest.mark.slow

@@ -94,6 +94,12 @@ def tensors(folder, name="last"):
     return file
 
 
+def weights(folder, name="last", size=2):
+    """What a snapshot of one tensor holds, and its metadata."""
+    state, metadata = snapshot.load(folder, name, {"w": torch.zeros(size)})
+    return state["w"], metadata
+
+
 @pytest.mark.parametrize("make", [make_member, make_mixed])
 def test_a_tree_comes_back_bit_for_bit(folder, make):
     state, metadata = make(), {"generation": 7, "best": {"member": 2, "score": -1.5}, "note": "größer", "none": None}
@@ -102,10 +108,9 @@ def test_a_tree_comes_back_bit_for_bit(folder, make):
     assert type(loaded) is type(state)
     assert bits(loaded) == bits(state)
     assert found == metadata
-    flat, found = snapshot.load_flat(folder, "last")
-    assert bits(flat) == sorted(bits(state))
-    assert list(flat) == [path for path, _ in tree.items(state)]
-    assert found == metadata
+    assert bits(safetensors.torch.load_file(tensors(folder))) == sorted(bits(state))
+    manifest = json.loads((place(folder) / "manifest.json").read_text())
+    assert [leaf["name"] for leaf in manifest["leaves"]] == [path for path, _ in tree.items(state)]
 
 
 def test_views_and_expanded_tensors_are_saved_whole(folder):
@@ -139,7 +144,7 @@ def test_a_second_count_of_steps_of_earlier_versions_is_left_out_where_it_says_n
 
 def test_leaves_that_require_gradients_are_saved(folder):
     snapshot.save(folder, "last", {"w": torch.ones(2, requires_grad=True)}, {})
-    assert not snapshot.load_flat(folder, "last")[0]["w"].requires_grad
+    assert weights(folder)[0].tolist() == [1, 1]
 
 
 def test_the_manifest_describes_the_file(folder):
@@ -152,7 +157,7 @@ def test_the_manifest_describes_the_file(folder):
 
 def test_metadata_may_have_numbers_as_keys(folder):
     snapshot.save(folder, "last", {"w": torch.zeros(1)}, {"seats": {2: "b", 10: "a"}, "pair": (1, 2)})
-    assert snapshot.load_flat(folder, "last")[1] == {"seats": {"2": "b", "10": "a"}, "pair": [1, 2]}
+    assert snapshot.verified(folder, "last") == {"seats": {"2": "b", "10": "a"}, "pair": [1, 2]}
 
 
 def test_saving_again_replaces_the_snapshot_and_leaves_nothing_behind(folder):
@@ -203,7 +208,7 @@ def test_a_first_save_that_dies_is_no_snapshot(folder, monkeypatch):
             snapshot.save(folder, "last", make_member(), {})
     assert snapshot.names(folder) == []
     with pytest.raises(StoreError, match="there is no snapshot 'last'"):
-        snapshot.load_flat(folder, "last")
+        snapshot.verified(folder, "last")
 
 
 def test_a_reader_finds_a_whole_snapshot_while_it_is_replaced(folder):
@@ -218,8 +223,8 @@ def test_a_reader_finds_a_whole_snapshot_while_it_is_replaced(folder):
     writer.start()
     reads = 0
     while writer.is_alive() or not reads:
-        flat, metadata = snapshot.load_flat(folder, "last")
-        assert torch.equal(flat["w"], states[metadata["seed"]]["w"])
+        found, metadata = weights(folder, size=64)
+        assert torch.equal(found, states[metadata["seed"]]["w"])
         reads += 1
     writer.join()
 
@@ -236,9 +241,9 @@ def test_a_reader_that_is_overtaken_reads_the_new_snapshot(folder, monkeypatch):
         return content
 
     monkeypatch.setattr(Path, "read_bytes", overtake)
-    flat, metadata = snapshot.load_flat(folder, "last")
+    found, metadata = weights(folder)
     assert overtaken == ["manifest.json"]
-    assert (flat["w"].tolist(), metadata) == ([1, 1], {"seed": 2})
+    assert (found.tolist(), metadata) == ([1, 1], {"seed": 2})
 
 
 @pytest.mark.parametrize(
@@ -248,7 +253,7 @@ def test_names_that_could_leave_the_folder_are_refused(folder, name):
     with pytest.raises(StoreError, match="cannot name a snapshot"):
         snapshot.save(folder, name, {"w": torch.ones(1)}, {})
     with pytest.raises(StoreError, match="cannot name a snapshot"):
-        snapshot.load_flat(folder, name)
+        snapshot.verified(folder, name)
 
 
 def test_two_leaves_of_one_path_are_refused(folder):
@@ -258,10 +263,10 @@ def test_two_leaves_of_one_path_are_refused(folder):
 
 def test_a_missing_snapshot_names_the_others(folder):
     with pytest.raises(StoreError, match=r"there is no snapshot 'last' .*the run has no other snapshot"):
-        snapshot.load_flat(folder, "last")
+        snapshot.verified(folder, "last")
     snapshot.save(folder, "best", {"w": torch.ones(1)}, {})
     with pytest.raises(StoreError, match=r"there is no snapshot 'last' .*; other snapshots: best"):
-        snapshot.load_flat(folder, "last")
+        snapshot.verified(folder, "last")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 60, -1])
@@ -276,7 +281,7 @@ def test_missing_tensors_are_named(folder):
     snapshot.save(folder, "last", make_member(), {})
     tensors(folder).unlink()
     with pytest.raises(StoreError, match=r"is damaged: tensors-.*\.safetensors is missing"):
-        snapshot.load_flat(folder, "last")
+        snapshot.verified(folder, "last")
 
 
 def test_any_flipped_bit_of_the_tensors_is_noticed(folder):
@@ -286,7 +291,7 @@ def test_any_flipped_bit_of_the_tensors_is_noticed(folder):
     for position in range(len(whole)):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(StoreError):
-            snapshot.load_flat(folder, "last")
+            snapshot.verified(folder, "last")
 
 
 def test_any_changed_byte_of_the_manifest_is_noticed_or_harmless(folder):
@@ -297,14 +302,14 @@ def test_any_changed_byte_of_the_manifest_is_noticed_or_harmless(folder):
         for change in (1, 128):
             file.write_bytes(whole[:position] + bytes([whole[position] ^ change]) + whole[position + 1 :])
             try:
-                flat, metadata = snapshot.load_flat(folder, "last")
+                found, metadata = weights(folder)
             except StoreError:
                 continue
-            assert (flat["w"].tolist(), metadata) == ([1, 1], {"generation": 12})
+            assert (found.tolist(), metadata) == ([1, 1], {"generation": 12})
     for keep in range(0, len(whole), 7):
         file.write_bytes(whole[:keep])
         with pytest.raises(StoreError, match="is damaged"):
-            snapshot.load_flat(folder, "last")
+            snapshot.verified(folder, "last")
 
 
 class Bomb:
@@ -351,12 +356,8 @@ W = {"name": "w", "shape": [2], "dtype": "float32"}
 )
 def test_a_forged_snapshot_is_refused_and_nothing_is_executed(folder, content, leaves):
     forge(folder, content, leaves)
-    for read in (
-        lambda: snapshot.load_flat(folder, "last"),
-        lambda: snapshot.load(folder, "last", {"w": torch.ones(2)}),
-    ):
-        with pytest.raises(StoreError, match="is foreign"):
-            read()
+    with pytest.raises(StoreError, match="is foreign"):
+        weights(folder)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ def test_a_manifest_with_the_right_checksum_and_wrong_parts_is_refused(folder, c
     del body["checksum"]
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     file.write_text(json.dumps({**body, "checksum": checksum}))
-    for read in (snapshot.verified, snapshot.load_flat):
+    for read in (snapshot.verified, weights):
         with pytest.raises(StoreError, match="is foreign: it has the right checksum, but not the parts"):
             read(folder, "last")
 
@@ -443,8 +444,8 @@ def test_a_snapshot_of_another_run_is_refused(folder, tmp_path):
     shutil.rmtree(folder.snapshots / "last")
     shutil.copytree(other.snapshots / "last", folder.snapshots / "last")
     with pytest.raises(Damaged, match=f"is foreign: it belongs to the run {other.identity}"):
-        snapshot.load_flat(folder, "last")
-    assert snapshot.load_flat(other, "last")[0]["w"].tolist() == [2.0]
+        snapshot.verified(folder, "last")
+    assert weights(other, size=1)[0].tolist() == [2.0]
 
 
 def test_a_snapshot_under_another_name_is_refused(folder):
@@ -463,9 +464,9 @@ def test_a_run_of_an_earlier_version_has_no_identity(folder):
     with pytest.raises(Damaged, match=f"{own.decode()}, and this one does not say which it is"):
         snapshot.verified(folder, "new")
     snapshot.save(folder, "old", {"w": torch.ones(1)}, {})
-    assert snapshot.load_flat(folder, "old")[0]["w"].tolist() == [1.0]
+    assert weights(folder, "old", size=1)[0].tolist() == [1.0]
     identity.write_bytes(own)
-    assert snapshot.load_flat(folder, "new")[0]["w"].tolist() == [1.0]
+    assert weights(folder, "new", size=1)[0].tolist() == [1.0]
     with pytest.raises(Damaged, match="belongs to a run of an earlier version"):
         snapshot.verified(folder, "old")
     identity.write_text("nonsense")

@@ -6,7 +6,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from popgraft import Run
 from popgraft.store import snapshot
@@ -25,8 +27,14 @@ def curves(folder: Path) -> dict[str, Any]:
     return {tag: sorted((event.step, repr(event.value)) for event in accumulator.Scalars(tag)) for tag in tags}
 
 
+def tensors(run: Run, name: str) -> dict[str, Tensor]:
+    """The tensors of a snapshot, by dotted path."""
+    (file,) = (run.path / "snapshots" / name).glob("*.safetensors")
+    return safetensors.torch.load_file(file)
+
+
 def contents(run: Run, name: str) -> tuple[Any, ...]:
-    leaves, metadata = snapshot.load_flat(run.folder, name)
+    leaves, metadata = tensors(run, name), snapshot.verified(run.folder, name)
     for local in ("tensorboard", "events"):
         metadata.pop(local, None)
     return {path: leaf.numpy().tobytes() for path, leaf in leaves.items()}, json.dumps(metadata)

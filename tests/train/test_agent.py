@@ -13,8 +13,9 @@ from popgraft import Agent, AttackConfig, ConfigError, EnvironmentFault, load_co
 from popgraft.rng import derive, torch_generator
 from popgraft.rollout.spaces_of import spaces_of
 from popgraft.rollout.wrappers import built_in_wrappers
-from popgraft.store import snapshot
 from popgraft.train.agent import empty_member
+
+from .same import tensors
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -81,7 +82,7 @@ def test_predict_does_what_the_member_did_in_its_evaluation(drifter: tuple[Agent
 
 def test_the_best_agent_is_the_member_itself(tiny: Tiny) -> None:
     run = train(tiny(pbt__exploit_method="none", total_timesteps=64))
-    population, _ = snapshot.load_flat(run.folder, "last")
+    population = tensors(run, "last")
     row = run.summary["member"]
     assert torch.equal(run.best.member.params[0], population["params"][row])
     assert torch.equal(run.best.member.normalizer.obs["obs"].mean[0], population["normalizer.obs.obs.mean"][row])

@@ -16,6 +16,8 @@ from popgraft import ConfigError, EnvironmentFault, Generation, Observer, Plan, 
 from popgraft.config import load_config
 from popgraft.store import RunDatabase, snapshot
 
+from .same import tensors
+
 Tiny = Callable[..., dict[str, Any]]
 WORDS = {
     "raise": "RuntimeError: the floor is wet",
@@ -103,10 +105,6 @@ class Interrupter(Diary):
         if len(self.updates) == 3:
             for number in self.signals:
                 os.kill(os.getpid(), number)
-
-
-def tensors(run: Run, name: str) -> dict[str, torch.Tensor]:
-    return snapshot.load_flat(run.folder, name)[0]
 
 
 def kinds(run: Run) -> list[str]:

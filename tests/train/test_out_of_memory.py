@@ -9,9 +9,10 @@ from popgraft import Run, train
 from popgraft.config import load_config
 from popgraft.errors import OutOfMemory
 from popgraft.ppo import Learner
-from popgraft.store import snapshot
 from popgraft.train import resume
 from popgraft.train.out_of_memory import in_words
+
+from .same import tensors
 
 
 def too_much() -> None:
@@ -71,5 +72,5 @@ def test_a_run_that_is_out_of_memory_in_an_update_can_be_resumed(
     run = Run(settings["run_dir"])
     assert next(event.text for event in run.events if event.kind == "stopped").startswith("memory does not suffice")
     resume(run.path)
-    leaves, others = (snapshot.load_flat(each.folder, "last")[0] for each in (run, straight))
+    leaves, others = (tensors(each, "last") for each in (run, straight))
     assert all(torch.equal(leaves[name], others[name]) for name in others)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from popgraft import Agent, ConfigError, Run, StoreError, load_config, train
-from popgraft.store import snapshot
+
+from .same import tensors
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -65,7 +66,7 @@ def test_a_damaged_agent_is_refused(tiny: Tiny) -> None:
 
 def test_every_member_of_the_last_population_is_an_agent(tiny: Tiny) -> None:
     run = train(tiny(total_timesteps=64))
-    population, _ = snapshot.load_flat(run.folder, "last")
+    population = tensors(run, "last")
     for number in (0, 1, "1"):
         agent = run.agent(number)
         assert torch.equal(agent.member.params[0], population["params"][int(number)])

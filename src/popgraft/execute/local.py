@@ -10,6 +10,7 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.execute.lockstep import LockstepExecutor
 from popgraft.execute.travel import assembled, deliveries, recorded
+from popgraft.optim import make_rule, momentum_of
 from popgraft.state import Decision, Member, Record
 
 
@@ -69,8 +70,10 @@ class LocalExecutor(LockstepExecutor):
 
     def vectors(self) -> tuple[Float[Tensor, "pop n"], Float[Tensor, "pop n"] | None]:
         """Copies everybody's parameters and running averages of gradients."""
-        momenta = [row.cpu() for shard in self.shards if (row := shard.member.optimizer.momentum) is not None]
-        return torch.cat([shard.member.params.cpu() for shard in self.shards]), torch.cat(momenta) if momenta else None
+        members = [shard.member for shard in self.shards]
+        rule = make_rule(self.config.model, [members[0].params.shape[1]])
+        momenta = [row.cpu() for member in members if (row := momentum_of(rule, member.optimizer)) is not None]
+        return torch.cat([member.params.cpu() for member in members]), torch.cat(momenta) if momenta else None
 
     def close(self) -> None:
         """Closes every shard."""

@@ -26,6 +26,7 @@ from popgraft.execute.travel import Delivery
 from popgraft.execute.worker import Channel, Closed, Message, serve
 from popgraft.inheritance import Units
 from popgraft.native import native
+from popgraft.optim import momentum_of
 from popgraft.rollout.guests import turn
 from popgraft.state import Decision, Member
 
@@ -96,7 +97,7 @@ class HostedShard(Shard):
 
     def vectors(self) -> tuple[Float[np.ndarray, "pop n"], Float[np.ndarray, "pop n"] | None]:
         """Everybody's flat parameters and running average of gradients; None for an optimizer that has none."""
-        average = self.member.optimizer.momentum
+        average = momentum_of(self.learner.rule, self.member.optimizer)
         return self.member.params.cpu().numpy(), None if average is None else average.cpu().numpy()
 
     def restore(self, rows: Rows) -> None:

@@ -25,6 +25,7 @@ from popgraft.execute.ray_actor import Reference, Rows, pack, unpack
 from popgraft.execute.travel import deliveries, recorded
 from popgraft.execute.worker import Message
 from popgraft.inheritance import overwrite_
+from popgraft.optim import make_rule, momentum_of
 from popgraft.state import Decision, Member, Record
 
 ARRIVAL = 60.0
@@ -136,7 +137,8 @@ class AsyncRayExecutor(RayShards):
     def vectors(self) -> tuple[Float[Tensor, "pop n"], Float[Tensor, "pop n"] | None]:
         """Everybody's parameters and running averages of gradients, as they lie ready."""
         everyone = self.export(torch.arange(len(self._home)))
-        return everyone.params, everyone.optimizer.momentum
+        rule = make_rule(self.config.model, [everyone.params.shape[1]])
+        return everyone.params, momentum_of(rule, everyone.optimizer)
 
     def restore(self, member: Member) -> None:
         """Sends every shard its members."""

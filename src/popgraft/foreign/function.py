@@ -2,7 +2,8 @@
 
 A description is text by name: every module's type, its `extra_repr`, and its public attributes that are truth values,
 fractions, strings, functions or classes, and what its `describe_function()` adds. Whole numbers may be counters; those
-of torch's own modules are settings.
+of torch's own modules are settings. A setting that a file of an earlier version does not know was what
+`describe_usual()` says.
 """
 
 import types
@@ -32,10 +33,7 @@ def describe(network: Any) -> dict[str, str]:
         name = path or "policy"
         found[name] = f"{type(module).__name__}({module.extra_repr()})"
         found.update({f"{name}.{key}": text for key, text in _attributes(module).items()})
-        own = getattr(module, "describe_function", None)
-        if callable(own):
-            found.update({f"{name}.{key}": str(value) for key, value in own().items()})
-    return found
+    return {**found, **_told(network, "describe_function")}
 
 
 def check(network: Any, theirs: Any) -> None:
@@ -47,6 +45,7 @@ def check(network: Any, theirs: Any) -> None:
     own = describe(network)
     if not isinstance(theirs, Mapping) or not theirs or not own:
         return
+    theirs = {**_told(network, "describe_usual"), **theirs}
     names = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
     if names:
         shown = "; ".join(
@@ -56,6 +55,12 @@ def check(network: Any, theirs: Any) -> None:
             f"the donor's network is another function: {shown}; give all members the same network, and keep numbers "
             "that training changes in buffers, which are inherited"
         )
+
+
+def _told(network: nn.Module, method: str) -> dict[str, str]:
+    """What the modules that have the method say of themselves."""
+    said = {path or "policy": getattr(module, method, None) for path, module in network.named_modules()}
+    return {f"{name}.{key}": str(value) for name, own in said.items() if callable(own) for key, value in own().items()}
 
 
 def _attributes(module: nn.Module) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from popgraft.optim.adam import AdamUpdate, adam_
 from popgraft.optim.clip import clip_gradient_
 from popgraft.optim.noise import draw_noise_
-from popgraft.optim.rule import Metrics, UpdateRule, make_rule
+from popgraft.optim.rule import Metrics, UpdateRule, make_rule, momentum_of
 from popgraft.optim.scaler import GradientScaler, make_scaler
 from popgraft.optim.upgd import UPGDRule, initial_upgd_state, upgd_
 from popgraft.optim.vgs import (
@@ -29,6 +29,7 @@ __all__ = [
     "make_rule",
     "make_scaler",
     "measure_",
+    "momentum_of",
     "normalized_variance",
     "scaling_factor",
     "upgd_",

@@ -30,7 +30,7 @@ class UpdateRule(abc.ABC):
         weight_decay: the same of the decay.
         too_slow: largest learning rate that has been seen to learn nothing; 0: there is none.
         tuned: hyperparameters that it reads beside the learning rate, of `weight_decay` and `sigma`.
-        momenta: averages of gradients, of which diagnostics show the one that is called `exp_avg`.
+        momenta: averages of gradients.
         squares: averages of squared gradients.
         others: averages that say how elements compare, or how large gradients are.
         torch_class: `module:Class` of the torch.optim.Optimizer that does the same; empty: none is known.
@@ -97,6 +97,12 @@ class UpdateRule(abc.ABC):
         Returns:
             What to log of the step, if anything.
         """
+
+
+def momentum_of(rule: UpdateRule, state: OptimizerState) -> Float[Tensor, "pop n"] | None:
+    """Of a rule's momenta the one that diagnostics show: the first with a number for every parameter."""
+    momenta, n = [state.averages[name] for name in rule.momenta if name in state.averages], sum(rule.sizes)
+    return next((average for average in momenta if average.shape[1:] == (n,)), None)
 
 
 def make_rule(config: ModelConfig, sizes: Sequence[int]) -> UpdateRule:

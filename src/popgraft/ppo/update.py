@@ -15,7 +15,7 @@ from popgraft.ops.diagnostics import recurrent_statistics
 from popgraft.ops.reduce import explained_variance
 from popgraft.ops.returns import discounted_sums, gae
 from popgraft.ops.risk import cvar_advantage
-from popgraft.optim import clip_gradient_, make_rule, make_scaler
+from popgraft.optim import clip_gradient_, make_rule, make_scaler, momentum_of
 from popgraft.ppo.loss import LossForm, Metrics, advantages, ppo_loss
 from popgraft.rng import to_device
 from popgraft.rollout.batch import Minibatch, Rollout, Samples, minibatches
@@ -167,7 +167,7 @@ class Learner:
                     loss = loss + penalty
                 close = close & (metrics["approx_kl"] <= KL_TOLERANCE * values["target_kl"])
                 (grad,) = torch.autograd.grad(loss.sum(), flat)
-                if not sums and (momentum := member.optimizer.momentum) is not None:
+                if not sums and (momentum := momentum_of(self.rule, member.optimizer)) is not None:
                     first = {"momentum_cosine": torch.cosine_similarity(momentum, grad)}
                 rate = values["learning_rate"]
                 if config.vgs.enabled:

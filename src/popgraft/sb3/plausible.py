@@ -11,7 +11,8 @@ from popgraft.config.network import CRITICS, MEMORIES
 from popgraft.errors import StoreError
 from popgraft.nn.encoders import is_image
 from popgraft.rollout.spaces_of import fields_of
-from popgraft.sb3.arguments import ENCODERS, policy_arguments
+from popgraft.sb3.arguments import policy_arguments
+from popgraft.sb3.network import ENCODERS
 
 LARGEST_SPACE = 2**24
 """Numbers in an observation or an action, at most."""

@@ -25,9 +25,9 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.answers import delivered, starts_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
-from popgraft.sb3.arguments import ENCODERS, FEATURES, activation, check_kinds, check_known, layers
 from popgraft.sb3.distributions import distribution_of
 from popgraft.sb3.kinds import named
+from popgraft.sb3.network import ENCODERS, check_kinds, check_known, function_of, image_features, network_settings
 from popgraft.sb3.optimizer import EngineOptimizer
 from popgraft.sb3.states import Memory, RNNStates, pack, shape_of, unpack
 from popgraft.sb3.views import module_of, places
@@ -102,12 +102,6 @@ class MlpLstmPolicy(BasePolicy):
         extractor: Any = self.extractor if features_extractor_class is None else features_extractor_class
         if not isinstance(extractor, type) or not issubclass(extractor, nn.Module):
             raise ConfigError(f"features_extractor_class={extractor!r} must be a class of modules")
-        if set(lstm_kwargs or {}) - {"dropout"}:
-            raise ConfigError(f"lstm_kwargs={lstm_kwargs!r}: only dropout is available; remove the rest")
-        if shared_lstm and enable_critic_lstm:
-            raise ConfigError(
-                "shared_lstm=True and enable_critic_lstm=True exclude each other; set enable_critic_lstm=False"
-            )
         super().__init__(
             observation_space,
             action_space,
@@ -117,32 +111,10 @@ class MlpLstmPolicy(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        kwargs = dict(self.features_extractor_kwargs)
         own = extractor in ENCODERS
-        if own and kwargs.pop("normalized_image", not normalize_images) != (not normalize_images):
-            raise ConfigError("features_extractor_kwargs has normalized_image; set normalize_images in policy_kwargs")
-        keyword, features = FEATURES.get(extractor, ("", 1))
-        features = kwargs.pop(keyword, features) if own else features
-        if own and kwargs:
-            raise ConfigError(f"features_extractor_kwargs={kwargs} are not available with {extractor.__name__}")
-        actor_layers, critic_layers = layers(net_arch, extractor is NatureCNN)
-        critic_recurrent = "separate" if enable_critic_lstm else "detached" if shared_lstm else "none"
-        settings = {
-            "encoder": ENCODERS.get(extractor, "auto"),
-            "encoder_layers": [],
-            "cnn_features": features,
-            "normalize_images": normalize_images,
-            "share_encoder": share_features_extractor,
-            "activation": activation(activation_fn),
-            "hidden_size": lstm_hidden_size,
-            "recurrent_layers": n_lstm_layers,
-            "recurrent_dropout": (lstm_kwargs or {}).get("dropout", 0.0),
-            "critic_recurrent": critic_recurrent,
-            "head_layers": actor_layers,
-            "critic_head_layers": critic_layers,
-            "log_std_init": log_std_init,
-            "use_sde": use_sde,
-        }
+        kwargs = dict(self.features_extractor_kwargs)
+        features = image_features(extractor, kwargs, normalize_images) if own else 1
+        settings = network_settings({**given, "features_extractor_class": extractor}, features)
         self.network_config = load_as(NetworkConfig, {**settings, **network})
         self.ortho_init = ortho_init
         self.spaces = spaces_of(observation_space, action_space)
@@ -183,8 +155,11 @@ class MlpLstmPolicy(BasePolicy):
 
     def describe_function(self) -> dict[str, Any]:
         """The settings by which the same weights are another function, for `foreign.function`."""
-        idle = {"log_std_init", "sde_sample_freq", "precision"}
-        return {name: value for name, value in self.network_config if name not in idle}
+        return function_of(self.network_config)
+
+    def describe_usual(self) -> dict[str, Any]:
+        """The same where nothing is set, which files of versions without a setting stand for."""
+        return function_of(NetworkConfig())
 
     @property
     def recurrent_initial_state(self) -> RNNStates:

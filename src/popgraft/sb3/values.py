@@ -11,7 +11,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from popgraft.errors import ConfigError, StoreError
 from popgraft.foreign.live import Constant
-from popgraft.sb3.arguments import ACTIVATIONS, ENCODERS, OPTIMIZERS
+from popgraft.sb3.arguments import OPTIMIZERS
+from popgraft.sb3.network import ACTIVATIONS, ENCODERS
 from popgraft.sb3.plausible import LARGEST_SPACE
 
 log = logging.getLogger(__name__)

@@ -120,16 +120,6 @@ def load(folder: RunFolder, name: str, like: T) -> tuple[T, Metadata]:
     return state, manifest["metadata"]
 
 
-def load_flat(folder: RunFolder, name: str) -> tuple[dict[str, Tensor], Metadata]:
-    """Reads a snapshot's leaves by dotted path, in save order, and its metadata.
-
-    Raises:
-        StoreError: the snapshot is missing, damaged or foreign.
-    """
-    manifest, blob = _read(folder, name)
-    return _build(folder, name, manifest, blob), manifest["metadata"]
-
-
 def verified(folder: RunFolder, name: str) -> Metadata:
     """The metadata of a snapshot that is whole.
 
