@@ -8,7 +8,7 @@ so a graft can never forget a leaf.
 
 import dataclasses
 import typing
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform
 
 import torch
 from jaxtyping import AbstractArray, Bool, Float, Int
@@ -192,6 +192,18 @@ class Seat:
         )
 
 
+class Renewal(NamedTuple):
+    """What of weights is left, and how much is new: θ ← λθ + σθ₀, where θ₀ is drawn as at birth.
+
+    Attributes:
+        shrink: λ.
+        perturb: σ.
+    """
+
+    shrink: float
+    perturb: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """Who inherits from whom, and with which hyperparameters: the whole outcome of exploit and explore.
@@ -202,17 +214,24 @@ class Decision:
         hyperparams: the values that every member trains with from now on.
         reasons: for every member whose parent is someone else, why: the exploit method, or "rescue".
         hyperparameter_parents: whose values those were before some were explored; None: those of `parents`.
+        renewals: of members whose weights are not all their parent's, or that keep no more than a part of their own.
     """
 
     parents: Int[Tensor, "pop"]
     hyperparams: dict[str, Float[Tensor, "pop"]]
     reasons: dict[int, str]
     hyperparameter_parents: Int[Tensor, "pop"] | None = None
+    renewals: dict[int, Renewal] = dataclasses.field(default_factory=dict)
 
     @property
     def recipients(self) -> Int[Tensor, "recipients"]:
-        """Indices of the members that are overwritten."""
+        """Indices of the members that are overwritten with another one."""
         return (self.parents != torch.arange(len(self.parents))).nonzero().squeeze(1)
+
+    @property
+    def heirs(self) -> Int[Tensor, "heirs"]:
+        """Indices of the members whose weights change: recipients, and whose own are renewed."""
+        return torch.tensor(sorted({*self.recipients.tolist(), *self.renewals}), dtype=torch.long)
 
     @property
     def hyperparameter_donors(self) -> Int[Tensor, "pop"]:

@@ -32,6 +32,8 @@ from popgraft.foreign.live import NAMES, make_live
 from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
+from popgraft.inheritance import renewal_of
+from popgraft.rng import derive
 
 try:
     from ray import tune
@@ -123,7 +125,8 @@ class MemberTrainable(tune.Trainable, abc.ABC):  # type: ignore[misc]  # Ray has
         rules, data, member = Rules("copy"), found.data, PopulationMember(0, self.hyperparams)
         if not own:
             config = self._evolution()
-            rules = Rules(config.optimizer_exploit_strategy)
+            seed = derive(0, "renewal", self.trial_id, self.iteration)
+            rules = Rules(config.optimizer_exploit_strategy, renewal=renewal_of(config), seed=seed)
             data = by_strategy(config, found, found.member_id, found.hyperparams, self.hyperparams)
         carry_out(plan(self.model, data, member, None, rules))
         self._parent = None if own else str(found.member_id)

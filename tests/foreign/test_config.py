@@ -42,6 +42,8 @@ def test_defaults_are_the_published_contract():
         "optimizer_partial",
         "optimizer_adaptive_distance",
         "optimizer_rescale",
+        "graft_shrink",
+        "graft_perturb",
     }
     assert config.explore_always is False
 
@@ -86,13 +88,14 @@ def test_every_field_is_checked(settings):
 
 def test_an_unknown_strategy_is_told_which_there_are():
     with pytest.raises(
-        ValueError, match="optimizer_exploit_strategy must be 'reset' or 'copy', 'partial' or 'adaptive', not 'keep'"
+        ValueError,
+        match="optimizer_exploit_strategy must be 'reset' or 'copy', 'partial' or 'adaptive' or 'relative', not 'keep'",
     ):
         PBTConfig(optimizer_exploit_strategy="keep")
 
 
 @pytest.mark.parametrize("method", ["truncation", "binary_tournament", "ttest", "backtracking", "none"])
-@pytest.mark.parametrize("strategy", ["reset", "copy", "partial", "adaptive"])
+@pytest.mark.parametrize("strategy", ["reset", "copy", "partial", "adaptive", "relative"])
 def test_what_can_work_is_accepted(method, strategy, tmp_path):
     space = HyperparamConfig("any name", min_value=0.1, max_value=1.0)
     config = PBTConfig(

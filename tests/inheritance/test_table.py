@@ -4,6 +4,8 @@ The donor's gradients have all been 1, for so long that Adam's averages are m = 
 units of the learning rate. copy: m̂ = 0.9 - 0.1 = 0.8, then 0.62, 0.458, along the donor's gradient. reset: as at birth.
 momentum: m = 0.1, v = 0.001 after one step, so m̂ = (0.09 - 0.1)/(1 - 0.9²) = -0.0526, then -0.109/0.271, -0.1981/0.3439.
 scale: m = 0 with a count that goes on, so m̂ = -0.1, -0.19, -0.271.
+relative: m as with copy, divided by 0.1, 0.19, 0.271. v itself has come to 1 - 0.999²⁰⁰ = 0.1814, and goes on to 0.1822,
+0.1830, 0.1839, divided by 0.001, 0.001999, 0.002997: the steps are -8/13.50, -3.263/9.569, -1.690/7.833.
 """
 
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ TABLE = {
     "reset": (1.0, 1.0, 1.0),
     "momentum": (0.0526, 0.4022, 0.5760),
     "scale": (0.1, 0.19, 0.271),
+    "relative": (-0.5926, -0.3410, -0.2158),
     "adaptive": (-0.8, -0.62, -0.458),  # nothing is explored, so nothing is far
 }
 

@@ -260,6 +260,8 @@ def test_what_pytorch_has_and_the_engine_has_not_is_refused_with_what_to_do():
             "'their_rules:Plain' has none; set it to copy",
         ),
         ("upgd", {"optimizer_exploit_strategy": "partial"}, "'upgd' has none; set it to copy or reset"),
+        ("adaptive_upgd", {"optimizer_exploit_strategy": "relative"}, "'adaptive_upgd' is no Adam; set it to copy or"),
+        ("their_rules:Momentum", {"optimizer_exploit_strategy": "relative"}, "is no Adam"),
         (
             "their_rules:Heavy",
             {"hyperparams": [{"name": "weight_decay", "min_value": 0.0, "max_value": 0.1}]},

@@ -11,7 +11,7 @@ from popgraft.config.model import ALIASES, HYPERPARAMS
 from popgraft.hyperparams import HyperparamConfig
 
 Mode = Literal["max", "min"]
-OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive"]
+OptimizerStrategy = Literal["reset", "copy", "partial", "adaptive", "relative"]
 
 STRATEGY = Kinds(
     "pbt.strategy",
@@ -98,14 +98,19 @@ class EvolutionConfig(Section):
     ready_check_max_wait: Positive = 10
     """Failed readiness checks in a row after which `min_ready_members` suffice."""
     optimizer_exploit_strategy: OptimizerStrategy = "copy"
-    """Optimizer state of a recipient: its donor's, none, part of its donor's, or its donor's only where the explored
-    values are near the donor's."""
+    """Optimizer state of a recipient: its donor's, none, part of its donor's, its donor's only where the explored
+    values are near the donor's, or (`relative`) its donor's moments with Adam's count of steps at 0."""
     optimizer_partial: Literal["momentum", "scale"] = "momentum"
     """What `partial` keeps: the average gradient, or the second moment and the utility."""
     optimizer_adaptive_distance: Annotated[Number, Field(ge=0, le=1)] = 0.1
     """Largest change of an explored value at which `adaptive` copies, as a share of its range."""
     optimizer_rescale: StrictBool = False
     """Whether inherited momentum is multiplied by old/new learning rate, so that the velocity stays the donor's."""
+    graft_shrink: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """Factor λ of the weights that a recipient inherits."""
+    graft_perturb: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Factor σ of freshly drawn initial weights that are added to them: shrink and perturb. With σ = 1 − λ recipients
+    are pulled towards initial weights."""
 
     @property
     def copies(self) -> bool:

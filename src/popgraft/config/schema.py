@@ -231,6 +231,11 @@ class Config(Section):
             )
         if execute.mode == "async" and self.pbt.schedule:
             raise ValueError("pbt.schedule moves everybody at once; remove execute.mode: async")
+        if execute.mode == "async" and (self.pbt.graft_shrink, self.pbt.graft_perturb) != (1, 0):
+            raise ValueError(
+                "pbt.graft_shrink and pbt.graft_perturb renew weights where they are trained, but with execute.mode: "
+                "async members lie ready for others elsewhere; set execute.mode: lockstep, or leave both out"
+            )
         if execute.kind == "ray" and not execute.gpus_per_shard and self.engine.device.startswith("cuda"):
             raise ValueError(
                 f"engine.device={self.engine.device!r} needs GPUs, but execute.gpus_per_shard is 0; "
@@ -316,6 +321,12 @@ class Config(Section):
             raise ConfigError(
                 f"pbt.optimizer_exploit_strategy='partial' keeps or drops the average gradient, but model.optimizer="
                 f"{optimizer!r} has none; set it to copy or reset"
+            )
+        adams = rule.momenta and not rule.others and self.model.update_rule([1]).corrections is not None
+        if self.pbt.optimizer_exploit_strategy == "relative" and not adams:
+            raise ConfigError(
+                f"pbt.optimizer_exploit_strategy='relative' starts Adam's count of steps again, but model.optimizer="
+                f"{optimizer!r} is no Adam; set it to copy or reset, or choose model.optimizer: adam or adamw"
             )
 
     def _unread(self, name: str) -> str | None:

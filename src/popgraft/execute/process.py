@@ -107,7 +107,7 @@ class ShardProcess:
     def graft(self, decision: Decision, donors: Member, generation: int) -> None:
         """Overwrites the shard's recipients in the shared memory, and begins to have their seats made fresh."""
         heirs, units = overwrite_(self.member, self.members, decision, donors, self._config)
-        self.begin("reseat", heirs, units, generation)
+        self.begin("reseat", heirs, units, generation, decision.renewals)
 
     def close(self) -> None:
         """Ends the process."""

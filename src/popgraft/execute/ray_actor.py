@@ -156,7 +156,7 @@ class HostedShard(Shard):
         if units is not None:
             normalizer, returns = units
             units = tree.map(self._here, normalizer), tree.map(self._here, returns)
-        self.reseat(self._places(heirs), units, generation)
+        self.reseat(self._places(heirs), units, generation, {})
 
     def _places(self, members: Sequence[int]) -> list[int]:
         return [self.members.index(member) for member in members]

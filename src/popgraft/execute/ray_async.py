@@ -18,7 +18,7 @@ from torch import Tensor
 
 from popgraft import tree
 from popgraft.config import Config
-from popgraft.errors import ShardLost
+from popgraft.errors import ConfigError, ShardLost
 from popgraft.execute.base import Loss, Part, Stopped, evaluation_seed
 from popgraft.execute.ray import ATTENTION, RayShards
 from popgraft.execute.ray_actor import Reference, Rows, pack, unpack
@@ -102,7 +102,16 @@ class AsyncRayExecutor(RayShards):
     def inherit(
         self, members: list[int], decision: Decision, rounds: Int[Tensor, "pop"], record: Record | None = None
     ) -> None:
-        """Works out what the shard's heirs become of donors that lie ready, and has it go on with them."""
+        """Works out what the shard's heirs become of donors that lie ready, and has it go on with them.
+
+        Raises:
+            ConfigError: weights are to be renewed.
+        """
+        if decision.renewals:
+            raise ConfigError(
+                f"the strategy renews weights of member {min(decision.renewals)}, which would lie ready as they were; "
+                "set execute.mode: lockstep"
+            )
         place = self._home[members[0]]
         needed, rows = deliveries(decision, self.parts)[place], self._lying_ready(members)
         best = recorded(record, len(decision.parents))

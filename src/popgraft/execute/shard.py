@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from popgraft.errors import ConfigError
 from popgraft.execute.allocator import keep_freed_memory
 from popgraft.execute.base import Advance
 from popgraft.execute.heirs import Heirs
-from popgraft.inheritance import Units, overwrite_
+from popgraft.inheritance import Units, overwrite_, renewed
 from popgraft.messages import logger_of
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
@@ -27,7 +27,7 @@ from popgraft.rollout.batch import Rollout
 from popgraft.rollout.collector import Collector
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.make import make_evaluation_grid, make_grid
-from popgraft.state import Decision, Member, Scores, Seat
+from popgraft.state import Decision, Member, Renewal, Scores, Seat
 
 logger = logger_of(__name__)
 
@@ -193,27 +193,31 @@ class Shard:
 
         Args:
             decision: who inherits from whom, over the whole population.
-            donors: the donor of every recipient of this shard, in their order.
-            generation: names the fresh seats of the recipients.
+            donors: the donor of every heir of this shard, in their order.
+            generation: names the fresh seats of the heirs.
         """
         heirs, units = overwrite_(self.member, self.members, decision, donors, self.config)
-        self.reseat(heirs, units, generation)
+        self.reseat(heirs, units, generation, decision.renewals)
 
     @torch.no_grad()
-    def reseat(self, places: list[int], units: Units | None, generation: int) -> None:
-        """Gives some places of the shard to other members: fresh seats, or with `reset_envs_on_exploit: false`, where
-        nothing is broken, the same episodes and a recurrent state as `lstm_reset_mode` says.
+    def reseat(self, places: list[int], units: Units | None, generation: int, renewals: Mapping[int, Renewal]) -> None:
+        """Gives some places of the shard to other members: renewed weights where there are to be some, and fresh seats,
+        or with `reset_envs_on_exploit: false`, where nothing is broken, the same episodes and a recurrent state as
+        `lstm_reset_mode` says.
 
         Args:
             places: whose member is somebody else now.
             units: of the donor of each, where they are not the member's own.
-            generation: names the fresh seats.
+            generation: names the fresh seats, and the draws of weights.
+            renewals: by member of the population.
         """
         if not places:
             return
         settings, rows = self.config.pbt, torch.tensor(places)
-        heirs = tree.gather(self.member, rows)
-        donors = dataclasses.replace(heirs, normalizer=units[0], returns=units[1]) if units else heirs
+        donors = tree.gather(self.member, rows)
+        self._renew([place for place in places if self.members[place] in renewals], generation, renewals)
+        heirs = tree.gather(self.member, rows) if renewals else donors
+        donors = dataclasses.replace(donors, normalizer=units[0], returns=units[1]) if units else donors
         anew = set(places) if settings.reset_envs_on_exploit else self._broken().intersection(places)
         going_on = torch.tensor([row for row, place in enumerate(places) if place not in anew]).long()
         self.reset_seats(sorted(anew), generation)
@@ -228,6 +232,15 @@ class Shard:
                 self.seat.carry[rows] = self.collector.replay(tree.gather(heirs, going_on), rows, nothing)[1]
             state[going_on] = self.collector.replay(tree.gather(donors, going_on), rows, nothing)[1]
         self._heirs = Heirs(places, donors, state)
+
+    def _renew(self, places: list[int], generation: int, renewals: Mapping[int, Renewal]) -> None:
+        members, rows = [self.members[place] for place in places], torch.tensor(places)
+        if places:
+            drawn = self.policy.init_population(
+                [torch_generator(self.config.seed, "renewal", generation, member) for member in members]
+            )
+            fates = [renewals[member] for member in members]
+            self.member.params[rows] = renewed(self.member.params[rows], drawn, fates)
 
     def _broken(self) -> set[int]:
         """Places whose environment has failed, or whose episodes have brought numbers that are not finite."""

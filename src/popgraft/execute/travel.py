@@ -17,7 +17,7 @@ class Delivery:
     """What one shard needs for a decision.
 
     Attributes:
-        heirs: its members that become somebody else, in ascending order.
+        heirs: its members whose weights change, in ascending order.
         donors: the donor of each; the population's size stands for the record.
         givers: place of a shard → its members that are among the donors, each once, in ascending order.
     """
@@ -44,9 +44,9 @@ def deliveries(decision: Decision, shards: Sequence[Sequence[int]]) -> list[Deli
         shards: the members of each.
     """
     home = {member: place for place, members in enumerate(shards) for member in members}
-    recipients, found = set(decision.recipients.tolist()), []
+    every, found = set(decision.heirs.tolist()), []
     for members in shards:
-        heirs = [member for member in members if member in recipients]
+        heirs = [member for member in members if member in every]
         donors = decision.parents[heirs].tolist()
         givers: dict[int, list[int]] = {}
         for donor in sorted(set(donors) & home.keys()):  # the record is nobody's

@@ -30,6 +30,7 @@ from popgraft.foreign.scheduler import Inherited, PBTScheduler
 from popgraft.foreign.state_adversarial import StateAdversarialPPO
 from popgraft.foreign.transplant import Rules, collect, plan
 from popgraft.hyperparams import Value
+from popgraft.inheritance import renewal_of
 from popgraft.rng import derive
 
 logger = logging.getLogger(__name__)
@@ -97,8 +98,9 @@ class PBTTrainingCoordinator:
             The model, and its state-adversarial training, which is None where that is off.
 
         Raises:
-            ConfigError: nothing that builds a model; an optimizer without what `partial` inherits; or state-adversarial
-                training is on, and cannot be right for the model (see `attach`).
+            ConfigError: nothing that builds a model; an optimizer without what `partial` or `relative` inherits; no
+                `initial_parameters` where weights are renewed; or state-adversarial training is on, and cannot be right
+                for the model (see `attach`).
         """
         _check_member(member)
         check_builder(base_model_factory)
@@ -212,7 +214,10 @@ class PBTTrainingCoordinator:
         faults = self.config.graft_faults
         if faults:
             logger.warning("Member %s: GRAFT FAULTS %s", member.member_id, ", ".join(faults))
-        rules = Rules(self.config.pbt.optimizer_exploit_strategy, faults)
+        seed = derive(self.scheduler.seed, "renewal", member.changed_at + 1, member.member_id)
+        rules = Rules(
+            self.config.pbt.optimizer_exploit_strategy, faults, renewal=renewal_of(self.config.pbt), seed=seed
+        )
         adversary = self.sa_ppo.get(member.member_id)
         try:
             inherited: list[Change] = []

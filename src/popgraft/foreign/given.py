@@ -12,8 +12,10 @@ from popgraft.config.population import EvolutionConfig
 from popgraft.errors import ConfigError
 from popgraft.foreign.member import PopulationMember, number
 from popgraft.foreign.optimizer import inherited_state
+from popgraft.foreign.renewal import drawer_of
 from popgraft.foreign.trained import optimizers
 from popgraft.hyperparams import Value
+from popgraft.inheritance import Fate, renewal_of
 
 
 def root(seed: Any) -> int:
@@ -98,12 +100,17 @@ def place(folder: Any) -> Path:
 
 
 def check_strategy(config: EvolutionConfig, model: Any) -> None:
-    """Whether a model's optimizers have what is to be inherited of them, seen by a step of another one of the kind.
+    """Whether a model can draw weights where some are renewed, and its optimizers have what is to be inherited of them,
+    seen by a step of another one of the kind.
 
     Raises:
         ConfigError: they do not; one that cannot be made, or cannot step so, is left to its first exploit.
     """
-    if config.optimizer_exploit_strategy != "partial":
+    if renewal_of(config) is not None:
+        drawer_of(model)
+    fates: dict[str, Fate] = {"partial": config.optimizer_partial, "relative": "relative"}
+    fate = fates.get(config.optimizer_exploit_strategy)
+    if fate is None:
         return
     for optimizer in optimizers(model).values():
         state = None
@@ -115,7 +122,7 @@ def check_strategy(config: EvolutionConfig, model: Any) -> None:
             probe.step()
             state = probe.state_dict()
         if state is not None:
-            inherited_state(state, config.optimizer_partial)
+            inherited_state(state, fate)
 
 
 def _short(value: Any) -> str:

@@ -21,9 +21,11 @@ from popgraft.foreign.change import Change, attributes
 from popgraft.foreign.checkpoint import FREE, OPTIMIZER, not_finite, optimizer_parts, weights_of
 from popgraft.foreign.live import make_live
 from popgraft.foreign.member import PopulationMember
+from popgraft.foreign.renewal import renew
 from popgraft.foreign.trained import free_parameters
 from popgraft.foreign.trained import optimizers as optimizers_of
 from popgraft.inheritance import PARTS, STATEFUL, AgentPart, kept
+from popgraft.state import Renewal
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +65,15 @@ class Rules:
         strategy: what becomes of the optimizer.
         faults: mistakes to make.
         any_weights: whether weights that are not finite are taken, as a member has them that has failed.
+        renewal: what becomes of the weights; None: nothing.
+        seed: of the weights that are drawn for it.
     """
 
     strategy: OptimizerStrategy
     faults: Sequence[GraftFault] = ()
     any_weights: bool = False
+    renewal: Renewal | None = None
+    seed: int = 0
 
 
 def collect(model: Any, env: Any = None) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def plan(
     }
     own = kept(rules.faults)
     candidates = [
-        _weights(model, parameters, rules.any_weights),
+        _weights(model, parameters, rules),
         _free(model, parameters, member),
         *(_state(model, parameters, part) for part in STATEFUL if part.name not in own),
         _updates(model, parameters),
@@ -156,15 +162,17 @@ def _network(model: Any) -> Any:
     raise ConfigError(message)
 
 
-def _weights(model: Any, parameters: Mapping[Any, Any], any_weights: bool) -> Change:
+def _weights(model: Any, parameters: Mapping[Any, Any], rules: Rules) -> Change:
     network, new = _network(model), weights_of(parameters)
-    bad = None if any_weights else not_finite(parameters)
+    bad = None if rules.any_weights else not_finite(parameters)
     if bad is not None:
         raise ConfigError(f"the donor's weights are not finite ({bad}); exploit a healthy member")
     own = _state_dict(network)
     if own is not None:
         _check_weights(own, new)
     function.check(network, None if new is parameters else parameters.get(function.ENTRY))
+    if rules.renewal is not None:
+        new = renew(model, new, rules.renewal, rules.seed)
     return Change(lambda: _remember(network), lambda: network.load_state_dict(new))
 
 

@@ -8,6 +8,7 @@ from popgraft.inheritance.member import Units, inherit, inherited_values, overwr
 from popgraft.inheritance.optimizer import TORCH, Fate, fate_of, inherit_, velocity_ratio
 from popgraft.inheritance.parts import PARTS, STATEFUL, AgentPart
 from popgraft.inheritance.success import HORIZONS, Success, no_worse
+from popgraft.inheritance.weights import renewal_of, renewed
 
 __all__ = [
     "HORIZONS",
@@ -26,6 +27,8 @@ __all__ = [
     "kept",
     "no_worse",
     "overwrite_",
+    "renewal_of",
+    "renewed",
     "strategies",
     "velocity_ratio",
 ]

@@ -27,16 +27,17 @@ def overwrite_(
         member: the rows.
         members: index in the population of every row, in ascending order.
         decision: who inherits from whom, over the whole population.
-        donors: the donor of every recipient among `members`, in their order.
+        donors: the donor of every heir among `members`, in their order.
         config: what is inherited.
 
     Returns:
-        Rows that are somebody else now, and the units of the donor of each where a fault may have lost them.
+        Rows of heirs, whose weights are yet to be renewed where the decision says so, and the units of the donor of
+        each where a fault may have lost them.
     """
     own = torch.tensor(list(members))
     for name, column in member.hyperparams.items():
         column.copy_(decision.hyperparams[name][own])
-    rows = torch.isin(own, decision.recipients).nonzero().flatten()
+    rows = torch.isin(own, decision.heirs).nonzero().flatten()
     donor = tree.map(lambda leaf, there: leaf.to(there.device), donors, member)
     heir = inherit(tree.gather(member, rows), donor, config)
     tree.put_(member, rows, heir)
@@ -74,7 +75,7 @@ def inherited_values(parents: Int[Tensor, "pop"], before: Values, record: Record
 def strategies(
     decision: Decision, before: Values, config: PopulationConfig, record: Record | None = None
 ) -> dict[int, str]:
-    """What becomes of every recipient's optimizer state: "copy", "reset" or "partial".
+    """What becomes of every recipient's optimizer state: "copy", "reset", "partial" or "relative".
 
     Args:
         decision: who inherits from whom, and the new values; an optimizer's state goes with the weights, so that it is

@@ -4,9 +4,12 @@
     copy       the donor's
     partial    the donor's momentum alone, or its second moment and utility alone
     adaptive   the donor's where every explored value is near the donor's, else nothing
+    relative   the donor's moments, with Adam's count of steps at 0
 
-Jaderberg et al. 2017 (arXiv:1711.09846) prescribe none of them. The arithmetic is on named averages and one count of
-steps, which is what PyTorch's optimizers and the engine's rules have in common.
+Jaderberg et al. 2017 (arXiv:1711.09846) prescribe none of them. `relative` is what Adam-Rel does wherever an objective
+changes (Ellis et al. 2024, arXiv:2412.17113): the moments stay, and t of the corrections 1 − βᵗ begins anew. The
+arithmetic is on named averages and one count of steps, which is what PyTorch's optimizers and the engine's rules have
+in common.
 """
 
 from collections.abc import Mapping
@@ -18,8 +21,8 @@ from popgraft.config.population import EvolutionConfig
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import Value
 
-Fate = Literal["reset", "copy", "momentum", "scale"]
-"""What happens to one agent's state; the last two are `partial`, by what is kept."""
+Fate = Literal["reset", "copy", "momentum", "scale", "relative"]
+"""What happens to one agent's state; `momentum` and `scale` are `partial`, by what is kept."""
 
 
 @runtime_checkable
@@ -98,7 +101,8 @@ def inherit_(
     m = (1 − β₁)g, v = (1 − β₂)g², all else 0. A second moment of 0 at the donor's count would make the next step up to
     √(1/(1 − β₂)) times too long. A momentum that is not corrected (SGD's) stays as it is and all else is 0, and where
     there is none nothing is left. `scale`: the momentum alone becomes 0 while the count goes on, so that the next steps
-    are short.
+    are short. `relative`: the count alone becomes 0; along a gradient that stays as it is, the next step is
+    √(1 − β₂)/(1 − β₁) times as long.
 
     Args:
         averages: one agent's or one parameter's, by name.
@@ -109,7 +113,8 @@ def inherit_(
         ratio: factor of the momentum that is left (`velocity_ratio`).
 
     Raises:
-        ConfigError: `fate` is a part of the state, and there are averages of which it is not known what they are.
+        ConfigError: `fate` is a part of the state, and there are averages of which it is not known what they are; or it
+            is `relative`, and they are not Adam's.
     """
     momenta = [averages[name] for name in roles.momenta if name in averages]
     if fate in ("momentum", "scale"):
@@ -119,6 +124,8 @@ def inherit_(
                 f"optimizer_exploit_strategy 'partial' is not defined for an optimizer that remembers "
                 f"{', '.join(unknown)}; choose copy or reset"
             )
+    if fate == "relative" and averages:
+        _begin_counting(averages, step, roles, betas)
     if fate == "reset" or (fate == "momentum" and not momenta):
         _forget(averages, step)
     elif fate == "scale":
@@ -128,6 +135,19 @@ def inherit_(
         _keep_momentum(averages, step, roles, betas)
     for momentum in momenta:
         momentum.mul_(ratio)
+
+
+def _begin_counting(
+    averages: Mapping[str, Tensor], step: Tensor | None, roles: Roles, betas: tuple[float, float] | None
+) -> None:
+    others = sorted(set(averages) - {*roles.momenta, *roles.squares})
+    if step is None or betas is None or others:
+        remembered = f"remembers {', '.join(others)}" if others else "corrects no moments by a count of steps"
+        raise ConfigError(
+            f"optimizer_exploit_strategy 'relative' starts Adam's count of steps again, and is not defined for an "
+            f"optimizer that {remembered}; choose copy or reset, or train with adam or adamw"
+        )
+    step.zero_()
 
 
 def _forget(averages: Mapping[str, Tensor], step: Tensor | None) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from popgraft.config.population import EvolutionConfig, check_value
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import to_single
-from popgraft.inheritance import inherited_values
+from popgraft.inheritance import inherited_values, renewal_of
 from popgraft.pbt.standing import Hyperparams, Standing
-from popgraft.state import Decision, Record
+from popgraft.state import Decision, Record, Renewal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,15 @@ class Choice:
         hyperparameter_parents: whose hyperparameters; None: those of `parents`.
         explored: for members whose hyperparameters change, the new values of those that do, by name.
         reasons: for members that become somebody else, why, in a word or two; "exploit" where none is given.
+        renewals: what becomes of weights, where it is not what the configuration says of every recipient; a survivor
+            may be listed too.
     """
 
     parents: Int[Tensor, "pop"]
     hyperparameter_parents: Int[Tensor, "pop"] | None = None
     explored: Mapping[int, Hyperparams] = dataclasses.field(default_factory=dict)
     reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    renewals: Mapping[int, Renewal] = dataclasses.field(default_factory=dict)
 
     @property
     def hyperparameter_donors(self) -> Int[Tensor, "pop"]:
@@ -61,6 +64,7 @@ class Choice:
                 for member in standing.deciding.tolist()
                 if parents[member] != member
             },
+            {member: renewal for member, renewal in self.renewals.items() if decides[member]},
         )
 
     def joined(self, other: "Choice") -> "Choice":
@@ -75,6 +79,7 @@ class Choice:
             both(self.hyperparameter_donors, other.hyperparameter_donors),
             {**self.explored, **other.explored},
             {**self.reasons, **other.reasons},
+            {**self.renewals, **other.renewals},
         )
 
     def decision(
@@ -100,4 +105,9 @@ class Choice:
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
                 columns[name][member] = to_single(spaces[name], value) if name in spaces else value
-        return Decision(self.parents, columns, dict(self.reasons), donors)
+        decision = Decision(self.parents, columns, dict(self.reasons), donors)
+        usual = renewal_of(config)
+        if usual is not None:
+            decision.renewals.update(dict.fromkeys(decision.recipients.tolist(), usual))
+        decision.renewals.update(self.renewals)
+        return decision

@@ -4,13 +4,26 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from popgraft import tree
 from popgraft.config import Config
 from popgraft.ppo import Learner, initial_member
 from popgraft.rng import torch_generator
 from popgraft.sb3.initial import draw_as_torch_
 from popgraft.sb3.optimizer import EngineOptimizer
+from popgraft.sb3.views import places
 from popgraft.state import Member
+
+
+def initial_parameters(policy: Any, seed: int) -> dict[str, Tensor]:
+    """Weights as a policy of these settings is born with, by the names of its parameters."""
+    flat = policy.network.init_population([torch_generator(seed, "weights", 0)])
+    source = torch_generator(seed, "torch weights")
+    draw_as_torch_(policy.network, policy.network_config, flat, source, not policy.ortho_init)
+    params = policy.network.views(flat)
+    names = dict(places(params))
+    return {names[path]: leaf[0] for path, leaf in tree.items(params)}
 
 
 def settle(

@@ -25,6 +25,7 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.answers import delivered, starts_of
 from popgraft.rollout.spaces_of import action_encoder, fields_of, spaces_of
 from popgraft.sb3 import policy_file
+from popgraft.sb3.birth import initial_parameters
 from popgraft.sb3.distributions import distribution_of
 from popgraft.sb3.kinds import named
 from popgraft.sb3.network import ENCODERS, check_kinds, check_known, function_of, image_features, network_settings
@@ -160,6 +161,10 @@ class MlpLstmPolicy(BasePolicy):
     def describe_usual(self) -> dict[str, Any]:
         """The same where nothing is set, which files of versions without a setting stand for."""
         return function_of(NetworkConfig())
+
+    def initial_parameters(self, seed: int) -> dict[str, Tensor]:
+        """Freshly drawn initial weights, for grafts that renew some (`graft_perturb`)."""
+        return initial_parameters(self, seed)
 
     @property
     def recurrent_initial_state(self) -> RNNStates:

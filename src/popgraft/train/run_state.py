@@ -99,7 +99,7 @@ class RunState:
         self.hyperparams, self.age = decision.hyperparams, age[decision.parents]
         unknown = torch.full((1,), math.nan)  # of the best state there ever was
         self.training = torch.cat([self.training, unknown])[decision.parents]
-        self.heirs[decision.recipients] = 1
+        self.heirs[decision.heirs] = 1
 
     def go_back(self, members: list[int], tensors: dict[str, Any]) -> None:
         """Takes in that members are again what they were in a snapshot, `tensors`, but for their hyperparameters."""
