@@ -12,6 +12,7 @@ GENERATION = 6 * 2 * 8
 METHODS = {
     "mf_pbt": {"frequencies": [1, 2]},
     "pb2": {},
+    "fire": {"evaluators": 2},
 }
 
 

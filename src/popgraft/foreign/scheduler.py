@@ -71,6 +71,11 @@ class PBTScheduler:
         self.exploration_count = 0
         self._decisions = 0
         self._strategy: Strategy = STRATEGY.make(config.strategy, config, self.seed, **config.strategy_kwargs)
+        if self._strategy.together:
+            raise ConfigError(
+                f"strategy={config.strategy!r} decides over everybody at once, but here members ask one after the "
+                "other; choose strategy: evolution, mf_pbt or pb2"
+            )
         self._explorers: set[int] = set()
         self._shelf = Shelf(Path(config.checkpoint_dir))
         self._success = Success(config.metric_mode)

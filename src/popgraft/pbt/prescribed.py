@@ -6,7 +6,7 @@ import torch
 
 from popgraft.config import Config, PopulationConfig
 from popgraft.config.population import STRATEGY
-from popgraft.errors import PopulationLost
+from popgraft.errors import ConfigError, PopulationLost
 from popgraft.pbt.choice import Choice
 from popgraft.pbt.standing import Hyperparams, Standing
 from popgraft.pbt.strategy import Strategy
@@ -47,9 +47,14 @@ def make_strategy(config: Config) -> Strategy:
     """What decides over a run: `pbt.schedule` where there is one, `pbt.strategy` otherwise.
 
     Raises:
-        ConfigError: there is no such strategy, or a part of it is missing.
+        ConfigError: there is no such strategy, a part of it is missing, or it cannot decide for shards by themselves.
     """
     if config.pbt.schedule:
         return Prescribed(config.pbt, config.seed)
     made: Strategy = STRATEGY.make(config.pbt.strategy, config.pbt, config.seed, **config.pbt.strategy_kwargs)
+    if made.together and config.execute.mode == "async":
+        raise ConfigError(
+            f"pbt.strategy={config.pbt.strategy!r} decides over everybody at once, but with execute.mode: async every "
+            "shard decides for itself; set execute.mode: lockstep"
+        )
     return made

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,12 @@ class Strategy(abc.ABC):
     Args:
         config: the population and its evolution.
         seed: root of all draws.
+
+    Attributes:
+        together: whether it can decide over everybody at once only.
     """
+
+    together: ClassVar[bool] = False
 
     def __init__(self, config: EvolutionConfig, seed: int) -> None:
         self.config = config
