@@ -244,13 +244,14 @@ class Scores:
     """Fitness of every member: mean, standard error of that mean, and episodes it was taken over.
 
     A member that could not be scored (its environment failed, its weights are not finite) has mean NaN; `faults` holds
-    what a failed environment said, by member.
+    what a failed environment said, by member; `steps` counts the environment steps of an evaluation.
     """
 
     mean: Float[Tensor, "pop"]
     stderr: Float[Tensor, "pop"]
     episodes: Int[Tensor, "pop"]
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

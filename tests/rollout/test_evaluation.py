@@ -58,6 +58,7 @@ def test_every_environment_counts_with_its_first_episode(play, next_step, determ
     assert scores.mean.tolist() == [2.5, 8.5]
     assert scores.stderr.tolist() == pytest.approx([math.sqrt(5 / 12)] * 2)
     assert scores.episodes.tolist() == [4, 4]
+    assert scores.steps == 1 + 2 + 3 + 4 + 7 + 8 + 9 + 10
     assert scores.faults == {}
 
 

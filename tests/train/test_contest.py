@@ -93,6 +93,16 @@ class Luck(gym.Env[np.ndarray, int]):
         return np.zeros(4, np.float32), float(self.rewards[action]), True, False, {}
 
 
+class Counted(Luck):
+    """Counts the steps of all."""
+
+    steps = 0
+
+    def step(self, action: int) -> Any:
+        Counted.steps += 1
+        return super().step(action)
+
+
 def lucky(num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
     return gym.vector.SyncVectorEnv([Luck] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
@@ -117,6 +127,18 @@ def test_the_best_of_equals_is_worth_what_all_are_worth(luck: Tiny) -> None:
     assert found["episodes"] >= 20
     assert abs(found["score"]) < 3 * found["stderr"]
     assert found["stderr"] == pytest.approx(1 / found["episodes"] ** 0.5, rel=0.4)
+
+
+def test_every_step_is_of_training_or_of_evaluation(luck: Tiny) -> None:
+    Counted.steps = 0
+    run = train(
+        luck(3, evaluation={"episodes": 5, "final_episodes": 7}, execute={"shards": 1}),
+        factory=lambda num_envs: gym.vector.SyncVectorEnv(
+            [Counted] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
+        ),
+    )
+    assert run.evaluation_steps > 3 * 4 * 5  # of generations; the rest is of contests
+    assert Counted.steps == 3 * 4 * 32 + run.evaluation_steps + 7
 
 
 def test_a_score_that_was_luck_does_not_end_the_run(luck: Tiny) -> None:

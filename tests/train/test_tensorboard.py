@@ -23,6 +23,7 @@ MEMBER_TAGS = {
     "train/value_loss",
 }
 POPULATION_TAGS = {
+    "pbt/evaluation_steps",
     "pbt/exploitation_count",
     "pbt/exploration_count",
     "pbt/failed_ready_checks",

@@ -109,6 +109,7 @@ def join_scores(parts: list[Scores]) -> Scores:
         stderr=torch.cat([part.stderr for part in parts]),
         episodes=torch.cat([part.episodes for part in parts]),
         faults={member: text for part in parts for member, text in part.faults.items()},
+        steps=sum(part.steps for part in parts),
     )
 
 

@@ -1,6 +1,7 @@
 """Separate evaluation: whole episodes, on seeds that training never sees, the same for every member."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -13,6 +14,22 @@ from popgraft.state import Member, Scores, Seat
 
 NOISE_BLOCK = 64
 """Steps for which the noise of stochastic evaluation is drawn at once."""
+
+
+
+class Played(NamedTuple):
+    """Episodes that are over.
+
+    Attributes:
+        returns: of every episode, NaN for all of a member whose environment has failed.
+        faults: what failed environments said, by member.
+        steps: environment steps taken in these episodes.
+    """
+
+    returns: Float64[Tensor, "pop env"]
+    faults: dict[int, str]
+    steps: int
+
 
 Disturb = Callable[[Params, dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]
 """From parameters, normalised observations [pop, env, *shape], recurrent state [pop, env, state] and episode starts
@@ -33,12 +50,11 @@ def evaluate(
 
     A member whose environment fails before all its episodes are over has the score NaN.
     """
-    returns, faults = episode_returns(policy, member, grid, seeds, deterministic, max_steps, disturb, weight)
+    returns, faults, steps = episode_returns(policy, member, grid, seeds, deterministic, max_steps, disturb, weight)
     pop, envs = returns.shape
     stderr = returns.std(dim=1) / envs**0.5 if envs > 1 else torch.zeros(pop)
-    return Scores(
-        mean=returns.mean(dim=1).float(), stderr=stderr.float(), episodes=torch.full((pop,), envs), faults=faults
-    )
+    episodes = torch.full((pop,), envs)
+    return Scores(returns.mean(dim=1).float(), stderr.float(), episodes, faults, steps)
 
 
 def episode_returns(
@@ -50,7 +66,7 @@ def episode_returns(
     max_steps: int,
     disturb: Disturb | None = None,
     weight: float = 1.0,
-) -> tuple[Float64[Tensor, "pop env"], dict[int, str]]:
+) -> Played:
     """Plays one episode in every environment of the grid.
 
     Every environment contributes its first episode and no other, so that short episodes are not counted more often.
@@ -64,17 +80,15 @@ def episode_returns(
         max_steps: steps after which an unfinished episode counts as it stands.
         disturb: stands between the environments and the agents, if given.
         weight: w; an episode counts with (1 − w) · its return + w · its return when it is played with `disturb`.
-
-    Returns:
-        The return of every episode, NaN for all of a member whose environment has failed, and what it said.
     """
     ways = [(None, 1.0)] if disturb is None else [(None, 1 - weight), (disturb, weight)]
-    returns, faults = torch.zeros((), dtype=torch.float64), dict[int, str]()
+    returns, faults, steps = torch.zeros((), dtype=torch.float64), dict[int, str](), 0
     for way, share in ways:
         if share:
-            played, failed = _play(policy, member, grid, seeds, deterministic, max_steps, way)
-            returns, faults = returns + share * played, faults | failed
-    return returns, faults
+            played = _play(policy, member, grid, seeds, deterministic, max_steps, way)
+            returns, faults = returns + share * played.returns, faults | played.faults
+            steps += played.steps
+    return Played(returns, faults, steps)
 
 
 @torch.no_grad()
@@ -86,8 +100,7 @@ def _play(
     deterministic: bool,
     max_steps: int,
     disturb: Disturb | None,
-) -> tuple[Float64[Tensor, "pop env"], dict[int, str]]:
-    """Return of every episode, and what failed environments said."""
+) -> Played:
     pop, envs = grid.pop, grid.num_envs
     grid.reset(range(pop), seeds)
     actor = Actor.of(policy, member).prepared()
@@ -97,7 +110,7 @@ def _play(
     seat = Seat.empty(pop, envs, state_size, actor.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     total = torch.zeros(pop, envs, dtype=torch.float64, device=actor.device)
-    playing = torch.ones_like(total, dtype=torch.bool)
+    playing, steps = torch.ones_like(total, dtype=torch.bool), torch.zeros_like(total)
     busy, faults = [True] * pop, dict[int, str]()
     for t in range(max_steps):
         obs = actor.normalized(grid.observe())
@@ -115,6 +128,7 @@ def _play(
             action = head.sample(params, outputs, noise[:, t % NOISE_BLOCK])
         step = grid.act(action)
         seat.episode_start = step.started
+        steps += playing
         total += step.reward.masked_fill(playing.logical_not(), 0)
         over = step.terminated | step.truncated
         if grid.monitored:
@@ -134,4 +148,4 @@ def _play(
             total = torch.where(playing, grid.standing(), total)
     total = total.cpu()
     total[list(faults)] = torch.nan
-    return total, faults
+    return Played(total, faults, int(steps.sum()))

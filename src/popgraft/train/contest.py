@@ -18,7 +18,7 @@ from popgraft.execute.shard import resolve_device
 from popgraft.names import searched
 from popgraft.nn import Policy
 from popgraft.rng import derive
-from popgraft.rollout.evaluation import episode_returns
+from popgraft.rollout.evaluation import Played, episode_returns
 from popgraft.rollout.make import make_evaluation_grid, make_grid
 from popgraft.spaces import Spaces
 from popgraft.state import Member
@@ -55,6 +55,20 @@ class Estimate(NamedTuple):
         return Estimate(mean, math.sqrt(squares / (n * (n - 1))) if n > 1 else 0.0, n)
 
 
+class Outcome(NamedTuple):
+    """How a contest ended.
+
+    Attributes:
+        best: row of the best; the first of those that cannot be told apart.
+        worth: what everybody is worth.
+        steps: environment steps that it took.
+    """
+
+    best: int
+    worth: list[Estimate]
+    steps: int
+
+
 class Contest:
     """Plays agents of a run against each other.
 
@@ -76,8 +90,8 @@ class Contest:
     def _policy(self) -> Policy:
         return Policy(self._spaces, self._config.model.network)
 
-    def __call__(self, members: Member, *names: str | int) -> tuple[int, list[Estimate]]:
-        """Who is best, and what everybody is worth; the first of those that cannot be told apart.
+    def __call__(self, members: Member, *names: str | int) -> Outcome:
+        """Has some agents play.
 
         Args:
             members: who takes part.
@@ -86,21 +100,28 @@ class Contest:
         Raises:
             EnvironmentFault: the environments cannot be made, or nobody's works.
         """
+        steps = 0
+
+        def play(who: list[int], first: int, count: int) -> Float64[Tensor, "left episodes"]:
+            nonlocal steps
+            played = self._play(members, names, who, first, count)
+            steps += played.steps
+            return played.returns
+
         with searched(self._config.code_dir):
-            play = functools.partial(self._play, members, names)
             best, returns = eliminate(
                 play, len(members.age), self._config.evaluation.episodes, self._config.pbt.metric_mode == "max"
             )
-        return best, [Estimate.of(each) for each in returns]
+        return Outcome(best, [Estimate.of(each) for each in returns], steps)
 
-    def _play(self, members: Member, names: tuple[str | int, ...], who: list[int], first: int, count: int) -> Tensor:
+    def _play(self, members: Member, names: tuple[str | int, ...], who: list[int], first: int, count: int) -> Played:
         settings = self._config.evaluation
         seeds = [derive(self._config.seed, "contest", *names, first)] * len(who)
         rows = tree.map(lambda leaf: leaf.to(self._device), tree.gather(members, torch.tensor(who)))
         attack = OnlineAttack(self._policy, settings.attack, seeds) if settings.attack_weight else None
         made = (self._config, self._spaces, len(who), count, self._factory, self._device)
         with contextlib.closing(make_evaluation_grid(*made)) as grid:
-            returns, faults = episode_returns(
+            played = episode_returns(
                 self._policy,
                 rows,
                 grid,
@@ -110,9 +131,9 @@ class Contest:
                 attack,
                 settings.attack_weight,
             )
-        if len(faults) == len(who):
-            raise EnvironmentFault(f"the environment failed during evaluation: {next(iter(faults.values()))}")
-        return returns
+        if len(played.faults) == len(who):
+            raise EnvironmentFault(f"the environment failed during evaluation: {next(iter(played.faults.values()))}")
+        return played
 
 
 def eliminate(

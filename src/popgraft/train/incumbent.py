@@ -95,8 +95,8 @@ class Incumbent:
         best, worth = (0 if occasion == "last" else len(known) - 1), None
         if plays:
             try:
-                best, played = self._contest(rows, occasion, int(state.rounds.sum()))
-                worth = played[best]
+                best, played, steps = self._contest(rows, occasion, int(state.rounds.sum()))
+                worth, state.evaluation_steps = played[best], state.evaluation_steps + steps
             except EnvironmentFault as error:
                 self._announcer.event("environment", f"the best agents cannot be compared: {error}")
         found = known[best] if worth is None or not self._repeats else _revised(known[best], worth)

@@ -62,6 +62,7 @@ class Ledger:
         for faults in (part.advance.faults, part.scores.faults if part.scores else {}):
             for member, fault in faults.items():
                 self._announcer.event("environment", f"the environment of member {member} failed: {fault}", number)
+        state.evaluation_steps += part.scores.steps if part.scores else 0
         scores = self._scores(part)
         self._points.wait()  # so that what is recorded is never further ahead of the newest snapshot
         state.take_in(part, scores)
@@ -179,6 +180,7 @@ class Ledger:
         known = {
             "exploitation_count": float(state.exploits),
             "exploration_count": float(state.explorations),
+            "evaluation_steps": float(state.evaluation_steps),
             **self._strategy.statistics(),
         }
         if (int(state.rounds.sum()) + len(part.members)) // state.pop > state.generation:  # the last of a generation

@@ -44,6 +44,7 @@ class Point(_Part):
 
     generation: Count
     steps: Count
+    evaluation_steps: Count = 0
     exploits: Count
     explorations: Count
     events: Count

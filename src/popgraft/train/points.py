@@ -85,6 +85,7 @@ class Points:
         metadata = {
             "generation": self._state.generation,
             "steps": self._state.steps,
+            "evaluation_steps": self._state.evaluation_steps,
             "finished": finished,
             "strategy": self._strategy.saved(),
         }

@@ -87,6 +87,15 @@ class Run:
             return False
 
     @property
+    def evaluation_steps(self) -> int:
+        """Environment steps beside those of training: of evaluations, and of contests for the place of the best agent.
+
+        Raises:
+            StoreError: its training has not ended.
+        """
+        return int(snapshot.verified(self.folder, LAST).get("evaluation_steps", 0))
+
+    @property
     def generations(self) -> int:
         """How many generations have been scored."""
         with RunDatabase(self.folder.database) as database:

@@ -12,7 +12,7 @@ from popgraft.execute import Part
 from popgraft.state import Decision, Member, Record, Scores
 from popgraft.train.aftermath import Follower
 
-COUNTERS = ("steps", "exploits", "explorations")
+COUNTERS = ("steps", "evaluation_steps", "exploits", "explorations")
 COUNTS = ("rounds", "place_steps", "age", "heirs")
 KNOWN = ("mean", "stderr", "episodes")
 
@@ -27,7 +27,8 @@ class RunState:
         place_steps: environment steps taken at every place.
         age: updates behind every member's state, wherever they were made.
         heirs: 1 for members that have become somebody else since they were scored; their score is their donor's.
-        steps: environment steps of the whole population.
+        steps: environment steps of the whole population in training.
+        evaluation_steps: those of evaluations, and of agents that played each other.
         exploits: members that have been overwritten.
         explorations: members whose hyperparameters have been moved.
         training: mean return of the episodes that ended at every place, or its donor's, in its latest generation; NaN
@@ -41,6 +42,7 @@ class RunState:
 
     hyperparams: dict[str, Float[Tensor, "pop"]]
     steps: int = 0
+    evaluation_steps: int = 0
     exploits: int = 0
     explorations: int = 0
     rounds: Int[Tensor, "pop"] = dataclasses.field(init=False)
@@ -130,7 +132,7 @@ class RunState:
     def restore(self, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes over what `tensors` and `metadata` returned."""
         for name in COUNTERS:
-            setattr(self, name, metadata[name])
+            setattr(self, name, metadata.get(name, 0))  # older points do not count steps of evaluation
         self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
         for name in COUNTS:
             setattr(self, name, tensors["counts"][name])
