@@ -121,6 +121,40 @@ def test_the_summary_tells_the_facts(small: Path, trained: Path) -> None:
     assert f"In {small}, its population reached 1.000 ± 0.000 in 900 steps, against" in told
 
 
+@pytest.mark.parametrize(
+    ("scores", "falls"),
+    [
+        # Standard errors are 1. The first generation's median is 2: of member 0's gain of 8, 5 are lost; of 1's 7, 1.
+        (
+            [[2, 2, 2], [10, 9, 3], [5, 8, 9]],
+            "1 of 3 members have fallen late; the farthest is member 0, from 10.00 to",
+        ),
+        ([[2, 2, 2], [10, 9, 3], [9, 8, 9]], None),
+        (
+            [[2, 9, 2], [10, 9, 3], [5, 2, 2]],
+            "2 of 3 members have fallen late; the farthest is member 1, from 9.000 to 2.",
+        ),
+        ([[5, 9, 1], [5, 9, 1], [5, 9, -9]], None),  # it never gained anything
+        ([[2, 2, 2], [10, 9, 3], [math.nan, 8, 9]], None),
+    ],
+)
+def test_late_falls_are_told(make: Make, scores: list[list[float]], falls: str | None) -> None:
+    folder = make(scores, [[0, 1, 2]] * 3)
+    found(folder, 1, 0)
+    said = " ".join(summary(read(folder.path)))
+    assert ("late" in said) == (falls is not None)
+    assert (falls or "") in said
+
+
+def test_returns_in_training_stand_beside_scores(trained: Path) -> None:
+    data = read(trained)
+    returns = data.metrics["ep_rew_mean"]
+    last = np.nanmedian(returns[-1])
+    assert f"there the median member's episodes return {last:,.1f}" in " ".join(summary(data))
+    (line,) = [each for each in drawn(trained, "scores").traces if each.get("name") == "median return in training"]
+    assert line["y"] == pytest.approx(np.nanmedian(returns, axis=1), nan_ok=True)
+
+
 def test_a_run_without_a_generation_has_a_report(make: Make, tmp_path: Path) -> None:
     path = make([], []).path
     assert "No generation has been scored yet." in summary(read(path))

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgraft import ConfigError, EnvironmentFault, Generation, Observer, Plan, PopulationLost, Run, RunExists, train
 from popgraft.config import load_config
 from popgraft.store import RunDatabase, snapshot
+from popgraft.train.ledger import _disagreement
 
 from .same import tensors
 
@@ -455,3 +456,50 @@ def test_members_whose_scores_tie_are_told_apart_by_their_returns_in_training(ti
     assert [(tie.generation, tie.text) for tie in ties] == [
         (1, "all 2 members score 0.000 again; returns in training tell them apart")
     ]
+
+
+class Detour(gym.Env):
+    """The first step costs what the three after it bring: whoever is evaluated by one step seems worse the better it is."""
+
+    observation_space, action_space = Box(-1, 1, (1,)), Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        reward = float(action[0]) * (-1 if self.steps == 1 else 1)
+        return np.zeros(1, np.float32), reward, self.steps == 4, False, {}
+
+
+def detours(num_envs: int) -> SyncVectorEnv:
+    return SyncVectorEnv([Detour] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def test_scores_that_rank_members_otherwise_than_training_are_told(tiny):
+    rates = [{"name": "learning_rate", "min_value": 3e-4, "max_value": 8e-3, "is_log_scale": True}]
+    pbt = {"population_size": 6, "perturbation_interval": 12, "hyperparams": rates}
+    model = {"n_steps": 16, "n_epochs": 4, "n_minibatches": 1, "network": {"encoder_layers": [8], "hidden_size": 16}}
+    settings = tiny(env={"num_envs": 8}, pbt=pbt, model=model, evaluation__max_steps=1, total_timesteps=2 * 9216)
+    (told,) = [event for event in train(settings, factory=detours).events if event.kind == "rank"]
+    opposite, pairs = map(int, re.search(r"in (\d+) of (\d+) pairs", told.text).groups())
+    assert (told.generation, pairs) == (1, 15)
+    assert opposite - (pairs - opposite) > 1.645 * (6 * 5 * 17 / 18) ** 0.5
+
+
+def test_contradiction_is_what_kendall_calls_unlikely():
+    kendalltau = pytest.importorskip("scipy.stats").kendalltau
+    generator = np.random.default_rng(0)
+    found = set()
+    for n in (3, 5, 8, 12):
+        for _ in range(30):
+            x, y = generator.permutation(n).astype(np.float32), generator.permutation(n).astype(np.float32)
+            tau, p = kendalltau(x, y, method="asymptotic", alternative="less")
+            against, pairs, likely = _disagreement(torch.tensor(x), torch.tensor(y))
+            assert pairs == n * (n - 1) // 2
+            assert (pairs - 2 * against) / pairs == pytest.approx(tau)
+            assert likely == (p > 0.05)
+            found.add(likely)
+    assert found == {True, False}

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from popgraft.dashboard.data import DISTANCES, LEARNING, Limits, RunData, quartiles
+from popgraft.dashboard.data import DISTANCES, LEARNING, RETURN, Limits, RunData, quartiles
 from popgraft.dashboard.figure import ROW_HEIGHT, Figure
 from popgraft.dashboard.style import MEDIAN, OTHER, WINNER, add_members, add_quartiles
 from popgraft.hyperparams import HyperparamConfig
@@ -27,6 +27,15 @@ def scores(data: RunData, other: RunData | None, limits: Limits | None) -> Figur
         name="best of the generation",
         hovertemplate="best %{y:,.4~g}: member %{customdata[1]} in generation %{customdata[0]}<extra></extra>",
     )
+    if RETURN in data.metrics and data.config.pbt.fitness != "training":
+        figure.add(
+            1,
+            x=data.steps,
+            y=quartiles(data.metrics[RETURN])[1],
+            line={"color": MEDIAN, "width": 2, "dash": "dot"},
+            name="median return in training",
+            hovertemplate="median in training %{y:,.4~g}<extra></extra>",
+        )
     if other is not None:
         figure.add(
             1,

@@ -23,6 +23,8 @@ from popgraft.train.replay import FILE, FOLDER
 from popgraft.train.run import Run, State
 
 Array = np.ndarray
+RETURN = "ep_rew_mean"
+"""The metric of episodes that ended in training."""
 LEARNING = {
     "vgs/scaling_factor": "factor of the variance gradient scaler",
     "entropy_loss": "entropy of the policy, nats",

@@ -5,10 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 
-from popgraft.dashboard.data import RunData, quartiles
+import numpy as np
+
+from popgraft.dashboard.data import RETURN, RunData, quartiles
 from popgraft.messages import one_line
 from popgraft.train import counted, readable
 
+FALL = 0.25
+"""Share of what was gained since the first generation that a member has to lose for it to be told."""
 STATES = {"running": "is still running", "finished": "is finished", "stopped": "was stopped and can be resumed"}
 
 
@@ -19,7 +23,7 @@ def summary(data: RunData, other: RunData | None = None) -> list[str]:
         data: the run.
         other: another run that it is compared with.
     """
-    parts = _work(data), _success(data), _evolution(data), _comparison(data, other)
+    parts = _work(data), [*_success(data), *_training(data), *_falls(data)], _evolution(data), _comparison(data, other)
     return [one_line(" ".join(part)) for part in parts if part]
 
 
@@ -65,6 +69,44 @@ def _success(data: RunData) -> list[str]:
             f"{median}, the middle half {low} to {high}."
         )
     return sentences
+
+
+def _training(data: RunData) -> Iterator[str]:
+    """What the same members returned in training, where scores are of other episodes."""
+    returns = data.metrics.get(RETURN)
+    if returns is None or data.config.pbt.fitness == "training":
+        return
+    last = quartiles(returns[data.latest, np.arange(data.pop)][None])[1, 0]
+    if math.isfinite(last):
+        actions = "sampled actions, scores are of the most likely ones"
+        what = f", with {actions}" if data.config.evaluation.deterministic else ""
+        who = "median member's episodes return" if data.pop > 1 else "agent's episodes return"
+        yield f"In training{what}: there the {who} {readable(float(last))} in the last generation."
+
+
+def _falls(data: RunData) -> Iterator[str]:
+    """Members that end far below what was reached at their place."""
+    if not len(data.scores):
+        return
+    sign = 1 if data.maximizes else -1
+    first = quartiles(sign * data.scores[:1])[1, 0]
+    worth, falls = sign * data.scores, []
+    for member, last in enumerate(data.latest.tolist()):
+        own = worth[: last + 1, member]
+        if not math.isfinite(own[-1]):
+            continue
+        peak = int(np.nanargmax(own))
+        gained, lost = own[peak] - first, own[peak] - own[-1]
+        error = math.hypot(data.stderr[peak, member], data.stderr[last, member])
+        if gained > 0 and lost > max(FALL * gained, 2 * error):
+            falls.append((float(lost), member, float(sign * own[peak]), float(sign * own[-1])))
+    if falls:
+        _, member, before, after = max(falls)
+        fall = f"from {readable(before)} to {readable(after)}"
+        if data.pop == 1:
+            yield f"The agent has fallen late, {fall}."
+        else:
+            yield f"{len(falls)} of {data.pop} members have fallen late; the farthest is member {member}, {fall}."
 
 
 def _evolution(data: RunData) -> list[str]:

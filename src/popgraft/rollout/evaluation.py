@@ -16,7 +16,6 @@ NOISE_BLOCK = 64
 """Steps for which the noise of stochastic evaluation is drawn at once."""
 
 
-
 class Played(NamedTuple):
     """Episodes that are over.
 

@@ -23,6 +23,11 @@ from popgraft.train.pace import Pace
 from popgraft.train.points import Points
 from popgraft.train.run_state import RunState
 
+AGAIN = 2
+"""Parts of the population in a row after which something about scores is said."""
+UNLIKELY = 1.645
+"""Standard deviations beyond which measures contradict each other; chance goes as far in one of twenty cases."""
+
 
 class Ledger:
     """Takes in what parts of the population have done.
@@ -86,7 +91,7 @@ class Ledger:
                 text = f"no episode has ended yet for member {names}; nobody is replaced"
                 self._announcer.event("waiting", text, int(numbers[waiting[0]]))
             else:
-                self._note_tie(members, numbers)
+                self._note_order(members, numbers)
                 decision = pace.decide(members)
         except PopulationLost as error:
             for member, fault in (advance.faults | (part.scores.faults if part.scores else {})).items():
@@ -136,20 +141,25 @@ class Ledger:
         """The best state there ever was, if somebody takes its weights."""
         return self._state.record if (decision.parents == len(decision.parents)).any() else None
 
-    def _note_tie(self, members: Int[Tensor, "part"], numbers: Int[Tensor, "pop"]) -> None:
-        """Says that scores do not tell members apart, in the second of such generations in a row."""
-        part, latest = members.tolist(), int(numbers[members[0]])
-        scores = self._state.known.mean[members].tolist()
-        if not self._config.pbt.copies or not _all_the_same(scores):
+    def _note_order(self, members: Int[Tensor, "part"], numbers: Int[Tensor, "pop"]) -> None:
+        """Says that scores do not tell members apart, or rank them otherwise than training, when that is so again."""
+        state = self._state
+        if not self._config.pbt.copies:
             return
-        known = self._database.scores()
-        earlier = (
-            [each.score for each in known if each.generation == latest - back and each.member in part]
-            for back in (1, 2)
-        )
-        if [_all_the_same(each) for each in earlier] == [True, False]:
-            text = f"all {len(part)} members score {readable(scores[0])} again; returns in training tell them apart"
+        scores, training = state.known.mean[members], state.training[members]
+        state.ties = state.ties + 1 if _all_the_same(scores.tolist()) else 0
+        against, pairs, likely = _disagreement(scores, training)
+        state.contradictions = 0 if likely else state.contradictions + 1
+        latest, returns = int(numbers[members[0]]), "returns in training"
+        if state.ties == AGAIN:
+            text = f"all {len(members)} members score {readable(float(scores[0]))} again; {returns} tell them apart"
             self._announcer.event("tie", text, latest)
+        if state.contradictions == AGAIN:
+            text = (
+                f"scores rank members otherwise than {returns} again, in {against} of {pairs} pairs; "
+                "pbt.fitness: training and evaluation.deterministic: false score what is sampled"
+            )
+            self._announcer.event("rank", text, latest)
 
     def _numbers(self, part: Part) -> Int[Tensor, "pop"]:
         """Of everybody's latest generation, that of the part being its present one."""
@@ -195,6 +205,20 @@ class Ledger:
             known = {value: self._config.exact(name, value) for value in set(column.tolist())}
             told[name] = torch.tensor([known[value] for value in column.tolist()], dtype=torch.float64)
         return told
+
+
+def _disagreement(scores: Float[Tensor, "part"], training: Float[Tensor, "part"]) -> tuple[int, int, bool]:
+    """Pairs that two measures rank in opposite order, all pairs that both rank, and whether that may be chance.
+
+    Where the measures have nothing to do with each other, Kendall's S, agreeing pairs minus opposite ones, has the
+    variance n(n − 1)(2n + 5)/18.
+    """
+    known = scores.isfinite() & training.isfinite()
+    x, y = scores[known].double(), training[known].double()
+    ways = ((x[:, None] - x).sign() * (y[:, None] - y).sign()).triu(1)
+    n, against, agreeing = len(x), int((ways < 0).sum()), int((ways > 0).sum())
+    chance = (n * (n - 1) * (2 * n + 5) / 18) ** 0.5
+    return against, against + agreeing, against - agreeing <= UNLIKELY * chance
 
 
 def _all_the_same(scores: list[float]) -> bool:

@@ -48,11 +48,11 @@ class Generation:
         decision: who inherits from whom.
         metrics: what every update reported, a row for each of `members`.
         best_score: highest score so far (lowest with metric_mode "min").
-        statistics: what else is known of the population: `exploitation_count`, `exploration_count`, `failed_ready_checks`
-            and `evaluation_steps` so far (environment steps beside those of training), `member_distance` between two
-            members per parameter, `optimizer_distance` between their momenta relative to these (for an optimizer that
-            has them), and `post_exploit_value_loss_ratio` of the members that were overwritten a generation ago (where
-            there are any).
+        statistics: what else is known of the population: `exploitation_count`, `exploration_count`,
+            `failed_ready_checks` and `evaluation_steps` so far (environment steps beside those of training),
+            `member_distance` between two members per parameter, `optimizer_distance` between their momenta relative
+            to these (for an optimizer that has them), and `post_exploit_value_loss_ratio` of the members that were
+            overwritten a generation ago (where there are any).
     """
 
     number: int

@@ -47,6 +47,8 @@ class Point(_Part):
     evaluation_steps: Count = 0
     exploits: Count
     explorations: Count
+    ties: Count = 0
+    contradictions: Count = 0
     events: Count
     found: Found | None
     follower: _Follower

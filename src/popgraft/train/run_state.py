@@ -12,7 +12,7 @@ from popgraft.execute import Part
 from popgraft.state import Decision, Member, Record, Scores
 from popgraft.train.aftermath import Follower
 
-COUNTERS = ("steps", "evaluation_steps", "exploits", "explorations")
+COUNTERS = ("steps", "evaluation_steps", "exploits", "explorations", "ties", "contradictions")
 COUNTS = ("rounds", "place_steps", "age", "heirs")
 KNOWN = ("mean", "stderr", "episodes")
 
@@ -31,6 +31,8 @@ class RunState:
         evaluation_steps: those of evaluations, and of agents that played each other.
         exploits: members that have been overwritten.
         explorations: members whose hyperparameters have been moved.
+        ties: parts of the population in a row in which all scores were the same.
+        contradictions: those in which scores ranked members otherwise than returns in training.
         training: mean return of the episodes that ended at every place, or its donor's, in its latest generation; NaN
             where none has, and before the first of this process.
         seconds: how long every place's latest generation took by the clock; NaN before the first of this process.
@@ -45,6 +47,8 @@ class RunState:
     evaluation_steps: int = 0
     exploits: int = 0
     explorations: int = 0
+    ties: int = 0
+    contradictions: int = 0
     rounds: Int[Tensor, "pop"] = dataclasses.field(init=False)
     place_steps: Int[Tensor, "pop"] = dataclasses.field(init=False)
     age: Int[Tensor, "pop"] = dataclasses.field(init=False)
@@ -132,7 +136,7 @@ class RunState:
     def restore(self, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes over what `tensors` and `metadata` returned."""
         for name in COUNTERS:
-            setattr(self, name, metadata.get(name, 0))  # older points do not count steps of evaluation
+            setattr(self, name, metadata.get(name, 0))  # older points lack some
         self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
         for name in COUNTS:
             setattr(self, name, tensors["counts"][name])
