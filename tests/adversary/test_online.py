@@ -26,6 +26,7 @@ MEMORIES = {
     "feed-forward": {"recurrent": "none", "critic_recurrent": "none"},
     "separate": {"critic_recurrent": "separate"},
     "detached": {"critic_recurrent": "detached"},
+    "mingru": {"recurrent": "mingru", "critic_recurrent": "shared"},
     "gru": {"recurrent": "gru", "critic_recurrent": "shared", "critic": "categorical"},
 }
 memories = pytest.mark.parametrize("memory", MEMORIES)

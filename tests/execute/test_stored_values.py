@@ -41,7 +41,7 @@ def drawn(seed):
         "share_encoder": pick([True, False]),
         "layer_norm": pick([False, True]),
         "activation": pick(["tanh", "relu", "silu"]),
-        "recurrent": pick(["lstm", "gru", "none", "none"]),
+        "recurrent": pick(["lstm", "gru", "mingru", "none"]),
         "recurrent_layers": pick([1, 2]),
         "hidden_size": pick([4, 16]),
         "critic_recurrent": pick(["separate", "shared", "detached", "none", "none"]),

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import math
 import pkgutil
 
@@ -67,6 +68,19 @@ def lstm():
     yield x, weights, state, draw(5, 3, 4, 6) < -0.5
 
 
+def mingru():
+    for hidden in (5, 16, 19):
+        given = draw(1, 3, 4, 6, 3 * hidden), draw(2, 3, 4, 6, hidden), draw(3, 3, 6, hidden)
+        gates, x, state = (leaf.requires_grad_() for leaf in given)
+        yield gates, x, draw(5, 3, 4, 6) < -0.5, state
+
+
+def scans():
+    for pairs, backward, own in itertools.product((False, True), (False, True), ((1, 1), (5, 4))):
+        a, start = draw(2, 3, *own, 6).tanh(), draw(3, 3, 5, 4) < -0.5
+        yield draw(1, 3, 5, 4, 6), a, start, draw(4, 3, 4, 6), pairs, {"backward": backward}
+
+
 def optimizer():
     for given in ({}, {"weight_decay": draw(4, 3).abs()}, {"weight_decay": draw(4, 3).abs(), "decoupled": True}):
         params, active = draw(1, 3, 67), torch.tensor([True, False, True])
@@ -91,6 +105,8 @@ CASES = {
     "popgraft.nn.blocks.tanh_of": lambda: [(draw(1, 3, 67).mT,)],
     "popgraft.nn.draws.draw": lambda: [(draw(1, 2, 3, 5, 9), draw(2, 2, 3, 5, 2).sigmoid(), (2, 7))],
     "popgraft.nn.lstm.unroll": lstm,
+    "popgraft.nn.mingru.recur": mingru,
+    "popgraft.nn.scan.accumulated": scans,
     "popgraft.ops.returns.accumulated": lambda: [
         (draw(1, 3, 7, 5), draw(2, 3, 7, 5) < -0.5, torch.full((3,), 0.9), draw(3, 3, 5), {"backward": backward})
         for backward in (False, True)

@@ -35,6 +35,7 @@ KINDS = {
     "compiled": (VECTOR, DISCRETE, {"hidden_size": 48, "recurrent_layers": 2, "critic": "categorical"}),
     "lstm": (VECTOR, BOX, {"hidden_size": 33, "encoder_layers": [35], "layer_norm": True}),
     "gru": (VECTOR, BINARY, {"hidden_size": 34, "recurrent": "gru", "critic": "scalar", "twin_critics": True}),
+    "mingru": (VECTOR, BOX, {"hidden_size": 34, "recurrent": "mingru", "recurrent_layers": 2}),
     "dense": (VECTOR, BOX, {"recurrent": "none", "critic_recurrent": "none", "use_sde": True, "activation": "relu"}),
     "cnn": (IMAGE, DISCRETE, {"hidden_size": 16, "cnn_features": 37, "critic_recurrent": "shared"}),
     "nature": (PIXELS, DISCRETE, {"recurrent": "none", "critic_recurrent": "none", "cnn_features": 33}),

@@ -15,7 +15,7 @@ MEMORIES = [
     for recurrent in ("lstm", "gru")
     for critic in ("separate", "shared", "none")
     for layers in (1, 2)
-] + [("none", "none", 1)]
+] + [("mingru", "separate", 2), ("none", "none", 1)]
 
 
 @pytest.fixture

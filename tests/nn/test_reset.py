@@ -9,6 +9,7 @@ from popgraft.nn.blocks import initialise
 from popgraft.nn.compiled import unrolls
 from popgraft.nn.gru import GRU
 from popgraft.nn.lstm import LSTM
+from popgraft.nn.mingru import MinGRU
 from popgraft.nn.precision import rounded_to
 
 POP, TIME, BATCH, N_IN = 2, 7, 5, 33
@@ -22,6 +23,7 @@ CASES = [
         (LSTM, 33, False, "lstm"),
         (GRU, 6, False, "gru"),
         (GRU, 33, False, "gru"),
+        (MinGRU, 33, False, "mingru"),
     ]
     for layers in (1, 2)
     for factors, precision in ((None, "float32"), (torch.bfloat16, "bfloat16"))

@@ -43,6 +43,7 @@ def test_programs(kind, decided, tmp_path):
     "other",
     [
         {"recurrent": "gru", "layer_norm": True},
+        {"recurrent": "mingru", "policy_kwargs": {"lstm_hidden_size": 32, "n_lstm_layers": 2}},
         pytest.param({"recurrent": "none"}, marks=pytest.mark.slow),
         {"use_sde": True},
         {"policy_kwargs": {"lstm_hidden_size": 32, "n_lstm_layers": 2}},  # compiled where it can be

@@ -69,7 +69,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "model": {"adversary": {"enabled": True, "warmup_updates": 2}},
         "evaluation": {"attack_weight": 0.5, "attack": {"steps": 2}},
     },
-    "burn-in, episodes go on": {"pbt": {"reset_envs_on_exploit": False, "lstm_reset_mode": "burn_in"}},
+    "minGRU, burn-in, episodes go on": {
+        "model": {"network": {"recurrent": "mingru", "recurrent_layers": 2}},
+        "pbt": {"reset_envs_on_exploit": False, "lstm_reset_mode": "burn_in"},
+    },
     "training fitness, three shards": {"pbt": {"fitness": "training"}, "execute": {"shards": 3}},
     "environments in processes, one shard": {
         "env": {**CARTPOLE, "vectorization": "async"},

@@ -19,7 +19,12 @@ ENCODERS = Kinds(
 MEMORIES = Kinds(
     "model.network.recurrent",
     ("popgraft.nn:Memory",),
-    {"lstm": "popgraft.nn.lstm:LSTM", "gru": "popgraft.nn.gru:GRU", "none": None},
+    {
+        "lstm": "popgraft.nn.lstm:LSTM",
+        "gru": "popgraft.nn.gru:GRU",
+        "mingru": "popgraft.nn.mingru:MinGRU",
+        "none": None,
+    },
 )
 ACTION_HEADS = Kinds("model.network.action_head", ("popgraft.nn:ActionHead",), {"auto": None})
 CRITICS = Kinds(

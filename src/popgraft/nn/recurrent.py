@@ -24,7 +24,7 @@ class Memory(ABC):
     """
 
     parts: int = 1
-    """Vectors in the state of a layer, its output first: 2 where they are (h, c), as in an LSTM."""
+    """Vectors in the state of a layer: 2 where they are (h, c), as in an LSTM."""
     matrices: ClassVar[int] = 0
     """How many times hidden_size × hidden_size weights a layer has at least."""
     compiled: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class Memory(ABC):
 
     @property
     def hidden_slices(self) -> list[slice]:
-        """Where the output of every layer lies in the state."""
+        """Where the first vector of every layer lies in the state: h, of which metrics tell."""
         return [slice(start, start + self.n_out) for start in range(0, self.state_size, self.parts * self.n_out)]
 
     def init(self, generator: torch.Generator) -> Params:
