@@ -3,6 +3,9 @@ BIN := .venv/bin
 # -qq hides pip's warnings and keeps its errors.
 INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
+# Compiled modules are kept: processes of tests would else compile them anew, each for itself.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: train test test-heavy test-isa test-slow check docs bench learn continual format clean
 
 train: .venv/runtime.stamp

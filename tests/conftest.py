@@ -1,7 +1,9 @@
 import functools
+import inspect
 import random
 import signal
 import types
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,15 +33,27 @@ def kind(value: Any) -> Any:
     return value if isinstance(value, str) else type(value)
 
 
+def has_shape(annotation: Any) -> bool:
+    """Whether a type tells the shape of an array somewhere."""
+    if isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    parts = annotation if isinstance(annotation, list) else typing.get_args(annotation)
+    return any(has_shape(part) for part in parts)
+
+
 def once(typechecker: Any) -> Callable[[Any], Any]:
     """`jaxtyping.jaxtyped`, but of calls whose arguments are alike the first that passes is checked, for all the others.
 
-    The checks of a call take longer than most calls do.
+    The checks of a call take longer than most calls do. What tells no shape is not checked: mypy reads its types.
     """
 
-    def decorate(function: Any) -> Any:
-        if not isinstance(function, types.FunctionType):
-            return jaxtyped(function, typechecker=typechecker)
+    def decorate(found: Any) -> Any:
+        owners = found.__mro__ if isinstance(found, type) else [found]  # a dataclass has its parents' fields
+        if not any(has_shape(each) for owner in owners for each in inspect.get_annotations(owner).values()):
+            return found
+        return jaxtyped(found, typechecker=typechecker) if isinstance(found, type) else remembering(found)
+
+    def remembering(function: types.FunctionType) -> Any:
         checked = functools.cache(lambda: jaxtyped(function, typechecker=typechecker))  # many are never called
         passed = set()
 

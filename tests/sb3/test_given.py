@@ -1,10 +1,8 @@
 """Arguments of no use: refused when the model is made, by name, and as an error of the kind that others would raise."""
 
 import pickle
-from collections.abc import Iterator
 
 import gymnasium as gym
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,6 @@ from stable_baselines3 import PPO
 
 from popgraft.errors import ArgumentError
 from popgraft.sb3 import DistributionalPPO, MlpLstmPolicy
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without the run-time checks of signatures, which only tests have."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
 
 WRONG = ["a", -1, 1.5, [], {}, float("nan"), object()]
 NAMED = [
@@ -43,7 +32,7 @@ NAMED = [
 
 
 @pytest.mark.parametrize(("name", "value"), NAMED)
-def test_what_is_of_no_use_is_named_when_the_model_is_made(name, value, make, unchecked):
+def test_what_is_of_no_use_is_named_when_the_model_is_made(name, value, make):
     with pytest.raises(ArgumentError, match=rf"\b{name}\b"):
         make(**{name: value})
 
@@ -62,7 +51,7 @@ def test_what_is_of_no_use_is_named_when_the_model_is_made(name, value, make, un
     ],
     ids=str,
 )
-def test_so_is_what_the_policy_cannot_use(name, value, make, small, unchecked):
+def test_so_is_what_the_policy_cannot_use(name, value, make, small):
     with pytest.raises(ArgumentError, match=name):
         make(policy_kwargs={**small, name: value})
 
@@ -90,7 +79,7 @@ def test_so_is_what_the_policy_cannot_use(name, value, make, small, unchecked):
     ],
     ids=str,
 )
-def test_errors_are_of_the_kind_that_ppo_raises_too(arguments, kind, unseeded, unchecked):
+def test_errors_are_of_the_kind_that_ppo_raises_too(arguments, kind, unseeded):
     given = {"env": "CartPole-v1", "device": "cpu", "n_steps": 16, **arguments}
     policies = (given.pop("policy"),) * 2 if "policy" in given else ("MlpPolicy", "MlpLstmPolicy")
     with pytest.raises(kind):
@@ -109,7 +98,7 @@ def test_spaces_of_no_use_are_refused_as_arguments(make, played):
         make(played(2, action_space=spaces.Tuple([spaces.Discrete(2)])))
 
 
-def test_numbers_of_numpy_are_numbers(make, unchecked):
+def test_numbers_of_numpy_are_numbers(make):
     model = make(seed=np.int64(3), n_steps=np.int64(16), learning_rate=np.float64(1e-3))
     assert torch.equal(model.member.params, make(seed=3).member.params)
     assert model.lr_schedule(1.0) == pytest.approx(1e-3)
@@ -122,7 +111,7 @@ def test_a_folder_of_the_log_may_be_a_path_and_is_kept_in_files(make, tmp_path):
     assert DistributionalPPO.load(tmp_path / "model.zip", device="cpu").tensorboard_log == str(tmp_path / "log")
 
 
-def test_devices_and_seeds_are_refused_wherever_they_are_given(make, tmp_path, unchecked):
+def test_devices_and_seeds_are_refused_wherever_they_are_given(make, tmp_path):
     model = make()
     model.save(tmp_path / "model.zip")
     model.policy.save(tmp_path / "policy")

@@ -139,12 +139,7 @@ def dump_config(config: Config) -> str:
 
     A number that a population tunes and that nobody has set stays out: its initial value is the population's draw.
     """
-    values = config.model_dump(mode="json")
-    for space in config.pbt.hyperparams:
-        if not config.model.sets(space.name):
-            *sections, name = path_of(space.name)
-            del functools.reduce(operator.getitem, sections, values["model"])[name]
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(_settings(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flat_config(config: Config) -> dict[str, Any]:
@@ -157,7 +152,16 @@ def flat_config(config: Config) -> dict[str, Any]:
             else:
                 yield f"{prefix}{key}", value
 
-    return dict(walk(read_yaml(dump_config(config), "the configuration"), ""))
+    return dict(walk(_settings(config), ""))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    for space in config.pbt.hyperparams:
+        if not config.model.sets(space.name):
+            *sections, name = path_of(space.name)
+            del functools.reduce(operator.getitem, sections, values["model"])[name]
+    return values
 
 
 def _check_extent(value: Any, source: str) -> None:
