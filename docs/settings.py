@@ -19,12 +19,17 @@ from popgraft.config.fields import reference
 from popgraft.config.kinds import Kinds
 from popgraft.config.model import ALIASES, HYPERPARAMS, ModelConfig, path_of
 from popgraft.config.network import NetworkConfig
-from popgraft.config.population import ScheduledConfig
+from popgraft.config.population import ScheduledConfig, StageConfig
 from popgraft.sb3.arguments import ENGINE, Settings
 
 FILE = Path(__file__).with_suffix(".md")
 
-ENTRIES = {WrapperConfig: "env.wrappers", HyperparamConfig: "pbt.hyperparams", ScheduledConfig: "pbt.schedule"}
+ENTRIES = {
+    WrapperConfig: "env.wrappers",
+    HyperparamConfig: "pbt.hyperparams",
+    ScheduledConfig: "pbt.schedule",
+    StageConfig: "pbt.population_schedule",
+}
 """What lists of settings hold, and the first that holds it."""
 
 INTRODUCTION = """\

@@ -215,6 +215,7 @@ class Decision:
         reasons: for every member whose parent is someone else, why: the exploit method, or "rescue".
         hyperparameter_parents: whose values those were before some were explored; None: those of `parents`.
         renewals: of members whose weights are not all their parent's, or that keep no more than a part of their own.
+        ended: members that train no more.
     """
 
     parents: Int[Tensor, "pop"]
@@ -222,6 +223,7 @@ class Decision:
     reasons: dict[int, str]
     hyperparameter_parents: Int[Tensor, "pop"] | None = None
     renewals: dict[int, Renewal] = dataclasses.field(default_factory=dict)
+    ended: tuple[int, ...] = ()
 
     @property
     def recipients(self) -> Int[Tensor, "recipients"]:

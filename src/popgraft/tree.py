@@ -75,6 +75,11 @@ def slice(tree: T, start: int, stop: int) -> T:
     return map(lambda leaf: leaf[start:stop], tree)
 
 
+def repeat(tree: T, times: int) -> T:
+    """Row 0 of every leaf so many times, as a view."""
+    return map(lambda leaf: leaf[:1].expand(times, *leaf.shape[1:]), tree)
+
+
 def wide(column: Tensor, like: Tensor) -> Tensor:
     """One number per row, [pop], with as many axes as `like`: [pop, 1, ...]."""
     return column.view(-1, *(1,) * (like.dim() - 1))

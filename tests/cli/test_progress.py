@@ -207,7 +207,7 @@ def test_the_live_display_is_for_terminals_that_can_draw_it(
 
 
 def test_what_is_left_of_a_run_whose_generations_were_smaller_counts_in_steps() -> None:
-    plan = dataclasses.replace(plan_of(), done=30_000)  # four more of 20,480 steps until there are 100,000
+    plan = dataclasses.replace(plan_of(), done=30_000, begun=2)  # four more of 20,480 steps until there are 100,000
     generation = dataclasses.replace(generation_of(10, [1.0] * 4, 1.0), steps=50_480, seconds=10.0)
     with contextlib.redirect_stdout(io.StringIO()) as file:
         log = PlainLog()
@@ -222,7 +222,9 @@ def test_what_is_left_of_a_run_whose_generations_were_smaller_counts_in_steps() 
 
 
 def test_a_resumed_run_whose_members_are_apart_ends_after_full_generations() -> None:
-    plan = dataclasses.replace(plan_of(execute__kind="ray", execute__mode="async"), done=51_200)  # two and a half
+    plan = dataclasses.replace(
+        plan_of(execute__kind="ray", execute__mode="async"), done=51_200, begun=3
+    )  # two and a half
     with contextlib.redirect_stdout(io.StringIO()) as file:
         log = PlainLog()
         log.on_start(plan)
@@ -236,7 +238,7 @@ def test_a_resumed_run_whose_members_are_apart_ends_after_full_generations() -> 
 def test_speed_and_time_left_of_a_resumed_run_count_from_there() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as file:
         log, done = PlainLog(), 40_960
-        log.on_start(dataclasses.replace(plan_of(), done=done))
+        log.on_start(dataclasses.replace(plan_of(), done=done, begun=2))
         log.on_generation(dataclasses.replace(generation_of(2, [1.0] * 4, 1.0), seconds=10.0))
     first, *_, second = file.getvalue().splitlines()
     assert first.endswith("into runs/mine, from step 40,960")
@@ -244,7 +246,7 @@ def test_speed_and_time_left_of_a_resumed_run_count_from_there() -> None:
     assert second.endswith("0:00:20 left")
     watch = Watch()
     display = LiveDisplay(Console(file=io.StringIO(), width=80), watch)
-    display.on_start(dataclasses.replace(plan_of(), done=done))
+    display.on_start(dataclasses.replace(plan_of(), done=done, begun=2))
     assert "40% " in shown(display)
     assert "2 of 5" in shown(display)
     watch.time += 10

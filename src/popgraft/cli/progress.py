@@ -72,7 +72,7 @@ class PlainLog(Progress):
         best, mean, worst = spread(generation, self.plan)
         rate, number = (generation.steps - self.plan.done) / generation.seconds, generation.number + 1
         self.say(
-            f"generation {number}/{self.plan.config.planned_generations(number, generation.steps)}, "
+            f"generation {number}/{planned(self.plan, generation)}, "
             f"{generation.steps:,}/{self.plan.steps:,} steps, {rate:,.0f} steps/s: "
             f"best {best}, mean {mean}, worst {worst}, best ever {readable(generation.best_score)}, "
             f"{counted(exploits(generation), 'exploit')}, {clock((self.plan.steps - generation.steps) / rate)} left"
@@ -153,12 +153,9 @@ class LiveDisplay(Progress):
         return facts((f"{rate:,.0f}", "steps/s"), (clock(elapsed), "elapsed"), (left, "left"))
 
     def _counts(self, plan: Plan) -> Text:
-        if self._generation:
-            done, steps = self._generation.number + 1, self._generation.steps
-        else:
-            done, steps = -(-plan.done // plan.config.steps_per_generation), plan.done
+        done = self._generation.number + 1 if self._generation else plan.begun
         number, noun = counted(exploits(self._generation) if self._generation else 0, "exploit").split()
-        return facts((f"{done}", f"of {plan.config.planned_generations(done, steps)}"), (number, noun))
+        return facts((f"{done}", f"of {planned(plan, self._generation)}"), (number, noun))
 
     def _scores(self, plan: Plan) -> Text:
         if self._generation is None:
@@ -189,15 +186,25 @@ def opening(plan: Plan) -> list[str]:
     config, members = plan.config, plan.config.pbt.population_size
     task = config.env.id or config.env.factory or "environments of a factory"
     began = f", from step {plan.done:,}" if plan.done else ""
-    number = config.planned_generations(-(-plan.done // config.steps_per_generation), plan.done)
     each = f", {plan.steps // members:,} for each member" if members > 1 else ""
+    if config.pbt.population_schedule:
+        stages = config.pbt.stages(config.total_timesteps)
+        later = [f"{size} from step {first:,}" for first, size in stages if first > plan.done]
+        each = "".join(f", {stage}" for stage in [f"by {counted(plan.left or members, 'member')}", *later])
     wanted = f" (total_timesteps={config.total_timesteps:,}, in whole generations)"
     return [
         f"training {counted(members, 'member')} of {plan.parameters:,} parameters on {task}, into {plan.folder}{began}",
         tuned(config),
-        f"{plan.steps:,} steps in {counted(number, 'generation')}{each}"
+        f"{plan.steps:,} steps in {counted(planned(plan), 'generation')}{each}"
         + (wanted if plan.steps != config.total_timesteps else ""),
     ]
+
+
+def planned(plan: Plan, latest: Generation | None = None) -> int:
+    """Generations of the whole run, once one is over, or before the first."""
+    if latest is None:
+        return plan.config.planned_generations(plan.begun, plan.done, plan.left)
+    return plan.config.planned_generations(latest.number + 1, latest.steps, len(latest.members))
 
 
 def tuned(config: Config) -> str:

@@ -1,7 +1,8 @@
 """Settings of the population and its evolution."""
 
 import dataclasses
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -170,6 +171,15 @@ class ScheduledConfig(Section):
     state as `optimizer_exploit_strategy` says."""
 
 
+class StageConfig(Section):
+    """A population that has become smaller."""
+
+    share: Annotated[Number, Field(gt=0, lt=1)]
+    """Share of `total_timesteps` after which it is, rounded up to a full generation."""
+    size: Positive
+    """Members that train on, the best; all others end."""
+
+
 class PopulationConfig(EvolutionConfig):
     """The population and its evolution."""
 
@@ -190,6 +200,52 @@ class PopulationConfig(EvolutionConfig):
     schedule: list[ScheduledConfig] = []
     """Hyperparameters over time that everybody follows, in place of exploit and explore: entries with `steps`,
     `hyperparams` and `graft`, as `popgraft replay RUN --export` writes them."""
+    population_schedule: list[StageConfig] = []
+    """Smaller populations over time, for which the worst end and leave their steps to the others: entries with `share`
+    and `size`, or sizes alone, as `[16, 8, 4, 1]`, the first of which is `population_size`, for stages of as many steps
+    each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_of_equal_length(cls, given: Any) -> Any:
+        """Sizes alone, as stages."""
+        sizes = given.get("population_schedule") if isinstance(given, dict) else None
+        if not (isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes)):
+            return given
+        pop = given.get("population_size", cls.model_fields["population_size"].default)
+        if sizes[0] != pop:
+            raise ValueError(
+                f"population_schedule={sizes} begins with {sizes[0]} members, but population_size is {pop}; "
+                "set them to the same number"
+            )
+        stages = [{"share": stage / len(sizes), "size": size} for stage, size in enumerate(sizes) if stage]
+        return {**given, "population_schedule": stages}
+
+    def stages(self, total: int) -> list[tuple[int, int]]:
+        """Step from which on the population has a size, and that size: of a run of `total` environment steps."""
+        later = [(math.ceil(stage.share * total - 1e-6), stage.size) for stage in self.population_schedule]
+        return [(0, self.population_size), *later]  # a share such as 1/3 is not exact in binary
+
+    @model_validator(mode="after")
+    def _fewer_and_fewer(self) -> "PopulationConfig":
+        if not self.population_schedule:
+            return self
+        sizes = [self.population_size, *(stage.size for stage in self.population_schedule)]
+        shares = [stage.share for stage in self.population_schedule]
+        if sizes != sorted(set(sizes), reverse=True):
+            raise ValueError(f"population_schedule: sizes must fall from population_size on, but they are {sizes}")
+        if shares != sorted(set(shares)):
+            raise ValueError(f"population_schedule: shares must rise, but they are {shares}")
+        if self.schedule:
+            raise ValueError(
+                "population_schedule ends the worst members, but with schedule nobody is selected; remove one of them"
+            )
+        if self.explore_always and sizes[-1] == 1:
+            raise ValueError(
+                "explore_always would move the hyperparameters of the last member of population_schedule, whom nobody "
+                "replaces where that was for the worse; set explore_always: false, or a last size of 2"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_state_to_recompute(self) -> "PopulationConfig":

@@ -1,13 +1,15 @@
 """Every setting of a run: one field each, with one sentence under it."""
 
+import itertools
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, StrictBool, model_validator
 
 from popgraft.config.adversary import AttackConfig
 from popgraft.config.environments import TRAINING_ONLY, EnvConfig, EvaluationEnvConfig
+from popgraft.config.execution import EngineConfig, ExecuteConfig
 from popgraft.config.fields import Integer, Number, Positive, Section
 from popgraft.config.model import BY_RULE, ModelConfig, path_of
 from popgraft.config.network import CRITICS
@@ -17,17 +19,6 @@ from popgraft.config.trackers import TrackingConfig
 from popgraft.config.usual import usual_spaces
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import same_single, shortest
-
-
-class EngineConfig(Section):
-    """How the arithmetic is carried out; only `sequence_length` changes what is computed beyond rounding."""
-
-    sequence_length: Positive | None = None
-    """Steps of backpropagation through time; null: the whole rollout."""
-    device: str = "auto"
-    """A torch device; `auto` takes CUDA where there is one."""
-    threads: Positive = 1
-    """Threads inside operators; more than 1 pays only on cores that nothing else uses, and stalls on others."""
 
 
 class EvaluationConfig(Section):
@@ -48,42 +39,6 @@ class EvaluationConfig(Section):
     """The attack of `attack_weight`, and the defaults of `popgraft evaluate --attack`."""
     env: EvaluationEnvConfig = EvaluationEnvConfig()
     """What is different about its environments."""
-
-
-class ExecuteConfig(Section):
-    """Where the population runs."""
-
-    kind: Literal["local", "ray"] = "local"
-    """`local`: on this machine; `ray`: an actor for every shard, on a Ray cluster."""
-    shards: Positive | None = None
-    """Stacked sub-populations that the members are divided into, on CPUs with a process each; null: one per core on
-    CPUs, one on a GPU, and with Ray as many as the cluster has room for."""
-    mode: Literal["lockstep", "async"] = "lockstep"
-    """`lockstep`: everybody trains for a generation, then everybody decides, with the results of one machine; `async`,
-    with Ray: every shard decides as soon as it has trained for one, and never waits for another."""
-    max_lag: Annotated[Number, Field(ge=0)] = 1.0
-    """With `mode: async`, generations of training by which members may differ and still be compared."""
-    sizes: list[Positive] | None = None
-    """Members of every shard, where machines differ; null: nearly the same number in each."""
-    address: str | None = None
-    """Address of a Ray cluster, or `auto` on one of its machines; null: a cluster of this machine alone, for the time
-    of the run."""
-    cpus_per_shard: Annotated[Number, Field(ge=0)] = 1
-    """Cores that Ray reserves for a shard; asynchronous environments need some of their own."""
-    gpus_per_shard: Annotated[Number, Field(ge=0)] = 0
-    """GPUs, or a share of one, that Ray reserves for a shard; 0: it computes on CPUs."""
-    timeout: Annotated[Number, Field(gt=0)] | None = 1800.0
-    """Seconds after which an actor that has neither finished an update, an evaluation nor anything else is replaced as
-    if it had died; null: never."""
-
-    @model_validator(mode="after")
-    def _settings_of_ray(self) -> "ExecuteConfig":
-        for name in ("address", "cpus_per_shard", "gpus_per_shard", "timeout", "mode", "max_lag"):
-            if self.kind == "local" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"execute.{name} is for Ray's actors; set execute.kind: ray, or remove it")
-        if self.mode == "lockstep" and self.max_lag != type(self).model_fields["max_lag"].default:
-            raise ValueError("execute.max_lag is for execute.mode: async; in lockstep nobody lags behind")
-        return self
 
 
 class SnapshotConfig(Section):
@@ -149,28 +104,54 @@ class Config(Section):
 
     @property
     def steps_per_generation(self) -> int:
-        """Environment steps of the whole population between two decisions."""
-        return self.pbt.population_size * self.env.num_envs * self.model.n_steps * self.pbt.perturbation_interval
+        """Environment steps of the whole population between two decisions, before any of its members has ended."""
+        return self.pbt.population_size * self.steps_of_a_member
+
+    @property
+    def steps_of_a_member(self) -> int:
+        """Environment steps of one member between two decisions."""
+        return self.env.num_envs * self.model.n_steps * self.pbt.perturbation_interval
 
     @property
     def generations(self) -> int:
         """Number of decisions in a run of these settings from its beginning."""
-        return math.ceil(self.total_timesteps / self.steps_per_generation)
+        return sum(count for count, _ in self.course())
 
-    def planned_steps(self, done: int) -> int:
+    def size_at(self, done: int) -> int:
+        """Members of the population once it has taken so many environment steps."""
+        return [size for first, size in self.pbt.stages(self.total_timesteps) if first <= done][-1]
+
+    def course(self, done: int = 0, left: int | None = None) -> list[tuple[int, int]]:
+        """What is to come of a run in lockstep: for every size of the population, how many generations, and the size.
+
+        Args:
+            done: environment steps of the whole population that are done, in full generations of whatever size.
+            left: members that there are; None: as many as `pbt.population_schedule` says.
+        """
+        stages, found = self.pbt.stages(self.total_timesteps), []
+        ends = [*(first for first, _ in stages[1:]), self.total_timesteps]
+        for (_, size), end in zip(stages, ends, strict=True):
+            members = min(size, size if left is None else left)
+            count = max(0, math.ceil((end - done) / (members * self.steps_of_a_member)))
+            done += count * members * self.steps_of_a_member
+            found.append((count, members))
+        return found
+
+    def planned_steps(self, done: int, left: int | None = None) -> int:
         """Environment steps of the whole population in the whole run, of which so many are done: full generations.
 
         What is done may have been done in generations of another size. In lockstep it is generations that everybody
         has ended; else members are in the middle of one, and the run ends after full generations of this size.
         """
-        size = self.steps_per_generation
         if self.execute.mode == "async":
-            return max(done, self.generations * size)
-        return done + max(0, math.ceil((self.total_timesteps - done) / size)) * size
+            return max(done, self.generations * self.steps_per_generation)
+        return done + sum(count * members for count, members in self.course(done, left)) * self.steps_of_a_member
 
-    def planned_generations(self, begun: int, done: int) -> int:
+    def planned_generations(self, begun: int, done: int, left: int | None = None) -> int:
         """Number of decisions in the whole run, of which so many are behind the steps that are done, or begun."""
-        return begun + (self.planned_steps(done) - done) // self.steps_per_generation
+        if self.execute.mode == "async":
+            return begun + (self.planned_steps(done) - done) // self.steps_per_generation
+        return begun + sum(count for count, _ in self.course(done, left))
 
     @property
     def sequence_length(self) -> int:
@@ -236,11 +217,30 @@ class Config(Section):
                 "pbt.graft_shrink and pbt.graft_perturb renew weights where they are trained, but with execute.mode: "
                 "async members lie ready for others elsewhere; set execute.mode: lockstep, or leave both out"
             )
+        if execute.mode == "async" and self.pbt.population_schedule:
+            raise ValueError("pbt.population_schedule compares everybody at once; remove execute.mode: async")
+        if execute.sizes is not None and self.pbt.population_schedule:
+            raise ValueError(
+                "execute.sizes divides a population of one size, but with pbt.population_schedule it has several; "
+                "set execute.shards instead"
+            )
         if execute.kind == "ray" and not execute.gpus_per_shard and self.engine.device.startswith("cuda"):
             raise ValueError(
                 f"engine.device={self.engine.device!r} needs GPUs, but execute.gpus_per_shard is 0; "
                 "raise it, or set engine.device: auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_size_lasts(self) -> "Config":
+        for (_, before), (count, members) in itertools.pairwise(self.course()):
+            if not count:
+                raise ValueError(
+                    f"pbt.population_schedule: {members} members never train, because a generation of the {before} "
+                    f"before them takes {before * self.steps_of_a_member:,} of total_timesteps="
+                    f"{self.total_timesteps:,}; raise total_timesteps, lower pbt.perturbation_interval, or leave the "
+                    f"size {members} out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ Ancestors = list[tuple[int, int]]
 class RunData:
     """A run as it was at one moment. Rows are generations in order; what was not recorded is NaN.
 
-    Members may have come to different generations; those that are behind are missing in the last rows.
+    Members may have come to different generations; those that are behind, or have ended, are missing in the last rows.
 
     Attributes:
         path: the run folder.
@@ -119,9 +119,16 @@ class RunData:
         return np.asarray(np.isfinite(self.taken))
 
     @cached_property
+    def left(self) -> Bool[Array, "row pop"]:
+        """Who trains in which generation: everybody, but for those that have ended before it."""
+        return self.recorded if self.config.pbt.population_schedule else np.ones_like(self.recorded)
+
+    @cached_property
     def steps(self) -> Int[Array, "row"]:
         """Environment steps of all members together when everybody has come to the end of a generation."""
-        return np.asarray(np.where(self.recorded, self.taken, 0).max(1, initial=0) * self.pop, dtype=np.int64)
+        known = np.where(self.recorded, self.taken, 0)
+        together, before = known.max(1, keepdims=True, initial=0), np.maximum.accumulate(known)
+        return np.asarray(np.where(self.left, together, before).sum(1), dtype=np.int64)
 
     @property
     def total(self) -> int:
@@ -143,6 +150,12 @@ class RunData:
     def last_scores(self) -> Float[Array, "pop"]:
         """Score of every member in its last generation."""
         return np.asarray(self.scores[self.latest, np.arange(self.pop)])
+
+    @property
+    def cuts(self) -> list[tuple[int, list[int]]]:
+        """Rows after which the population became smaller, and the members that ended there."""
+        gone = self.left[:-1] & ~self.left[1:]
+        return [(row, np.flatnonzero(gone[row]).tolist()) for row in np.flatnonzero(gone.any(1)).tolist()]
 
     @property
     def limits(self) -> Limits | None:

@@ -62,10 +62,11 @@ def _success(data: RunData) -> list[str]:
             sentences.append(f"Under attack it scores {attacked}.")
     else:
         sentences.append(f"The best agent so far scored {claim}: {origin}{compared}.")
-    if data.pop > 1:
-        low, median, high = (readable(float(value)) for value in quartiles(data.last_scores[None])[:, 0])
+    last = data.last_scores[data.left[-1]] if len(data.left) else data.last_scores
+    if len(last) > 1:
+        low, median, high = (readable(float(value)) for value in quartiles(last[None])[:, 0])
         sentences.append(
-            f"In {'their' if data.apart else 'the'} last generation the median member scores "
+            f"In {'their' if data.apart and not data.cuts else 'the'} last generation the median member scores "
             f"{median}, the middle half {low} to {high}."
         )
     return sentences
@@ -121,6 +122,13 @@ def _evolution(data: RunData) -> list[str]:
     sentences = [f"Members were overwritten with better ones {counted(copies, 'time')}."]
     if rescues:
         sentences.append(f"{counted(rescues, 'time')} a member without a finite score was rescued.")
+    for row, members in data.cuts:
+        whole, size = int(data.left[row].sum()), int(data.left[row + 1].sum())
+        names = ", ".join(str(member) for member in members)
+        sentences.append(
+            f"After generation {data.generations[row] + 1} the worst of {whole} members ended ({names}), and {size} "
+            "trained on."
+        )
     moves = list(_moves(data))
     if moves:
         sentences.append(f"From the best agent's first ancestor to itself, {', '.join(moves)}.")
@@ -159,4 +167,4 @@ def _best(data: RunData) -> str:
 
 def planned(data: RunData) -> int:
     """Environment steps of the whole run: full generations."""
-    return data.config.planned_steps(data.total)
+    return data.config.planned_steps(data.total, int(data.left[-1].sum()) if len(data.left) else None)

@@ -113,10 +113,15 @@ def join_scores(parts: list[Scores]) -> Scores:
     )
 
 
-def divided(config: Config, shards: int) -> list[list[int]]:
-    """The members of every shard: as `execute.sizes` says, else `shards` parts of nearly the same size."""
-    everyone = torch.arange(config.pbt.population_size)
-    parts = everyone.split(config.execute.sizes) if config.execute.sizes else everyone.tensor_split(shards)
+def everyone(config: Config) -> list[int]:
+    """All members of a population of which nobody has ended."""
+    return list(range(config.pbt.population_size))
+
+
+def divided(config: Config, members: list[int], shards: int) -> list[list[int]]:
+    """The members of every shard: as `execute.sizes` says, else parts of nearly the same size, `shards` at most."""
+    own, sizes = torch.tensor(members), config.execute.sizes
+    parts = own.split(sizes) if sizes else own.tensor_split(min(shards, len(members)))
     return [part.tolist() for part in parts]
 
 
@@ -152,17 +157,19 @@ Rescue = Callable[[list[int], Member], Member]
 
 
 class Executor(abc.ABC):
-    """A whole population, as the loop sees it. Members are counted from 0 over all shards.
+    """A whole population, as the loop sees it. Members are counted from 0 over all shards, and keep their numbers.
 
     After `begin`, every call of `next` tells of a part of the population that has trained for a generation; the part
     waits for `inherit`, which has it go on. In step there is one part: everybody.
 
     Attributes:
         config: the run.
+        members: those that train, in ascending order; others have ended.
         rescue: where members are to be taken from that are gone with the machine on which they lay; set before `begin`.
     """
 
     config: Config
+    members: list[int]
     rescue: Rescue
 
     @property
@@ -213,7 +220,7 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def checkpoint(self, rounds: Int[Tensor, "pop"]) -> Member:
-        """A copy of everybody on the CPU, from which a run that is resumed goes on as this one does.
+        """A copy of `members` on the CPU, from which a run that is resumed goes on as this one does.
 
         Args:
             rounds: generations that every place has behind it.
@@ -232,9 +239,24 @@ class Executor(abc.ABC):
         """
         return []
 
+    def restore(self, state: Member, members: list[int] | None = None) -> None:
+        """Overwrites those that train with the same members of another time; their seats stay as they are.
+
+        Args:
+            state: what they were, in ascending order.
+            members: who; None: those that train now. Others are put into new shards, with seats of the beginning.
+        """
+        if members is not None and members != self.members:
+            self.remake(members)
+        self.overwrite(state)
+
     @abc.abstractmethod
-    def restore(self, member: Member) -> None:
-        """Overwrites everybody with the same members of another time; their seats stay as they are."""
+    def remake(self, members: list[int]) -> None:
+        """Puts new shards, of some members as they were in the beginning, in the place of all others."""
+
+    @abc.abstractmethod
+    def overwrite(self, state: Member) -> None:
+        """Overwrites everybody, in ascending order."""
 
     @abc.abstractmethod
     def restart(self, generation: int) -> None:

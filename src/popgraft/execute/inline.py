@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from popgraft.config import Config
-from popgraft.execute.base import Advance, divided, join_scores
+from popgraft.execute.base import Advance, divided, everyone, join_scores
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.shard import Shard
 from popgraft.state import Scores
@@ -20,7 +20,8 @@ class InlineExecutor(LocalExecutor):
         config: the run.
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source.
-        shards: into how many parts the population is divided.
+        shards: into how many parts the population is divided, at most.
+        members: those that train; None: everybody.
     """
 
     def __init__(
@@ -29,15 +30,17 @@ class InlineExecutor(LocalExecutor):
         hyperparams: dict[str, Float[Tensor, "pop"]],
         factory: Callable[..., Any] | None = None,
         shards: int = 1,
+        members: list[int] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._hyperparams, self._factory, self._most = config, hyperparams, factory, shards
         self.shards: list[Shard] = []
-        try:
-            for members in divided(config, shards):
-                self.shards.append(Shard(config, members, hyperparams, factory))
-        except BaseException:
-            self.close()
-            raise
+        self.members: list[int] = []
+        self.remake(everyone(config) if members is None else members)
+
+    def make_shards(self) -> None:
+        """Makes shards in this process."""
+        for members in divided(self.config, self.members, self._most):
+            self.shards.append(Shard(self.config, members, self._hyperparams, self._factory))
 
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
         """Advances every shard by the same number of updates; a stop is heeded at the first shard's word."""

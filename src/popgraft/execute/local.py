@@ -1,5 +1,6 @@
 """A population on this machine: its shards, and what a graft does to them."""
 
+import abc
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -39,6 +40,24 @@ class LocalExecutor(LockstepExecutor):
 
     shards: Sequence[ShardLike]
 
+    def remake(self, members: list[int]) -> None:
+        """Makes the new shards, and then closes the others; where that fails, these stay."""
+        others, before = self.shards, self.members
+        self.shards, self.members = [], members
+        try:
+            self.make_shards()
+        except BaseException:
+            self.close()
+            self.shards, self.members = others, before
+            raise
+        made, self.shards = self.shards, others
+        self.close()
+        self.shards = made
+
+    @abc.abstractmethod
+    def make_shards(self) -> None:
+        """Makes shards for `members`, where there are none."""
+
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Copies the donors of all shards, then lets these overwrite their heirs."""
         best = recorded(record, len(decision.parents))
@@ -49,11 +68,11 @@ class LocalExecutor(LockstepExecutor):
         for shard, rows in zip(self.shards, donors, strict=True):
             shard.graft(decision, rows, generation)
 
-    def restore(self, member: Member) -> None:
+    def overwrite(self, state: Member) -> None:
         """Writes over the members of every shard."""
         for shard in self.shards:
             places = torch.arange(len(shard.members))
-            own = tree.gather(member, torch.tensor(shard.members))
+            own = tree.gather(state, torch.tensor([self.members.index(each) for each in shard.members]))
             tree.put_(shard.member, places, tree.map(lambda leaf, there: leaf.to(there.device), own, shard.member))
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:

@@ -21,11 +21,11 @@ class LockstepExecutor(Executor):
     @property
     def parts(self) -> list[list[int]]:
         """Everybody."""
-        return [list(range(self.config.pbt.population_size))]
+        return [self.members]
 
     def begin(self, rounds: Int[Tensor, "pop"]) -> None:
         """Notes which generation is the next; `next` trains for it."""
-        self._number = int(rounds[0])
+        self._number = self._next(rounds)
 
     def next(self, on_update: Callable[[int], None], stop: Callable[[], bool]) -> Part | Loss | Stopped:
         """Has everybody train for a generation, and scores them."""
@@ -51,14 +51,22 @@ class LockstepExecutor(Executor):
     def inherit(
         self, members: list[int], decision: Decision, rounds: Int[Tensor, "pop"], record: Record | None = None
     ) -> None:
-        """Carries out a decision at once."""
-        self.graft(decision, int(rounds[0]), record)
+        """Carries out a decision at once; where some have ended, the others go on with fresh seats, in new shards."""
+        self.graft(decision, self._next(rounds), record)
+        if decision.ended:
+            left = [member for member in members if member not in decision.ended]
+            self.restore(self.export(torch.tensor(left)), left)
+            self.restart(self._next(rounds))
         self.begin(rounds)
 
     def checkpoint(self, rounds: Int[Tensor, "pop"]) -> Member:
         """Everybody, who goes on with fresh seats."""
-        self.restart(int(rounds[0]))
-        return self.export(torch.arange(self.config.pbt.population_size))
+        self.restart(self._next(rounds))
+        return self.export(torch.tensor(self.members))
+
+    def _next(self, rounds: Int[Tensor, "pop"]) -> int:
+        """Number of the next generation."""
+        return int(rounds[self.members[0]])
 
     @abc.abstractmethod
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from popgraft.config import Config
 from popgraft.errors import ShardLost
-from popgraft.execute.base import at_work, divided, named
+from popgraft.execute.base import at_work, divided, everyone, named
 from popgraft.execute.local import LocalExecutor
 from popgraft.execute.parallel import LockstepShards, passed_on
 from popgraft.execute.shared import shared
@@ -162,7 +162,8 @@ class ProcessExecutor(LockstepShards, LocalExecutor):
         config: the run.
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source; it travels to the processes by cloudpickle.
-        shards: into how many parts the population is divided.
+        shards: into how many parts the population is divided, at most.
+        members: those that train; None: everybody.
     """
 
     def __init__(
@@ -171,18 +172,20 @@ class ProcessExecutor(LockstepShards, LocalExecutor):
         hyperparams: dict[str, Float[Tensor, "pop"]],
         factory: Callable[..., Any] | None = None,
         shards: int = 1,
+        members: list[int] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._hyperparams, self._most = config, hyperparams, shards
+        self._definitions = Definitions.of(config, factory)
         self.shards: list[ShardProcess] = []
-        try:
-            definitions = Definitions.of(config, factory)
-            for members in divided(config, shards):
-                self.shards.append(ShardProcess(config, members, hyperparams, definitions))
-            for shard, like in zip(self.shards, self._answers(), strict=True):
-                shard.map_member(like)
-        except BaseException:
-            self.close()
-            raise
+        self.members: list[int] = []
+        self.remake(everyone(config) if members is None else members)
+
+    def make_shards(self) -> None:
+        """Begins a process for every shard."""
+        for members in divided(self.config, self.members, self._most):
+            self.shards.append(ShardProcess(self.config, members, self._hyperparams, self._definitions))
+        for shard, like in zip(self.shards, self._answers(), strict=True):
+            shard.map_member(like)
 
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Overwrites all recipients; their seats are made fresh in all shards at once."""

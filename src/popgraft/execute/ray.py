@@ -23,7 +23,7 @@ from torch import Tensor
 from popgraft import tree
 from popgraft.config import Config, ExecuteConfig
 from popgraft.errors import ConfigError, ShardLost
-from popgraft.execute.base import Loss, cores, divided
+from popgraft.execute.base import Loss, cores, divided, everyone
 from popgraft.execute.parallel import LockstepShards, ParallelShards
 from popgraft.execute.ray_actor import CLOSE, Gift, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
@@ -50,6 +50,7 @@ class RayShards(ParallelShards):
         config: the run; `execute` says where it runs.
         hyperparams: initial values of every member.
         factory: makes the environments, in place of the configured source; it travels to the actors by cloudpickle.
+        members: those that train; None: everybody.
 
     Raises:
         ConfigError: there is no cluster at `execute.address`.
@@ -60,6 +61,7 @@ class RayShards(ParallelShards):
         config: Config,
         hyperparams: dict[str, Float[Tensor, "pop"]],
         factory: Callable[..., Any] | None = None,
+        members: list[int] | None = None,
     ) -> None:
         self.config, self._hyperparams = config, hyperparams
         self._definitions = Definitions.of(config, factory, far=True)
@@ -68,13 +70,27 @@ class RayShards(ParallelShards):
         try:
             self._stack.enter_context(_cluster(config.execute))
             self._head = self._stack.enter_context(contextlib.closing(Head()))
-            parts = divided(config, config.execute.shards or min(_room(config.execute), config.pbt.population_size))
-            self._home = {member: place for place, members in enumerate(parts) for member in members}
-            _check_room(config.execute, len(parts))
-            self.shards += [RayShard(config, members, hyperparams, self._definitions, self._head) for members in parts]
-            self._like: Member = self._answers()[0]
+            self.remake(everyone(config) if members is None else members)
         except BaseException:
             self.close()
+            raise
+
+    def remake(self, members: list[int]) -> None:
+        """Ends all actors, and makes the new ones in the room that they leave."""
+        self._end_actors()
+        self.members, self._home = members, dict[int, int]()
+        execute = self.config.execute
+        parts = divided(self.config, members, execute.shards or _room(execute))
+        _check_room(execute, len(parts))
+        self.shards += [RayShard(self.config, part, self._hyperparams, self._definitions, self._head) for part in parts]
+        self._home = {member: place for place, part in enumerate(parts) for member in part}
+        try:
+            self._like: Member = self._answers()[0]
+        except ShardLost:  # those that are lost may be made anew
+            raise
+        except BaseException:
+            self._home = {}
+            self._end_actors()
             raise
 
     @property
@@ -94,14 +110,19 @@ class RayShards(ParallelShards):
         told = "; ".join(f"{kind}: members {members}" for kind, members in kinds.items())
         return [f"the machines of the cluster compute differently, so that results depend on who is where ({told})"]
 
-    def restore(self, member: Member) -> None:
+    def overwrite(self, state: Member) -> None:
         """Sends every shard its members."""
         for shard in self.shards:
-            shard.begin("restore", pack(tree.gather(member, torch.tensor(shard.members))))
+            rows = torch.tensor([self.members.index(each) for each in shard.members])
+            shard.begin("restore", pack(tree.gather(state, rows)))
         self._answers()
 
     def close(self) -> None:
         """Ends all actors, and the cluster if it is ours."""
+        self._end_actors()
+        self._stack.close()
+
+    def _end_actors(self) -> None:
         if self.shards and not self._head.gone:
             with contextlib.suppress(ShardLost):
                 self._begin(CLOSE)
@@ -110,7 +131,6 @@ class RayShards(ParallelShards):
             for shard in self.shards:
                 shard.kill()
         self.shards = []
-        self._stack.close()
 
     def _remake(self, place: int) -> None:
         """Puts a new actor in the place of one; it answers once it is there."""
@@ -146,8 +166,14 @@ class RayExecutor(RayShards, LockstepShards):
         self._answers()
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:
-        """Fetches some members."""
+        """Fetches some members.
+
+        Raises:
+            ShardLost: their actors could not be made.
+        """
         wanted = members.tolist()
+        if not self._home:
+            raise ShardLost("there are no actors, because they could not be made")
         owned: dict[int, list[int]] = {}
         for member in wanted:
             owned.setdefault(self._home[member], []).append(member)

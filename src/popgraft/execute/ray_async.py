@@ -149,9 +149,9 @@ class AsyncRayExecutor(RayShards):
         rule = make_rule(self.config.model, [everyone.params.shape[1]])
         return everyone.params, momentum_of(rule, everyone.optimizer)
 
-    def restore(self, member: Member) -> None:
+    def overwrite(self, state: Member) -> None:
         """Sends every shard its members."""
-        super().restore(member)
+        super().overwrite(state)
         self._lay_everyone()
 
     def _go_on(self, place: int, rounds: Int[Tensor, "pop"], graft: Sequence[Message] = ()) -> None:

@@ -67,6 +67,21 @@ class Choice:
             {member: renewal for member, renewal in self.renewals.items() if decides[member]},
         )
 
+    def among(self, members: Int[Tensor, "left"], pop: int) -> "Choice":
+        """The same as a choice of all places of a population, where it was made of some members as if they were all."""
+        everyone, left = torch.arange(pop), members.tolist()
+        names = torch.cat([members, torch.tensor([pop])])  # the best state there ever was comes last in either
+        parents, donors = (
+            everyone.index_put((members,), names[each]) for each in (self.parents, self.hyperparameter_donors)
+        )
+        return Choice(
+            parents,
+            donors,
+            {left[member]: values for member, values in self.explored.items()},
+            {left[member]: reason for member, reason in self.reasons.items()},
+            {left[member]: renewal for member, renewal in self.renewals.items()},
+        )
+
     def joined(self, other: "Choice") -> "Choice":
         """Of two choices of different members, both."""
         everyone = torch.arange(len(self.parents))

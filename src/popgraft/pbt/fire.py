@@ -80,6 +80,7 @@ class Fire(Strategy):
     """
 
     together: ClassVar[bool] = True
+    of_any_size: ClassVar[bool] = False
 
     def __init__(self, config: EvolutionConfig, seed: int, **kwargs: Any) -> None:
         super().__init__(config, seed)

@@ -5,7 +5,7 @@ divided, and its parts evolve at different intervals; what a slow part has found
 fast part only the weights reach a slow one.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -55,6 +55,8 @@ class MFPBT(Strategy):
         parts: members of every part.
         explore: how hyperparameters of the worst move; None: they do not.
     """
+
+    of_any_size: ClassVar[bool] = False
 
     def __init__(self, config: EvolutionConfig, seed: int, **kwargs: Any) -> None:
         super().__init__(config, seed)

@@ -47,7 +47,8 @@ def make_strategy(config: Config) -> Strategy:
     """What decides over a run: `pbt.schedule` where there is one, `pbt.strategy` otherwise.
 
     Raises:
-        ConfigError: there is no such strategy, a part of it is missing, or it cannot decide for shards by themselves.
+        ConfigError: there is no such strategy, a part of it is missing, or it cannot decide for shards by themselves or
+            for a population that becomes smaller.
     """
     if config.pbt.schedule:
         return Prescribed(config.pbt, config.seed)
@@ -56,5 +57,10 @@ def make_strategy(config: Config) -> Strategy:
         raise ConfigError(
             f"pbt.strategy={config.pbt.strategy!r} decides over everybody at once, but with execute.mode: async every "
             "shard decides for itself; set execute.mode: lockstep"
+        )
+    if config.pbt.population_schedule and not made.of_any_size:
+        raise ConfigError(
+            f"pbt.population_schedule ends members, but pbt.strategy={config.pbt.strategy!r} is for a population of "
+            "one size; remove pbt.population_schedule, or choose another strategy"
         )
     return made

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.config.population import STRATEGY, EvolutionConfig
@@ -27,9 +27,11 @@ class Strategy(abc.ABC):
 
     Attributes:
         together: whether it can decide over everybody at once only.
+        of_any_size: whether the population may become smaller than it was, see `pbt.population_schedule`.
     """
 
     together: ClassVar[bool] = False
+    of_any_size: ClassVar[bool] = True
 
     def __init__(self, config: EvolutionConfig, seed: int) -> None:
         self.config = config
@@ -44,10 +46,24 @@ class Strategy(abc.ABC):
         """
 
     def decide(
-        self, standing: Standing, hyperparams: Mapping[str, Float[Tensor, "pop"]], record: Record | None = None
+        self,
+        standing: Standing,
+        hyperparams: Mapping[str, Float[Tensor, "pop"]],
+        record: Record | None = None,
+        members: Int[Tensor, "left"] | None = None,
     ) -> Decision:
-        """What the engine carries out of its choice; see `Choice.decision`."""
-        return self(standing).of_those_who_decide(standing).decision(hyperparams, record, self.config)
+        """What the engine carries out of its choice; see `Choice.decision`.
+
+        Args:
+            standing: what it sees.
+            hyperparams: values that everybody has been trained with.
+            record: the best state there ever was.
+            members: whose standing it is, in their order, where not everybody's.
+        """
+        choice = self(standing).of_those_who_decide(standing)
+        if members is not None:
+            choice = choice.among(members, len(next(iter(hyperparams.values()))))
+        return choice.decision(hyperparams, record, self.config)
 
     @property
     def compares_episodes(self) -> bool:

@@ -25,7 +25,7 @@ class _Pending:
 
 
 class Follower:
-    """Notes what is known of every graft, until ten updates after it or until its recipient is overwritten again."""
+    """Notes what is known of every graft, until ten updates after it, or until its recipient is overwritten or ends."""
 
     def __init__(self) -> None:
         self._pending: dict[Graft, _Pending] = {}
@@ -60,8 +60,9 @@ class Follower:
 
     def begin(self, generations: Int[Tensor, "pop"], decision: Decision) -> None:
         """Takes in the grafts of a decision, which came after the recipients' generations of these numbers."""
+        gone = {*decision.recipients.tolist(), *decision.ended}
+        self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] not in gone}
         for member in decision.recipients.tolist():
-            self._pending = {graft: pending for graft, pending in self._pending.items() if graft[1] != member}
             found = Aftermath(return_before=self._latest.get(member, math.nan))
             self._pending[int(generations[member]), member] = _Pending(0, found)
 

@@ -36,6 +36,7 @@ def assemble(
     factory: Callable[..., Any] | None,
     stop: threading.Event,
     stack: contextlib.ExitStack,
+    members: list[int] | None = None,
 ) -> Training:
     """Makes all parts of a run.
 
@@ -47,12 +48,14 @@ def assemble(
         factory: makes the environments, in place of the configured source.
         stop: whether to stop.
         stack: closes what is to be closed.
+        members: those that train; None: everybody.
     """
     stack.enter_context(searched(config.code_dir))
     strategy, trackers = make_strategy(config), make_trackers(config.tracking)
     state = RunState(strategy.initial_hyperparams(config.model.hyperparams()))
     with beginning(stop), in_words(config):
-        executor = stack.enter_context(contextlib.closing(make_executor(config, state.hyperparams, factory)))
+        made = make_executor(config, state.hyperparams, factory, members)
+        executor = stack.enter_context(contextlib.closing(made))
     database = open_database()
     run, board = Run.at(place, factory), TensorBoard(place.folder.tensorboard)
     announcer = Announcer(place, database, [board, *trackers, observer])

@@ -71,7 +71,8 @@ class Incumbent:
         if state.record is None:
             return
         worth = self._worth(torch.arange(state.pop)).masked_fill(state.heirs > 0, -math.inf)  # heirs are their donors
-        order = worth.argsort(descending=True, stable=True)[: max(FEWEST, -(-state.pop // 4))].tolist()
+        count = max(FEWEST, -(-len(state.members) // 4))
+        order = worth.argsort(descending=True, stable=True)[:count].tolist()
         latest = {member: int(state.rounds[member]) - 1 for member in order if worth[member] > -math.inf}
         if latest.get(state.record.place) == state.record.generation:
             del latest[state.record.place]

@@ -18,7 +18,7 @@ from popgraft.state import Decision, Record, Scores
 from popgraft.store import RunDatabase
 from popgraft.train.aftermath import distances
 from popgraft.train.announce import Announcer
-from popgraft.train.observer import Generation, readable
+from popgraft.train.observer import Generation, counted, readable
 from popgraft.train.pace import Pace
 from popgraft.train.points import Points
 from popgraft.train.run_state import RunState
@@ -110,6 +110,7 @@ class Ledger:
         """Takes in a decision that a part goes on with; its generation is over."""
         state, members, advance = self._state, part.members, part.advance
         numbers, trained_with, scores = self._numbers(part), state.hyperparams, state.known
+        known, own = self._statistics(part, trained_with, decision), numbers[state.members]
         state.follower.begin(numbers, decision)
         state.inherit(decision)
         for member, reason in decision.reasons.items():
@@ -117,8 +118,13 @@ class Ledger:
                 donor = int(decision.parents[member])
                 text = f"member {member} had no finite score and continues as member {donor}"
                 self._announcer.event("rescue", text, int(numbers[member]))
+        if decision.ended:
+            sizes = f"from {counted(len(own), 'member')} to {len(state.members)}"
+            left, ended = (", ".join(map(str, each)) for each in (state.members.tolist(), decision.ended))
+            text = f"the population goes {sizes}: {left} (ended: {ended})"
+            self._announcer.event("ended", text, int(numbers[decision.ended[0]]))
         told = Generation(
-            number=int(numbers.sum() + len(numbers) - 1) // len(numbers),
+            number=-(-int(own.sum()) // len(own)),
             members=members,
             place_steps=state.place_steps[members],
             update_steps=advance.steps // len(members) // advance.updates,
@@ -129,7 +135,7 @@ class Ledger:
             decision=decision,
             metrics=advance.metrics,
             best_score=state.best,
-            statistics=self._statistics(part, trained_with, decision),
+            statistics=known,
         )
         means = {name: values.nanmean(1) for name, values in advance.metrics.items()}
         self._database.record_metrics(numbers, means, told.statistics, members)
@@ -188,12 +194,14 @@ class Ledger:
         state.explorations += int(moved.sum())
         state.exploits += len(decision.recipients)
         known = {
+            "population_size": float(len(state.members)),
             "exploitation_count": float(state.exploits),
             "exploration_count": float(state.explorations),
             "evaluation_steps": float(state.evaluation_steps),
             **self._strategy.statistics(),
         }
-        if (int(state.rounds.sum()) + len(part.members)) // state.pop > state.generation:  # the last of a generation
+        rounds = int(state.rounds[state.members].sum()) + len(part.members)
+        if rounds // len(state.members) > state.generation:  # the last of a generation
             known |= distances(*self._executor.vectors())
         ratios = [ratio for ratio in part.advance.value_loss_ratios.values() if math.isfinite(ratio)]
         return known | ({"post_exploit_value_loss_ratio": statistics.fmean(ratios)} if ratios else {})

@@ -68,10 +68,10 @@ class Training:
             with contextlib.suppress(StoreError, MemoryError):  # the error itself is what the user must hear of
                 event("stopped", text, state.generation)
             with contextlib.suppress(StoreError, MemoryError, ShardLost):
-                self.points.save_population(self._everyone(), finished=False)
+                self._save_population(finished=False)
             raise
         else:
-            self.points.save_population(self._everyone(), finished=not self.stop())
+            self._save_population(finished=not self.stop())
         finally:
             with contextlib.suppress(Exception):  # where it fails, something else has gone wrong before
                 self.points.wait()
@@ -87,7 +87,7 @@ class Training:
                 if isinstance(news, Part):
                     self._generation(news)
             except ShardLost as error:  # in the midst of something else
-                news = Loss(list(range(state.pop)), error)
+                news = Loss(executor.members, error)
             if isinstance(news, Loss):
                 self.recovery.mend(news)
         self.points.wait()
@@ -116,7 +116,7 @@ class Training:
                 "reached", f"the best score {best} has reached stop_at_score={threshold:g}", told.number
             )
         interval = self.config.snapshots.interval
-        if self.is_over or state.generation // interval > before // interval:
+        if self.is_over or decision.ended or state.generation // interval > before // interval:
             self._save_point()
 
     def _begin(self) -> None:
@@ -131,7 +131,7 @@ class Training:
     def _on_update(self) -> Callable[[int], None]:
         """Counts steps of the updates that members make until a part has ended its generation."""
         update, steps = self.config.env.num_envs * self.config.model.n_steps, self.state.steps
-        whole = self.config.planned_steps(steps)
+        whole = self.config.planned_steps(steps, len(self.state.members))
 
         def on_update(members: int) -> None:
             nonlocal steps
@@ -143,13 +143,17 @@ class Training:
     def _save_point(self) -> None:
         self.points.save(self.executor.checkpoint(self.state.rounds))
 
+    def _save_population(self, finished: bool) -> None:
+        self.points.save_population(self._everyone(), self.executor.members, finished)
+
     def _everyone(self) -> Member:
-        return self.executor.export(torch.arange(self.state.pop))
+        return self.executor.export(torch.tensor(self.executor.members))
 
     def plan(self) -> Plan:
         """What is left to do."""
-        parameters = self.executor.export(torch.arange(1)).params.shape[1]
-        return Plan(self.config, self.run.path, parameters, self.state.steps)
+        state = self.state
+        parameters = self.executor.export(state.members[:1]).params.shape[1]
+        return Plan(self.config, self.run.path, parameters, state.steps, state.begun, len(state.members))
 
     @property
     def is_over(self) -> bool:

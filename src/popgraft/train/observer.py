@@ -19,17 +19,21 @@ class Plan:
         folder: where the run is kept.
         parameters: numbers that one member's networks hold.
         done: environment steps of the whole population that were taken before, where the run is resumed.
+        begun: generations that were over then, or begun.
+        left: members that train on; None: as many as there are by the configuration.
     """
 
     config: Config
     folder: Path
     parameters: int
     done: int = 0
+    begun: int = 0
+    left: int | None = None
 
     @property
     def steps(self) -> int:
         """Environment steps of the whole population in the whole run: full generations."""
-        return self.config.planned_steps(self.done)
+        return self.config.planned_steps(self.done, self.left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Generation:
         decision: who inherits from whom.
         metrics: what every update reported, a row for each of `members`.
         best_score: highest score so far (lowest with metric_mode "min").
-        statistics: what else is known of the population: `exploitation_count`, `exploration_count`,
+        statistics: what else is known of the population: `population_size`; `exploitation_count`, `exploration_count`,
             `failed_ready_checks` and `evaluation_steps` so far (environment steps beside those of training),
             `member_distance` between two members per parameter, `optimizer_distance` between their momenta relative
             to these (for an optimizer that has them), and `post_exploit_value_loss_ratio` of the members that were

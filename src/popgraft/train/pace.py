@@ -1,6 +1,7 @@
 """Who decides at the same time, and whom they are compared with: everybody, or members of about the same age."""
 
 import abc
+import dataclasses
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,7 +14,7 @@ from popgraft.state import Decision
 from popgraft.store import RunDatabase
 from popgraft.train.announce import Announcer
 from popgraft.train.run_state import RunState
-from popgraft.train.standing import standing_of
+from popgraft.train.standing import of_those_left, standing_of
 
 
 class Pace(abc.ABC):
@@ -43,13 +44,21 @@ class Pace(abc.ABC):
 
 
 class InStep(Pace):
-    """Everybody decides at once."""
+    """Everybody decides at once.
+
+    Where the population becomes smaller (`pbt.population_schedule`), the worst end, by the order in which a strategy
+    sees them, and all others decide as if there had never been more of them.
+    """
 
     def decide(self, members: Int[Tensor, "part"]) -> Decision:
         """Asks once for all."""
-        state = self._state
-        standing = standing_of(self._config, state, state.generation, self._database)
-        return self._strategy.decide(standing, state.hyperparams, state.record)
+        state, config = self._state, self._config
+        standing = standing_of(config, state, state.generation, self._database)
+        order = members[standing.among(members).order]
+        left = order[: config.size_at(state.steps)].sort().values
+        own = of_those_left(standing, left)
+        decision = self._strategy.decide(own, state.hyperparams, state.record, left)
+        return dataclasses.replace(decision, ended=tuple(order[len(left) :].sort().values.tolist()))
 
 
 class OwnPace(Pace):

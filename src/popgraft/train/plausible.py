@@ -10,6 +10,7 @@ from popgraft.errors import Damaged
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Members = Annotated[list[Count], Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -34,6 +35,12 @@ class Found(_Part):
     final_attacked_stderr: float = math.nan
 
 
+class Last(_Part):
+    """What the population as a run left it holds besides its tensors."""
+
+    members: Members = [0]
+
+
 class _Follower(_Part):
     pending: list[Annotated[tuple[Count, Count, Count, dict[str, float]], Strict(False)]]
     latest: list[Annotated[tuple[Count, float], Strict(False)]]
@@ -45,6 +52,7 @@ class Point(_Part):
     generation: Count
     steps: Count
     evaluation_steps: Count = 0
+    members: Members = [0]
     exploits: Count
     explorations: Count
     ties: Count = 0
@@ -75,3 +83,9 @@ def checked(kind: type[_Part], metadata: dict[str, Any], place: Path) -> dict[st
         why = "is missing" if first["type"] == "missing" else f"is {value}: {first['msg']}".lower()
         raise Damaged(f"snapshot {place} is damaged: its {name} {why}") from None
     return metadata
+
+
+def members_of(metadata: dict[str, Any], pop: int) -> list[int]:
+    """Who trains on, as a snapshot of a population of `pop` says; everybody where it does not, or cannot be right."""
+    everyone = range(pop)
+    return sorted({*metadata.get("members", everyone)}.intersection(everyone)) or list(everyone)

@@ -18,7 +18,7 @@ from popgraft.state import Member
 from popgraft.store import RunDatabase, RunFolder, snapshot
 from popgraft.store.boundary import reading
 from popgraft.train.background import Background
-from popgraft.train.plausible import Point, checked
+from popgraft.train.plausible import Point, checked, members_of
 from popgraft.train.run import BEST, LAST
 from popgraft.train.run_state import RunState
 from popgraft.train.tensorboard import TensorBoard
@@ -80,12 +80,19 @@ class Points:
         """Saves the best member there ever was, a population of one."""
         self._background.start(lambda: snapshot.save(self._folder, BEST, member, found))
 
-    def save_population(self, member: Member, finished: bool) -> None:
-        """Saves the population as the run leaves it, which may be in the middle of a generation."""
+    def save_population(self, member: Member, members: list[int], finished: bool) -> None:
+        """Saves the population as the run leaves it, which may be in the middle of a generation.
+
+        Args:
+            member: its members.
+            members: which they are.
+            finished: whether the run has come to its end.
+        """
         metadata = {
             "generation": self._state.generation,
             "steps": self._state.steps,
             "evaluation_steps": self._state.evaluation_steps,
+            "members": members,
             "finished": finished,
             "strategy": self._strategy.saved(),
         }
@@ -112,10 +119,11 @@ class Points:
         return newest_point(self._folder, report)
 
     def read(self, point: Found, like: Member) -> dict[str, Any]:
-        """The tensors of a point, for a population of the structure of `like`."""
+        """The tensors of a point, whose members have the structure of those of `like`."""
         name, metadata = point
         record = tree.gather(like, torch.arange(1)) if metadata["found"] is not None else None
-        tensors, _ = snapshot.load(self._folder, name, self._state.tensors(like, record))
+        members = tree.repeat(like, len(members_of(metadata, self._state.pop)))
+        tensors, _ = snapshot.load(self._folder, name, self._state.tensors(members, record))
         return tensors
 
     def load(self, point: Found, like: Member) -> Member:
@@ -123,10 +131,10 @@ class Points:
 
         Args:
             point: which.
-            like: a population of the right structure.
+            like: members of the right structure.
 
         Returns:
-            The members as they were then.
+            The members as they were then: those that `state.members` names.
         """
         state, (name, metadata) = self._state, point
         with reading(self._folder.snapshots / name):
@@ -134,10 +142,10 @@ class Points:
             state.restore(tensors, metadata)
             earlier = metadata.get("schedule", {})  # its name once
             self._strategy.restore(metadata.get("strategy") or earlier)
-            told = metadata["steps"], metadata["generation"], max(0, state.begun - 1), state.pop - 1
-            true = int(state.place_steps.sum()), state.generation
+            told = metadata["steps"], metadata["generation"], metadata.get("members", state.members.tolist())
+            true = int(state.place_steps.sum()), state.generation, state.members.tolist()
             found = metadata["found"] or {"generation": 0, "member": 0}
-            if told[:2] != true or found["generation"] > told[2] or found["member"] > told[3]:
+            if told != true or found["generation"] > max(0, state.begun - 1) or found["member"] >= state.pop:
                 raise ValueError("its numbers are not those of its members")
         member: Member = tensors["member"]
         return member

@@ -71,7 +71,8 @@ class Together(Recovery):
         members, damages = executor.rebuild(loss, state.rounds), list[str]()
         point = self._points.newest(damages.append)
         assert point is not None, "a run that recovers begins with a point"
-        executor.restore(self._points.load(point, executor.export(torch.arange(state.pop))))
+        then = self._points.load(point, executor.export(torch.tensor(executor.members[:1])))
+        executor.restore(then, state.members.tolist())
         for damage in damages:
             self._announcer.event("damaged", damage, generation)
         text = f"{loss.error}; members {members} are rebuilt, and all go on with generation {state.generation + 1}"

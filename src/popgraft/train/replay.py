@@ -134,6 +134,7 @@ def replay_config(
         "pbt.population_size": seeds,
         "pbt.strategy": "evolution",
         "pbt.strategy_kwargs": {},
+        "pbt.population_schedule": [],
         "pbt.exploit_method": "none",
         "pbt.explore_always": False,
         "pbt.schedule": schedule,
@@ -234,7 +235,7 @@ def _trained(config: Config, observer: Observer | None, factory: Callable[..., A
 def _final_scores(run: Run, config: Config) -> list[float]:
     """Score of every member of a run as it was left, over the episodes that the replay's seed names."""
     settings = config.evaluation
-    agents = (run.agent(member) for member in range(run.config.pbt.population_size))
+    agents = (run.agent(member) for member in run.members)
     return [
         float(agent.evaluate(settings.final_episodes, config.seed, settings.deterministic).mean[0]) for agent in agents
     ]

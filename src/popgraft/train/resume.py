@@ -19,6 +19,8 @@ from popgraft.train.interrupt import stop_on_signal
 from popgraft.train.loop import Training
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
+from popgraft.train.plausible import members_of
+from popgraft.train.points import newest_point
 from popgraft.train.run import Run
 from popgraft.train.start import from_python
 from popgraft.train.versions import versions
@@ -60,12 +62,13 @@ def resume(
         database = stack.enter_context(RunDatabase(folder.database))
         latest = _latest_session(folder, database)
         settings = _settings(folder, latest, from_python(overrides, factory))
-        training = assemble(settings, place, lambda: database, observer, factory, stop, stack)
-        executor, state, points, announcer = training.executor, training.state, training.points, training.announcer
         damages: list[str] = []
-        point = points.newest(damages.append)
+        point = newest_point(folder, damages.append)
+        members = members_of(point[1] if point else {}, settings.pbt.population_size)
+        training = assemble(settings, place, lambda: database, observer, factory, stop, stack, members)
+        executor, state, points, announcer = training.executor, training.state, training.points, training.announcer
         if point is not None:
-            executor.restore(points.load(point, executor.export(torch.arange(state.pop))))
+            executor.restore(points.load(point, executor.export(torch.tensor(members[:1]))))
             _check_in_step(training)
         if training.is_over and training.run.is_finished:
             raise ConfigError(f"{folder.path} is finished; to go on, {_more(training)}")
@@ -126,7 +129,7 @@ def _settings(folder: RunFolder, latest: SessionRecord, overrides: Mapping[str, 
 
 def _check_in_step(training: Training) -> None:
     """Raises ConfigError where the run cannot go on as `execute.mode` says."""
-    low, high = training.state.rounds.aminmax()
+    low, high = training.state.rounds[training.state.members].aminmax()
     if training.config.execute.mode == "lockstep" and low < high:
         raise ConfigError(
             f"execute.mode='lockstep' cannot go on from here: some members have trained for {int(low)} generations, "
@@ -144,7 +147,7 @@ def _news(training: Training, latest: SessionRecord) -> Iterator[tuple[str, str]
         for key in _changed(old, new):
             yield "changed", f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}"
     state = training.state
-    whole = training.config.planned_generations(state.begun, state.steps)
+    whole = training.config.planned_generations(state.begun, state.steps, len(state.members))
     where = "the last evaluation" if training.is_over else f"generation {state.generation + 1} of {whole}"
     yield "resumed", f"going on with {where}"
 
@@ -154,7 +157,8 @@ def _more(training: Training) -> str:
     config = training.config
     if not training.has_taken_its_steps:
         return f"set another stop_at_score than {config.stop_at_score}, for example --set stop_at_score=null"
-    more = max(2 * config.total_timesteps, training.state.steps + config.steps_per_generation)
+    one = len(training.state.members) * config.steps_of_a_member
+    more = max(2 * config.total_timesteps, training.state.steps + one)
     return f"raise total_timesteps, for example --set total_timesteps={more}"
 
 

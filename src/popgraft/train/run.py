@@ -30,7 +30,7 @@ from popgraft.train.aftermath import summary
 from popgraft.train.agent import Agent, empty_member
 from popgraft.train.observer import counted
 from popgraft.train.place import Place
-from popgraft.train.plausible import Found, checked
+from popgraft.train.plausible import Found, Last, checked, members_of
 
 BEST = "best"
 """Snapshot of the best member there ever was: a population of one."""
@@ -147,6 +147,22 @@ class Run:
         """
         return self.agent(BEST)
 
+    @property
+    def members(self) -> list[int]:
+        """Numbers of the members of the population as the run left it: all but those that ended before it did.
+
+        Raises:
+            StoreError: training has not ended.
+        """
+        if LAST not in snapshot.names(self.folder):
+            raise StoreError(
+                f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
+                f"run: popgraft resume {self.path}"
+            )
+        place = self.folder.snapshots / LAST
+        metadata = checked(Last, snapshot.verified(self.folder, LAST), place)
+        return members_of(metadata, self.config.pbt.population_size)
+
     def agent(self, member: int | str) -> Agent:
         """An agent of the run, ready to use.
 
@@ -154,7 +170,7 @@ class Run:
             member: "best", or the number of a member of the population as the run left it.
 
         Raises:
-            ConfigError: there is no such member.
+            ConfigError: there is no such member, or it has ended before the run did.
             StoreError: no member has had a score yet, or training has not ended.
         """
         numbers = {str(i): i for i in range(self.config.pbt.population_size)}
@@ -162,12 +178,13 @@ class Run:
             raise ConfigError(
                 f"{self.path} has no member {member!r}; give {BEST!r}, or a number up to {len(numbers) - 1}"
             )
+        left = [] if member == BEST else self.members
         if member == BEST:
             self._check_scored()
-        elif LAST not in snapshot.names(self.folder):
-            raise StoreError(
-                f"{self.path} has no snapshot of its population, because its training has not ended; give {BEST!r}, or "
-                f"run: popgraft resume {self.path}"
+        elif numbers[str(member)] not in left:
+            raise ConfigError(
+                f"member {member} of {self.path} has ended before the run did, by pbt.population_schedule; give "
+                f"{', '.join(map(str, left))} or {BEST!r}"
             )
         with searched(self.config.code_dir):
             grid = make_grid(self.config.env, 1, 1, self.factory)
@@ -178,9 +195,8 @@ class Run:
                 if member == BEST:
                     state, _ = snapshot.load(self.folder, BEST, one)
                 else:
-                    everyone = tree.map(lambda leaf: leaf.expand(len(numbers), *leaf.shape[1:]), one)
-                    population, _ = snapshot.load(self.folder, LAST, everyone)
-                    state = tree.gather(population, torch.tensor([numbers[str(member)]]))
+                    population, _ = snapshot.load(self.folder, LAST, tree.repeat(one, len(left)))
+                    state = tree.gather(population, torch.tensor([left.index(numbers[str(member)])]))
             return Agent(self.config, spaces, state, self.factory)
 
     @property
@@ -223,4 +239,8 @@ def planned_generations(config: Config, database: RunDatabase) -> int:
     latest = {record.member: record for record in database.scores()}
     rounds = sum(record.generation + 1 for record in latest.values())
     begun = -(-rounds // config.pbt.population_size)
-    return config.planned_generations(begun, sum(record.steps for record in latest.values()))
+    left = None
+    if config.pbt.population_schedule:  # in lockstep, in which who is behind has ended
+        begun = max((record.generation + 1 for record in latest.values()), default=0)
+        left = sum(record.generation + 1 == begun for record in latest.values()) or None
+    return config.planned_generations(begun, sum(record.steps for record in latest.values()), left)

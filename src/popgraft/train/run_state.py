@@ -11,6 +11,7 @@ from torch import Tensor
 from popgraft.execute import Part
 from popgraft.state import Decision, Member, Record, Scores
 from popgraft.train.aftermath import Follower
+from popgraft.train.plausible import members_of
 
 COUNTERS = ("steps", "evaluation_steps", "exploits", "explorations", "ties", "contradictions")
 COUNTS = ("rounds", "place_steps", "age", "heirs")
@@ -26,6 +27,7 @@ class RunState:
         rounds: generations that every place has completed; all the same, unless shards train at their own pace.
         place_steps: environment steps taken at every place.
         age: updates behind every member's state, wherever they were made.
+        members: those that train, in ascending order; the others have ended, and what is known of them stays.
         heirs: 1 for members that have become somebody else since they were scored; their score is their donor's.
         steps: environment steps of the whole population in training.
         evaluation_steps: those of evaluations, and of agents that played each other.
@@ -43,6 +45,7 @@ class RunState:
     """
 
     hyperparams: dict[str, Float[Tensor, "pop"]]
+    members: Int[Tensor, "left"] = dataclasses.field(init=False)
     steps: int = 0
     evaluation_steps: int = 0
     exploits: int = 0
@@ -63,7 +66,7 @@ class RunState:
     def __post_init__(self) -> None:
         for name in COUNTS:
             setattr(self, name, torch.zeros(self.pop, dtype=torch.long))
-        unknown = torch.full((self.pop,), math.nan)
+        self.members, unknown = torch.arange(self.pop), torch.full((self.pop,), math.nan)
         self.training, self.seconds = unknown.clone(), unknown.double()
         self.known = Scores(unknown, unknown.clone(), torch.zeros(self.pop, dtype=torch.long))
 
@@ -75,12 +78,12 @@ class RunState:
     @property
     def generation(self) -> int:
         """Number of the population's next generation: of those completed, rounded down where places differ."""
-        return int(self.rounds.sum()) // self.pop
+        return int(self.rounds[self.members].sum()) // len(self.members)
 
     @property
     def begun(self) -> int:
         """Generations that the population has completed, rounded up where places differ."""
-        return -(-int(self.rounds.sum()) // self.pop)
+        return -(-int(self.rounds[self.members].sum()) // len(self.members))
 
     @property
     def best(self) -> float:
@@ -96,7 +99,7 @@ class RunState:
         self.known = scores
 
     def inherit(self, decision: Decision) -> None:
-        """Takes in a decision: a recipient is worth as much as its donor, and as old."""
+        """Takes in a decision: a recipient is worth as much as its donor, and as old; who ends has no score."""
         known, age = {name: getattr(self.known, name) for name in KNOWN}, self.age
         if self.record is not None:
             known = {name: torch.cat([column, getattr(self.record.scores, name)]) for name, column in known.items()}
@@ -106,6 +109,9 @@ class RunState:
         unknown = torch.full((1,), math.nan)  # of the best state there ever was
         self.training = torch.cat([self.training, unknown])[decision.parents]
         self.heirs[decision.heirs] = 1
+        ended = torch.tensor(decision.ended).long()
+        self.members = self.members[~torch.isin(self.members, ended)]
+        self.known.mean[ended], self.known.stderr[ended], self.known.episodes[ended] = math.nan, math.nan, 0
 
     def go_back(self, members: list[int], tensors: dict[str, Any]) -> None:
         """Takes in that members are again what they were in a snapshot, `tensors`, but for their hyperparameters."""
@@ -131,12 +137,19 @@ class RunState:
     def metadata(self) -> dict[str, Any]:
         """The rest of a snapshot, as JSON values."""
         counters = {name: getattr(self, name) for name in COUNTERS}
-        return {**counters, "generation": self.generation, "found": self.found, "follower": self.follower.state_dict()}
+        return {
+            **counters,
+            "generation": self.generation,
+            "members": self.members.tolist(),
+            "found": self.found,
+            "follower": self.follower.state_dict(),
+        }
 
     def restore(self, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes over what `tensors` and `metadata` returned."""
         for name in COUNTERS:
             setattr(self, name, metadata.get(name, 0))  # older points lack some
+        self.members = torch.tensor(members_of(metadata, self.pop))
         self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
         for name in COUNTS:
             setattr(self, name, tensors["counts"][name])

@@ -62,7 +62,6 @@ def _summary(generation: Generation) -> dict[str, float]:
     scores = generation.scores.mean
     healthy = scores[scores.isfinite()]
     summary = {
-        "population_size": float(len(scores)),
         "ready_members": float(len(healthy)),
         **generation.statistics,
     }

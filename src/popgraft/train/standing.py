@@ -1,9 +1,12 @@
 """How a run stands, in the terms of those who decide over it."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from popgraft.config import Config
 from popgraft.pbt import Past, Standing, everybody
@@ -34,12 +37,34 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
         state.record,
         ages=state.age.clone(),
         steps=state.place_steps.clone(),
-        spent=torch.full_like(state.place_steps, config.steps_per_generation // state.pop),
+        spent=torch.full_like(state.place_steps, config.steps_of_a_member),
         training=state.training.clone(),
         seconds=state.seconds.clone(),
         recall=lambda: history(database),
         **known,
     )
+
+
+def of_those_left(standing: Standing, members: Int[Tensor, "left"]) -> Standing:
+    """The same for some members as if they were the whole population: their places become 0, 1, … in their order, and
+    in the history those of all others come after them.
+    """
+    others = [member for member in range(standing.pop) if member not in members]
+    places = {member: place for place, member in enumerate([*members.tolist(), *others])}
+
+    def recall() -> Sequence[Past]:
+        found = [
+            dataclasses.replace(
+                past,
+                member=places[past.member],
+                parent=places[past.parent],
+                hyperparameter_parent=places[past.hyperparameter_parent],
+            )
+            for past in standing.history
+        ]
+        return sorted(found, key=lambda past: (past.generation, past.member))
+
+    return dataclasses.replace(standing.among(members), recall=recall)
 
 
 def history(database: RunDatabase) -> Sequence[Past]:
