@@ -1,7 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# -qq hides pip's warnings and keeps its errors.
-INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
 # Compiled modules are kept: processes of tests would else compile them anew, each for itself.
 export PYTHONDONTWRITEBYTECODE :=
@@ -67,10 +66,12 @@ clean:
 
 # The stamps make an install a no-op until the dependencies change.
 .venv/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing popgraft into .venv: PyTorch and what it needs, a few hundred megabytes to download, some minutes."
 	$(INSTALL) -e .
 	touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing popgraft with what its tests need into .venv: about a gigabyte to download, some minutes."
 	$(INSTALL) -e '.[dev]'
 	touch .venv/runtime.stamp $@
 

@@ -29,7 +29,8 @@ def test_every_public_name_is_explained(name: str) -> None:
 
 
 def test_every_error_is_a_popgraft_error() -> None:
-    errors = [value for value in vars(popgraft).values() if isinstance(value, type) and issubclass(value, Exception)]
+    public = [getattr(popgraft, name) for name in NAMES]
+    errors = [value for value in public if isinstance(value, type) and issubclass(value, Exception)]
     assert len(errors) == 10
     assert all(issubclass(error, popgraft.PopgraftError) for error in errors)
     assert issubclass(popgraft.ConfigError, ValueError)
@@ -38,6 +39,14 @@ def test_every_error_is_a_popgraft_error() -> None:
 def test_the_function_train_survives_an_import_of_the_package_train() -> None:
     importlib.import_module("popgraft.train.start")
     assert popgraft.train is importlib.import_module("popgraft.train.start").train
+
+
+def test_every_name_has_one_home() -> None:
+    homes = [name for names in popgraft.HOMES.values() for name in names]
+    assert sorted(homes) == sorted(popgraft.__all__)
+    assert set(popgraft.__all__) <= set(dir(popgraft))
+    with pytest.raises(AttributeError, match="module 'popgraft' has no attribute 'nothing'"):
+        popgraft.nothing  # noqa: B018
 
 
 def test_importing_touches_no_global_generator_and_no_heavy_optional_package() -> None:

@@ -312,8 +312,9 @@ def test_runs_are_listed_whatever_their_state(config: Path) -> None:
 def test_help_explains_with_examples_and_the_version_is_told() -> None:
     assert popgraft("--version").stdout == f"popgraft {__version__}\n"
     for command, example in [
-        ([], "popgraft train configs/quickstart.yaml"),
-        (["train"], "popgraft train configs/quickstart.yaml --set pbt.population_size=16"),
+        ([], "popgraft train quickstart"),
+        (["train"], "popgraft train my.yaml --set pbt.population_size=16 --dry-run"),
+        (["init"], "popgraft init LunarLander-v3 --out lander.yaml"),
         (["resume"], "popgraft resume runs/quickstart --set total_timesteps=400_000"),
         (["runs"], "popgraft runs experiments/monday"),
         (["evaluate"], "popgraft evaluate runs/quickstart --episodes 200 --seed 7 --stochastic"),
@@ -321,6 +322,8 @@ def test_help_explains_with_examples_and_the_version_is_told() -> None:
         result = popgraft(*command, "--help")
         assert result.exit_code == 0
         assert example in result.stdout
+        assert popgraft(*command, "-h").stdout == result.stdout
+    assert popgraft("-V").stdout == popgraft("--version").stdout
     assert popgraft("dance").exit_code == 2
     assert popgraft("evaluate", "run", "--episodes", "0").exit_code == 2
 

@@ -1,37 +1,18 @@
-"""The commands. Exit codes: 0 done, 1 population lost, 2 a mistake that the message explains, 130 interrupted."""
+"""The commands: their names, options and help.
 
-import contextlib
+Exit codes: 0 done, 1 population lost, 2 a mistake that the message explains, 130 interrupted.
+What a command does is imported when it is called, so that help is there at once.
+"""
+
 import io
-import shlex
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from popgraft import __version__
-from popgraft.cli import compare as comparison
-from popgraft.cli import picture as picturing
-from popgraft.cli import replay as replaying
-from popgraft.cli.evaluate import Row, attacks, draw, open_agent, said
-from popgraft.cli.outcome import conclude, stand
-from popgraft.cli.progress import Progress, progress
-from popgraft.cli.table import say, show
-from popgraft.dashboard.data import read
-from popgraft.dashboard.report import report as write_report
-from popgraft.errors import ConfigError, PopgraftError, PopulationLost, StoreError
-from popgraft.messages import one_line
-from popgraft.store import RunFolder
-from popgraft.store.boundary import reading
-from popgraft.train import Run, counted, readable
-from popgraft.train import replay as replay_run
-from popgraft.train import resume as resume_population
-from popgraft.train import train as train_population
-from popgraft.train.replay import replay_config
-
-POPULATION_LOST, MISTAKE, INTERRUPTED = 1, 2, 130
+from popgraft.cli.table import say
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 SectionOption = Annotated[
@@ -41,7 +22,7 @@ SectionOption = Annotated[
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -67,10 +48,11 @@ def _print_version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback(epilog=_examples("train configs/quickstart.yaml", "train --help"))
+@app.callback(epilog=_examples("train quickstart", "init", "train --help"))
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Population-based training of recurrent reinforcement-learning agents."""
@@ -78,23 +60,57 @@ def options(
 
 @app.command(
     epilog=_examples(
-        "train configs/quickstart.yaml",
-        "train configs/quickstart.yaml --set run_dir=runs/second --set seed=1",
-        "train configs/quickstart.yaml --set pbt.population_size=16",
+        "train quickstart",
+        "train CartPole-v1 --seed 1",
+        "train my.yaml --set pbt.population_size=16 --dry-run",
     )
 )
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="YAML file of the run, name of a configuration that comes along (see init), or id of an environment.",
+            show_default=False,
+        ),
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting that wins over the file; repeat for more."),
     ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set seed=SEED.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train for a second and say what the run would take; write nothing.")
+    ] = False,
 ) -> None:
     """Train a population.
 
     Ctrl-C stops after the update in progress and keeps what was reached; a second Ctrl-C stops at once.
     """
-    _follow(train_population, config, settings)
+    from popgraft.cli import commands
+
+    given = (settings or []) + ([] if seed is None else [f"seed={seed}"])
+    (commands.dry_run if dry_run else commands.train)(config, given)
+
+
+@app.command(epilog=_examples("init", "init pendulum_novel", "init LunarLander-v3 --out lander.yaml"))
+def init(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TASK",
+            help="Configuration that comes along, or id of an environment; without it, they are listed.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write [default: TASK.yaml].", show_default=False)
+    ] = None,
+) -> None:
+    """Write a commented configuration to begin with."""
+    from popgraft.cli import commands
+
+    commands.init(task, out)
 
 
 @app.command(epilog=_examples("resume runs/quickstart", "resume runs/quickstart --set total_timesteps=400_000"))
@@ -109,7 +125,9 @@ def resume(
 
     It continues from its newest snapshot, and ends as if it had never been interrupted.
     """
-    _follow(resume_population, folder, settings)
+    from popgraft.cli import commands
+
+    commands.resume(folder, settings or [])
 
 
 @app.command(epilog=_examples("runs", "runs experiments/monday"))
@@ -117,13 +135,9 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look for runs.")] = Path("runs"),
 ) -> None:
     """List the runs below a folder, with what has become of them."""
-    found = [run.path for run in RunFolder.find(folder)]
-    if not found:
-        say(f"there are no runs in {folder}")
-    names = [one_line(str(path)) for path in found]
-    width = max(map(len, names), default=0)
-    for name, path in zip(names, found, strict=True):
-        say(f"{name:<{width}}  {stand(path)}")
+    from popgraft.cli import commands
+
+    commands.runs(folder)
 
 
 @app.command(
@@ -166,20 +180,10 @@ def evaluate(
 
     Without options these are the episodes on which it was scored after training.
     """
-    with _in_words():
-        picturing.check(picture)
-        agent = open_agent(source, env)
-        config = agent.config
-        details = {"steps": steps, "restarts": restarts, "norm": norm}
-        attacked = attack or epsilon or picture or any(value is not None for value in details.values())
-        against = attacks(agent, attack or [], epsilon or [], **details) if attacked else []
-        deterministic = config.evaluation.deterministic if stochastic is None else not stochastic
-        seed = config.seed if seed is None else seed
-        count = episodes or config.evaluation.final_episodes
-        rows = [Row.of(each, agent.evaluate(count, seed, deterministic, each)) for each in (None, *against)]
-        show(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
-        if picture is not None:
-            draw(rows, picture)
+    details: dict[str, int | str | None] = {"steps": steps, "restarts": restarts, "norm": norm}
+    from popgraft.cli import commands
+
+    commands.evaluate(source, episodes, seed, stochastic, env, attack or [], epsilon or [], details, picture)
 
 
 @app.command(
@@ -203,11 +207,9 @@ def export(
     A .zip file is for DistributionalPPO.load, which acts and learns on; .pt2 (torch.export) and .onnx files hold the
     acting policy alone.
     """
-    from popgraft.sb3.export import export as export_agent  # here, because Stable-Baselines3 is slow to import
+    from popgraft.cli import commands
 
-    with _in_words():
-        export_agent(folder, file, member)
-    say(f"wrote {file}")
+    commands.export(folder, file, member)
 
 
 @app.command(
@@ -232,18 +234,9 @@ def report(
 
     The page is one file that needs no network. Training writes it by itself when it ends.
     """
-    with _in_words():
-        if text and section:
-            raise ConfigError("--section adds to the page, which --text does not write; leave one of them out")
-        if text:
-            from popgraft.dashboard.text import text as written
+    from popgraft.cli import commands
 
-            data, other = read(folder), read(compare) if compare else None
-            with reading(folder):
-                printed = written(data, other)
-            Console(highlight=False).print(printed)
-        else:
-            say(f"wrote {write_report(folder, out, compare, section or ())}")
+    commands.report(folder, out, compare, text, section or [])
 
 
 @app.command(epilog=_examples("watch runs/quickstart", "watch runs --port 8000"))
@@ -260,10 +253,9 @@ def watch(
 
     The page follows the runs within seconds. Ctrl-C ends it; the runs go on.
     """
-    from popgraft.cli.watch import watch as watch_runs  # here, because a web server is slow to import
+    from popgraft.cli import commands
 
-    with _in_words():
-        watch_runs(path, host, port, show, section or ())
+    commands.watch(path, host, port, show, section or [])
 
 
 @app.command(
@@ -295,18 +287,9 @@ def replay(
 
     It shows whether the schedule is worth something without the population that found it.
     """
-    display = progress()
-    with _in_words(display):
-        if export is not None:
-            replaying.export(replay_config(Run(folder), seeds, grafts, settings or []), export)
-            say(f"wrote {export}; run: popgraft train {shlex.quote(str(export))}")
-            return
-        picturing.check(picture)
-        with display:
-            result = replay_run(folder, seeds, grafts, out, settings or [], observer=display)
-        show(replaying.said(result))
-        if picture is not None:
-            replaying.draw(result, picture)
+    from popgraft.cli import commands
+
+    commands.replay(folder, seeds, grafts, out, picture, export, settings or [])
 
 
 @app.command(
@@ -324,12 +307,9 @@ def compare(
 
     Interquartile means over the runs of a group, with 95 % intervals by the bootstrap.
     """
-    with _in_words():
-        picturing.check(picture)
-        groups = comparison.groups_of(folders)
-        show(comparison.said(groups, threshold))
-        if picture is not None:
-            comparison.draw(groups, threshold, picture)
+    from popgraft.cli import commands
+
+    commands.compare(folders, threshold, picture)
 
 
 @app.command(epilog=_examples("video runs/quickstart", "video runs/quickstart --member 3 --episodes 2 --out agent.gif"))
@@ -346,42 +326,6 @@ def video(
     fps: Annotated[int | None, typer.Option(min=1, help="Frames per second [default: the environment's].")] = None,
 ) -> None:
     """Film an agent of a run."""
-    from popgraft.cli.video import film  # here, because its libraries are an extra
+    from popgraft.cli import commands
 
-    with _in_words():
-        run = Run(folder)
-        file = out or run.path / "video.mp4"
-        returns = film(run.agent(member), file, episodes, run.config.seed if seed is None else seed, fps)
-    scores = ", ".join(readable(score) for score in returns)
-    say(f"wrote {file}: {counted(episodes, 'episode')} with the return {scores}")
-
-
-def _follow(work: Callable[..., Run], source: Path, settings: list[str] | None) -> None:
-    """Trains with a display, and says how it ended."""
-    display = progress()
-    with _in_words(display), display:
-        run = work(source, settings or [], observer=display)
-        if not run.is_finished:
-            raise KeyboardInterrupt
-    conclude(run)
-
-
-@contextlib.contextmanager
-def _in_words(display: Progress | None = None) -> Iterator[None]:
-    """Turns errors and Ctrl-C into a message and an exit code; names what a run that had begun has kept."""
-    try:
-        yield
-    except PopgraftError as error:
-        (show if isinstance(error, ConfigError) else say)(f"error: {error}", err=True)  # settings: one below the other
-        if display and display.plan:
-            with contextlib.suppress(StoreError):  # the run folder is no more
-                conclude(Run(display.plan.folder), err=True)
-        raise typer.Exit(POPULATION_LOST if isinstance(error, PopulationLost) else MISTAKE) from None
-    except KeyboardInterrupt:
-        if display and display.plan:
-            say("interrupted; what was reached is in the run folder")
-            with contextlib.suppress(StoreError):
-                conclude(Run(display.plan.folder))
-        else:
-            say("interrupted; nothing was written")
-        raise typer.Exit(INTERRUPTED) from None
+    commands.video(folder, member, episodes, out, seed, fps)

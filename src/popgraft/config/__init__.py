@@ -9,6 +9,7 @@ from popgraft.config.network import NetworkConfig
 from popgraft.config.optimizer import OptimizerKwargs, VGSConfig
 from popgraft.config.population import PopulationConfig
 from popgraft.config.schema import Config, EvaluationConfig, SnapshotConfig
+from popgraft.config.shipped import named, shipped
 from popgraft.config.trackers import MlflowConfig, TrackingConfig, WandbConfig
 
 __all__ = [
@@ -36,5 +37,7 @@ __all__ = [
     "flat_config",
     "load_as",
     "load_config",
+    "named",
     "read_yaml",
+    "shipped",
 ]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from popgraft.config.explain import explain
 from popgraft.config.model import path_of
 from popgraft.config.schema import Config
+from popgraft.config.shipped import FOLDER, named
 from popgraft.disk import read_file, reason
 from popgraft.errors import ConfigError
 from popgraft.messages import one_line
@@ -89,15 +90,17 @@ def load_config(
     """Builds a validated configuration, which knows from where its modules come: `code_dir` is absolute.
 
     Args:
-        source: path of a YAML file, a mapping of the same shape, or a `Config`.
+        source: path of a YAML file, name of a configuration that comes along ("quickstart"), id of an environment
+            ("CartPole-v1", which is trained with defaults), a mapping of a file's shape, or a `Config`.
         overrides: settings that win over `source`: a mapping from dotted keys to values ({"env.id": "LunarLander-v3"})
             or strings "env.id=LunarLander-v3" whose right side is read as YAML.
 
     Raises:
         ConfigError: names every wrong setting, with the nearest valid name for an unknown key.
     """
-    config = load_as(Config, source, overrides)
-    base = Path(source).parent if isinstance(source, (str, Path)) else Path()
+    found = named(source) if isinstance(source, str) else source
+    config = load_as(Config, found, overrides)
+    base = found.parent if isinstance(found, Path) and found.parent != FOLDER else Path()
     return config.model_copy(update={"code_dir": Path(os.path.abspath(base / (config.code_dir or "")))})
 
 
@@ -122,6 +125,11 @@ def load_as(
     else:
         name = one_line(str(source))
         raw = _read_file(Path(str(source)), name)
+        if kind is Config and isinstance(raw, dict) and _of_another_command(raw):
+            raise ConfigError(
+                f"{name} is for PBTTrainingCoordinator, which trains models of other libraries (docs/pbt.md), and not "
+                f"for popgraft's own agents; run: python examples/pbt_with_sb3.py {name}"
+            )
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must hold settings as `key: value`, not a {type(raw).__name__}")
     texts = [overrides] if isinstance(overrides, str) else overrides
@@ -132,6 +140,14 @@ def load_as(
         return kind.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error, name, kind)) from None
+
+
+def _of_another_command(raw: dict[str, Any]) -> bool:
+    """Whether settings are those of the coordinator, by what only it has."""
+    pbt = raw.get("pbt")
+    return "adversarial" in raw or (
+        isinstance(pbt, dict) and not pbt.keys().isdisjoint(("metric_name", "checkpoint_dir"))
+    )
 
 
 def dump_config(config: Config) -> str:
