@@ -85,6 +85,11 @@ def test_parts_finish_inherit_and_go_on(run):
     before = everyone(executor)
     assert before.age.tolist() == [UPDATES] * 4
     assert before.params.unique(dim=0).shape[0] == 4
+    for part in found:
+        assert part.advance.age.tolist() == [UPDATES] * len(part.members)
+        assert {name: x.tolist() for name, x in part.advance.hyperparams.items()} == {
+            name: x[part.members].tolist() for name, x in before.hyperparams.items()
+        }
 
     parents = torch.tensor([3, 1, 2, 3])
     hyperparams = {name: values[parents] for name, values in before.hyperparams.items()}

@@ -17,7 +17,6 @@ import torch
 from popgraft import resume, tree
 from popgraft.errors import ConfigError, EnvironmentFault, ShardLost
 from popgraft.execute import InlineExecutor, Loss
-from popgraft.execute.travel import deliveries
 from popgraft.state import Decision, Record, Scores
 from popgraft.train import train
 
@@ -111,26 +110,34 @@ def test_actors_make_no_difference(execute):
     check_same(everyone(actors), everyone(inline))
 
 
-def put_by(executor, decision):
-    """Bytes of every object in which a decision's donors travel."""
-    given = executor._give(deliveries(decision, [shard.members for shard in executor.shards]))
-    references = [reference for gifts in given for _, reference in gifts]
-    sizes = ray.experimental.get_object_locations(references)
-    return [sizes[reference]["object_size"] for reference in references]
+@pytest.fixture
+def travels(monkeypatch):
+    """Bytes of every object in which donors travel."""
+    found, original = [], RayExecutor._laid_ready
+
+    def laid_ready(executor, members):
+        laid = original(executor, members)
+        references = [*laid.values()]
+        sizes = ray.experimental.get_object_locations(references) if references else {}
+        found.append([sizes[reference]["object_size"] for reference in references])
+        return laid
+
+    monkeypatch.setattr(RayExecutor, "_laid_ready", laid_ready)
+    return found
 
 
 @pytest.mark.slow
-def test_a_graft_moves_the_rows_that_cross_and_no_others(execute):
+def test_a_graft_moves_the_rows_that_cross_and_no_others(execute, travels):
     executor = execute(
         RayExecutor, "model.network.hidden_size=64", "model.network.encoder_layers=[64]", sizes=[2, 1, 1]
     )
     row = sum(leaf.nbytes for _, leaf in tree.items(executor.export(torch.tensor([0]))))
-    assert put_by(executor, decided(executor, [1, 1, 2, 3], 1)) == []  # within a shard: an index operation
-    found = put_by(executor, decided(executor, [0, 3, 0, 3], 1))
-    assert len(found) == 2
-    assert all(row <= size <= 1.05 * row for size in found), (found, row)
-    (found,) = put_by(executor, decided(executor, [2, 2, 2, 3], 1))  # one donor of two recipients crosses once
-    assert row <= found <= 1.05 * row
+    for generation, parents in enumerate(([1, 1, 2, 3], [0, 3, 0, 3], [2, 2, 2, 3])):
+        executor.graft(decided(executor, parents, 1), generation)
+    assert travels[0] == []  # within a shard: an index operation
+    assert len(travels[1]) == 2
+    assert len(travels[2]) == 1  # one donor of two recipients
+    assert all(row <= size <= 1.05 * row for size in travels[1] + travels[2]), (travels, row)
 
 
 @pytest.mark.slow

@@ -19,19 +19,18 @@ def decided(*parents):
 def test_what_every_shard_needs():
     """Member 5 stands for the record of five members: it is an heir's donor, and nobody has its row."""
     first, second, third = deliveries(decided(4, 1, 4, 2, 5), [[0, 1], [2, 3], [4]])
-    assert first == Delivery(heirs=[0], donors=[4], givers={2: [4]})
-    assert second == Delivery(heirs=[2, 3], donors=[4, 2], givers={1: [2], 2: [4]})
-    assert second.living == [2, 4]
-    assert third == Delivery(heirs=[4], donors=[5], givers={})
+    assert first == Delivery(heirs=[0], donors=[4], living=[4])
+    assert second == Delivery(heirs=[2, 3], donors=[4, 2], living=[2, 4])
+    assert third == Delivery(heirs=[4], donors=[5], living=[])
 
 
 def test_a_donor_of_several_heirs_is_needed_once():
     (only,) = deliveries(decided(3, 3, 2, 3), [[0, 1, 2, 3]])
-    assert only == Delivery(heirs=[0, 1], donors=[3, 3], givers={0: [3]})
+    assert only == Delivery(heirs=[0, 1], donors=[3, 3], living=[3])
 
 
 def test_nobody_inherits():
-    assert deliveries(decided(0, 1, 2), [[0], [1, 2]]) == [Delivery([], [], {}), Delivery([], [], {})]
+    assert deliveries(decided(0, 1, 2), [[0], [1, 2]]) == [Delivery([], [], [])] * 2
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from popgraft.nn.blocks import initialise
 from popgraft.sb3 import MlpLstmPolicy
 from popgraft.sb3.arguments import Settings
 from popgraft.sb3.kinds import KINDS, Kind
+from popgraft.store import snapshot
 
 from ..nn.conftest import _check_laws, _run
 from ..sb3.graphs import check_onnx, check_program
@@ -108,6 +109,28 @@ def test_a_run_grafts_them_in_one_process_and_in_two(make):
     assert grafts(divided) == grafts(alone)
     torch.testing.assert_close(members(divided), members(alone), rtol=1e-4, atol=1e-5)
     assert not torch.equal(members(alone)[0], members(alone)[1])
+
+
+@pytest.mark.slow
+def test_all_of_them_at_once_in_actors_at_their_own_pace(make):
+    """Network, update rule and strategy, whose every decision is one graft, with a rate that says which it was."""
+    pytest.importorskip("ray")
+    settings = make("actors", generations=3)
+    settings["model"] |= {"optimizer": "their_rules:Momentum", "optimizer_kwargs": {"momentum": 0.8}}
+    settings["pbt"] |= {"strategy": "their_strategies:Turns"}
+    settings["execute"] = {"kind": "ray", "mode": "async", "shards": 2}
+    run = train(settings)
+    turns = {}
+    for generations in (3, 5):
+        if generations > 3:
+            run = resume(run.path, {"total_timesteps": generations * GENERATION})
+        rates = sorted(graft.hyperparams_after["learning_rate"] for graft in run.lineage)
+        turns[generations] = snapshot.verified(run.folder, "last")["strategy"]["state"]["turns"]
+        assert rates == pytest.approx([0.001 * turn for turn in range(1, turns[generations] + 1)])
+        assert not [event.text for event in run.events if event.kind in ("lost", "environment")]
+    assert turns[5] >= turns[3] + 4  # two shards, two generations each
+    assert all(member.optimizer.averages["velocity"].any() for member in (run.agent(i).member for i in range(4)))
+    assert len(members(run).unique(dim=0)) == 4
 
 
 def test_a_run_goes_on_to_the_bit(make):

@@ -20,6 +20,7 @@ from popgraft.inheritance import strategies, velocity_ratio
 from popgraft.pbt import Choice, Evolution, everybody
 from popgraft.state import Scores
 from popgraft.store import RunDatabase, snapshot
+from popgraft.train.run_state import RunState
 
 HERE = Path(__file__).parent
 GENERATION = 4 * 2 * 8
@@ -137,9 +138,21 @@ def test_a_strategy_that_does_not_take_back_its_state_is_told(make, theirs, monk
         resume(run.path, TWO)
 
 
-def test_a_run_of_an_earlier_version_is_read_and_goes_on(make):
-    """It has no table of adoptions, and its snapshots call the strategy's state by another name."""
-    run = train(make("run", generations=1))
+def test_a_run_of_an_earlier_version_is_read_and_goes_on(make, monkeypatch):
+    """It has no table of adoptions, and its snapshots call the strategy's state by another name, and hold hyperparameters
+    and ages beside the members too.
+    """
+    tensors = RunState.tensors
+
+    def earlier(state, member, record):
+        now = tensors(state, member, record)
+        counts = {**now["counts"], "age": state.age.clone()}
+        return {**now, "hyperparams": dict(state.hyperparams), "counts": counts}
+
+    straight = train(make("straight", generations=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "tensors", earlier)
+        run = train(make("run", generations=1))
     with contextlib.closing(sqlite3.connect(run.folder.database)) as connection, connection:
         connection.execute("DROP TABLE adoptions")
     manifest = run.path / "snapshots/generation_000001/manifest.json"
@@ -148,7 +161,9 @@ def test_a_run_of_an_earlier_version_is_read_and_goes_on(make):
     body["metadata"]["schedule"] = body["metadata"].pop("strategy")["state"]
     manifest.write_text(json.dumps({**body, "checksum": snapshot._checksum(body)}))
     assert Run(run.path).adoptions == []
-    assert resume(run.path, TWO).generations == 2
+    two = resume(run.path, TWO)
+    assert told(two) == told(straight)
+    assert torch.equal(members(two), members(straight))
     there = resume(run.path, {"pbt.strategy": "their_strategies:Crossed", "total_timesteps": 3 * GENERATION})
     assert [one.generation for one in there.adoptions] == [2, 2]
 
@@ -275,6 +290,27 @@ def test_the_scheduler_gives_weights_of_one_and_hyperparameters_of_another(tmp_p
     (past,) = [past for past in history(made.population) if past.member == 3]
     assert (past.score, past.steps, past.hyperparams) == (1.0, 1, {"learning_rate": 0.04})
     assert (past.parent, past.parent_generation, past.hyperparameter_parent) == (0, 0, 1)
+
+
+def test_a_scheduler_that_is_resumed_has_its_strategys_state(tmp_path, theirs):
+    """Four ask in every round, the fourth for the worst, which takes the first one's weights and a rate of its turn."""
+    found = []
+    for stops in (False, True):
+        made = scheduler(tmp_path, strategy="their_strategies:Turns")
+        for step in (1, 2):
+            if stops and step == 2:
+                state = json.loads(json.dumps(made.state_dict()))
+                made = scheduler(tmp_path, strategy="their_strategies:Turns")
+                made.load_state_dict(state)
+            reported(made, step)
+            outcomes = [made.exploit_and_explore(member) for member in made.population]
+            assert outcomes[3][1]["learning_rate"] == pytest.approx(0.004 * step)
+            assert made.population[3].exploited_from == 0
+        found.append([values for _, values, _ in outcomes])
+    assert found[0] == found[1]
+    other = scheduler(tmp_path, strategy="evolution")
+    other.load_state_dict(state)  # another strategy begins without it
+    assert other.state_dict()["strategy"]["of"] == "evolution"
 
 
 def test_the_scheduler_takes_methods_by_name_and_by_class(tmp_path, theirs):

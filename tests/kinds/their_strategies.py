@@ -59,6 +59,28 @@ class Crossed(Strategy):
         self.decisions = state["decisions"]
 
 
+class Turns(Strategy):
+    """The worst of those who decide goes on as the best, with a thousandth more of the learning rate every time."""
+
+    def __init__(self, config, seed):
+        super().__init__(config, seed)
+        self.turns = 0
+
+    def __call__(self, standing):
+        self.turns += 1
+        order = [who for who in rank(standing.scores.mean, standing.mode).tolist() if who in standing.compared]
+        worst = [who for who in order if who in standing.deciding][-1]
+        parents = torch.arange(standing.pop)
+        parents[worst] = order[0]
+        return Choice(parents, explored={worst: {"learning_rate": 0.001 * self.turns}})
+
+    def state_dict(self):
+        return {"turns": self.turns}
+
+    def load_state_dict(self, state):
+        self.turns = state["turns"]
+
+
 class Asked(Strategy):
     """For members that are asked one at a time: the worst takes weights of the best and values of the second best."""
 

@@ -149,6 +149,9 @@ def report(folder: Path, out: Path | None, compare: Path | None, text: bool, sec
             Console(highlight=False).print(printed)
         else:
             say(f"wrote {write_report(folder, out, compare, section)}")
+            if not section and (own := Run(folder).config.report.sections):
+                words = ["popgraft", "report", str(folder), *(part for name in own for part in ("--section", name))]
+                say(f"without the sections that the run names, which are code: {shlex.join(words)}")
 
 
 def watch(path: Path, host: str, port: int, show_page: bool, section: list[str]) -> None:

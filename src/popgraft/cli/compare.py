@@ -22,7 +22,7 @@ from popgraft.store.boundary import reading
 from popgraft.train import Run, readable
 from popgraft.train.intervals import interquartile_interval
 
-IGNORED = ("seed", "run_dir", "code_dir", "execute.", "snapshots.", "tracking.")
+IGNORED = ("seed", "run_dir", "code_dir", "execute.", "snapshots.", "tracking.", "report.", "observers")
 """Settings in which runs of one group may differ."""
 LONGEST = 40
 """Characters of a value in a group's name."""

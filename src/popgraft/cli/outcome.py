@@ -8,6 +8,7 @@ from popgraft.cli.table import say
 from popgraft.dashboard.report import report
 from popgraft.dashboard.status import status_of
 from popgraft.errors import PopgraftError, StoreError
+from popgraft.names import searched
 from popgraft.train import Run, counted, readable
 
 
@@ -48,7 +49,8 @@ def conclude(run: Run, err: bool = False) -> None:
             "curves": f"tensorboard --logdir {shlex.quote(str(run.path / run.folder.tensorboard.name))}",
         }
     try:
-        lines["report"] = shlex.quote(str(report(run.path)))
+        with searched(run.config.code_dir):
+            lines["report"] = shlex.quote(str(report(run.path, sections=run.config.report.sections)))
     except Exception as error:  # the run itself is whole
         say(f"warning: the run has no report: {error}", err=True)
     if not run.is_finished:

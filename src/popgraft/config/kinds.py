@@ -54,7 +54,8 @@ class Kinds:
         elif isinstance(given, str) and (given in self.table or ":" in given):
             path = given if given in self.table else reference(given)
         else:
-            raise ValueError(f"must be one of {', '.join(self.table)}, or module:Class")
+            words = f"one of {', '.join(self.table)}, or " if self.table else ""
+            raise ValueError(f"must be {words}module:Class")
         return next((word for word, known in self.table.items() if known == path), path)
 
     def load(self, name: str) -> Any:

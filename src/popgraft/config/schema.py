@@ -15,7 +15,7 @@ from popgraft.config.model import BY_RULE, ModelConfig, path_of
 from popgraft.config.network import CRITICS
 from popgraft.config.optimizer import OPTIMIZERS, made_for_adam
 from popgraft.config.population import PopulationConfig
-from popgraft.config.trackers import TrackingConfig
+from popgraft.config.trackers import OBSERVERS, ReportConfig, TrackingConfig
 from popgraft.config.usual import usual_spaces
 from popgraft.errors import ConfigError
 from popgraft.hyperparams import same_single, shortest
@@ -70,6 +70,10 @@ class Config(Section):
     """Points from which it can be resumed."""
     tracking: TrackingConfig = TrackingConfig()
     """Experiment trackers."""
+    report: ReportConfig = ReportConfig()
+    """The report."""
+    observers: list[Annotated[str, OBSERVERS]] = []
+    """Subclasses of `popgraft.Observer`, made as Class(), that are told of everything while the run goes on."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """The root of all randomness."""
     total_timesteps: Positive = 1_000_000

@@ -1,10 +1,13 @@
-"""Settings of the experiment trackers that a run reports to."""
+"""Settings of what a run reports, and to whom."""
 
 from typing import Annotated
 
 from pydantic import Field, StrictBool
 
-from popgraft.config.fields import Section
+from popgraft.config.fields import Reference, Section
+from popgraft.config.kinds import Kinds
+
+OBSERVERS = Kinds("observers", ("popgraft.train.observer:Observer",), {})
 
 
 class WandbConfig(Section):
@@ -30,6 +33,14 @@ class MlflowConfig(Section):
     uri: str | None = None
     """Address of the tracking server, or of a database such as sqlite:///mlflow.db; null: as the environment variable
     MLFLOW_TRACKING_URI or MLflow itself says."""
+
+
+class ReportConfig(Section):
+    """The page that training leaves in the run folder."""
+
+    sections: list[Reference] = []
+    """Functions that make sections of your own, behind the others. A page that is made later names them itself, with
+    `--section`, because it would run code of whoever has sent the run."""
 
 
 class TrackingConfig(Section):

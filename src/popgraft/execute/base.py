@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from popgraft import tree
 from popgraft.config import Config
 from popgraft.errors import ShardLost
 from popgraft.rng import derive
@@ -26,6 +27,8 @@ class Advance:
         steps: environment steps taken by all members together.
         healthy: whether a member's environment and all its numbers are sound.
         faults: member index → what its environment said.
+        hyperparams: what the members have trained with.
+        age: updates behind the state of each.
         value_loss_ratios: of the members that are somebody else since the last advance: squared error of their first
             values, divided by their donor's on the same steps.
     """
@@ -35,6 +38,8 @@ class Advance:
     steps: int
     healthy: Bool[Tensor, "pop"]
     faults: dict[int, str]
+    hyperparams: dict[str, Float[Tensor, "pop"]]
+    age: Int[Tensor, "pop"]
     value_loss_ratios: dict[int, float]
 
     @property
@@ -52,6 +57,8 @@ class Advance:
             steps=sum(part.steps for part in parts),
             healthy=torch.cat([part.healthy for part in parts]),
             faults={member: text for part in parts for member, text in part.faults.items()},
+            hyperparams=tree.concatenate([part.hyperparams for part in parts]),
+            age=torch.cat([part.age for part in parts]),
             value_loss_ratios={member: ratio for part in parts for member, ratio in part.value_loss_ratios.items()},
         )
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -25,10 +25,10 @@ from popgraft.config import Config, ExecuteConfig
 from popgraft.errors import ConfigError, ShardLost
 from popgraft.execute.base import Loss, cores, divided, everyone
 from popgraft.execute.parallel import LockstepShards, ParallelShards
-from popgraft.execute.ray_actor import CLOSE, Gift, in_short, pack, unpack
+from popgraft.execute.ray_actor import CLOSE, Laid, in_short, pack, unpack
 from popgraft.execute.ray_head import Head
 from popgraft.execute.ray_shard import RayShard
-from popgraft.execute.travel import Delivery, assembled, deliveries, recorded
+from popgraft.execute.travel import assembled, deliveries, recorded
 from popgraft.messages import logger_of
 from popgraft.rollout.definitions import Definitions
 from popgraft.state import Decision, Member, Record
@@ -132,6 +132,25 @@ class RayShards(ParallelShards):
                 shard.kill()
         self.shards = []
 
+    def _laid_ready(self, members: Sequence[int]) -> Laid:
+        """Has shards lay members ready, as they are now."""
+        owned, laid = self._by_place(members), Laid()
+        for place, own in owned.items():
+            self.shards[place].begin("lay", own)
+        self._answers(places=owned)
+        for place, own in owned.items():
+            *rows, sure = self.shards[place].fetch(len(own))
+            self.shards[place].get(sure)
+            laid.update(zip(own, rows, strict=True))
+        return laid
+
+    def _by_place(self, members: Iterable[int]) -> dict[int, list[int]]:
+        """The members of every shard among some."""
+        owned: dict[int, list[int]] = {}
+        for member in members:
+            owned.setdefault(self._home[member], []).append(member)
+        return owned
+
     def _remake(self, place: int) -> None:
         """Puts a new actor in the place of one; it answers once it is there."""
         shard = self.shards[place]
@@ -158,11 +177,12 @@ class RayExecutor(RayShards, LockstepShards):
     def graft(self, decision: Decision, generation: int, record: Record | None = None) -> None:
         """Has every shard lay ready what others inherit of it, and then all shards take what is theirs."""
         needed = deliveries(decision, [shard.members for shard in self.shards])
-        given = self._give(needed)
-        best = [(order, self._head.put(pack(state))) for order, state in recorded(record, len(decision.parents))]
+        abroad = [[donor for donor in each.living if self._home[donor] != place] for place, each in enumerate(needed)]
+        laid = self._laid_ready(sorted({donor for donors in abroad for donor in donors}))
         told = self._head.put(decision)  # once, and not once for every shard
-        for shard, delivery, gifts in zip(self.shards, needed, given, strict=True):
-            shard.begin("take", [told], delivery, [*gifts, *best], generation)
+        best = {pop: self._head.put(pack(state)) for (pop,), state in recorded(record, len(decision.parents))}
+        for shard, delivery, donors in zip(self.shards, needed, abroad, strict=True):
+            shard.begin("take", [told], delivery, {donor: laid[donor] for donor in donors} | best, generation)
         self._answers()
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:
@@ -174,9 +194,7 @@ class RayExecutor(RayShards, LockstepShards):
         wanted = members.tolist()
         if not self._home:
             raise ShardLost("there are no actors, because they could not be made")
-        owned: dict[int, list[int]] = {}
-        for member in wanted:
-            owned.setdefault(self._home[member], []).append(member)
+        owned = self._by_place(wanted)
         for place, own in owned.items():
             self.shards[place].begin("export", own)
         parts = [unpack(rows, self._like) for rows in self._answers(places=owned)]
@@ -196,21 +214,6 @@ class RayExecutor(RayShards, LockstepShards):
             self._remake(place)
         self._answers(places=lost)
         return [member for place in lost for member in self.shards[place].members]
-
-    def _give(self, needed: list[Delivery]) -> list[list[Gift]]:
-        """What every shard is given by others."""
-        given: list[list[Gift]] = [[] for _ in self.shards]
-        crossing: dict[int, dict[int, list[int]]] = {}
-        for place, delivery in enumerate(needed):
-            for giver, donors in delivery.givers.items():
-                if giver != place:
-                    crossing.setdefault(giver, {})[place] = donors
-        for giver, asked in crossing.items():
-            self.shards[giver].begin("give", asked)
-        for giver, references in zip(sorted(crossing), self._answers(places=crossing), strict=True):
-            for place, donors in crossing[giver].items():
-                given[place].append((donors, references[place]))
-        return given
 
 
 @contextlib.contextmanager

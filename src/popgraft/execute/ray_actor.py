@@ -9,7 +9,7 @@ import contextlib
 import os
 import queue
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,14 @@ from popgraft.inheritance import Units
 from popgraft.native import native
 from popgraft.optim import momentum_of
 from popgraft.rollout.guests import turn
-from popgraft.state import Decision, Member
+from popgraft.state import Member
 
 Rows = dict[str, Shaped[np.ndarray, "rows ..."]]
 """Some members, leaf by leaf, on their way."""
 Reference = Any
 """A `ray.ObjectRef` of such rows."""
-Gift = tuple[list[int], Reference]
-"""Some members, and what holds their rows."""
+Laid = dict[int, Reference]
+"""Members that lie ready, one by one: what holds the row of each."""
 CLOSE = "close"
 """The last message to an actor."""
 
@@ -108,39 +108,28 @@ class HostedShard(Shard):
         """Lays members ready one by one, as they are now."""
         self._shelf.put([self.export([member]) for member in members])
 
-    def give(self, wanted: dict[int, list[int]]) -> dict[int, Reference]:
-        """Lays members ready for other shards: from the place of a shard to the members that it inherits from."""
-        return {place: ray.put(self.export(members)) for place, members in wanted.items()}
-
-    def take(self, told: list[Reference], delivery: Delivery, given: Sequence[Gift], generation: int) -> None:
+    def take(self, told: list[Reference], delivery: Delivery, given: Laid, generation: int) -> None:
         """Carries out a decision.
 
         Args:
             told: the decision over the whole population, laid ready.
             delivery: what this shard needs for it.
-            given: donors of others, and where they are laid ready.
+            given: donors that are not its own members.
             generation: names the fresh seats of the recipients.
 
         Raises:
             ShardLost: a donor's shard is gone.
         """
         own = [member for member in delivery.living if member in self.members]
-        try:
-            decision: Decision = ray.get(told[0])
-            stacks = [(members, unpack(ray.get(reference), self.member)) for members, reference in given]
-        except ray.exceptions.RayError as error:
-            raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
-        donors = delivery.taken([(own, self._rows(own, torch.device("cpu"))), *stacks])
-        self.graft(decision, donors, generation)
+        (decision,) = _fetched(told)
+        stacks = [(own, self._rows(own, torch.device("cpu"))), ([*given], self._given(given))]
+        self.graft(decision, delivery.taken(stacks), generation)
 
-    def move_in(
-        self, members: Sequence[int], given: list[Reference], heirs: Sequence[int], units: Units | None, generation: int
-    ) -> None:
+    def move_in(self, given: Laid, heirs: Sequence[int], units: Units | None, generation: int) -> None:
         """Takes in what some members have become by a decision.
 
         Args:
-            members: who.
-            given: where each lies ready.
+            given: who, as they lie ready.
             heirs: those of them that are somebody else now.
             units: of the donor of each, see `reseat`.
             generation: names the fresh seats of the heirs.
@@ -148,11 +137,7 @@ class HostedShard(Shard):
         Raises:
             ShardLost: they are gone.
         """
-        try:
-            rows = tree.concatenate([unpack(ray.get(reference), self.member) for reference in given])
-        except ray.exceptions.RayError as error:
-            raise ShardLost(f"members that were inherited are gone: {in_short(error)}") from None
-        self._overwrite(members, rows)
+        self._overwrite([*given], self._given(given))
         if units is not None:
             normalizer, returns = units
             units = tree.map(self._here, normalizer), tree.map(self._here, returns)
@@ -163,6 +148,10 @@ class HostedShard(Shard):
 
     def _rows(self, members: Sequence[int], device: torch.device | None = None) -> Member:
         return tree.gather(self.member, torch.tensor(self._places(members)).long(), device)
+
+    def _given(self, given: Laid) -> Member:
+        rows = [unpack(rows, self.member) for rows in _fetched(given.values())]
+        return tree.concatenate([self._rows([], torch.device("cpu")), *rows])
 
     def _overwrite(self, members: Sequence[int], rows: Member) -> None:
         tree.put_(self.member, torch.tensor(self._places(members)), tree.map(self._here, rows))
@@ -206,6 +195,18 @@ class ShardActor:
             return shard, tree.map(Tensor.cpu, tree.gather(shard.member, torch.arange(0)))
 
         serve(self._mailbox, make)
+
+
+def _fetched(references: Iterable[Reference]) -> list[Any]:
+    """What lies ready somewhere.
+
+    Raises:
+        ShardLost: it does not any more.
+    """
+    try:
+        return [ray.get(reference) for reference in references]
+    except ray.exceptions.RayError as error:
+        raise ShardLost(f"members that were to be inherited from are gone: {in_short(error)}") from None
 
 
 def in_short(error: Exception) -> str:

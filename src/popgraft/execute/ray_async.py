@@ -17,11 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft import tree
-from popgraft.config import Config
 from popgraft.errors import ConfigError, ShardLost
 from popgraft.execute.base import Loss, Part, Stopped, evaluation_seed
 from popgraft.execute.ray import ATTENTION, RayShards
-from popgraft.execute.ray_actor import Reference, Rows, pack, unpack
+from popgraft.execute.ray_actor import Rows, pack, unpack
 from popgraft.execute.travel import deliveries, recorded
 from popgraft.execute.worker import Message
 from popgraft.inheritance import overwrite_
@@ -48,31 +47,13 @@ class Agenda:
 
 
 class AsyncRayExecutor(RayShards):
-    """Runs shards that do not wait for each other: each is a part of the population.
+    """Runs shards that do not wait for each other: each is a part of the population."""
 
-    Args:
-        config: the run; `execute` says where it runs.
-        hyperparams: initial values of every member.
-        factory: makes the environments, in place of the configured source; it travels to the actors by cloudpickle.
-
-    Raises:
-        ConfigError: there is no cluster at `execute.address`.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        hyperparams: dict[str, Float[Tensor, "pop"]],
-        factory: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(config, hyperparams, factory)
+    def remake(self, members: list[int]) -> None:
+        """Makes new actors, whose members lie ready."""
+        super().remake(members)
         self._agendas = [Agenda() for _ in self.shards]
-        self._laid: dict[int, Reference] = {}
-        try:
-            self._lay_everyone()
-        except BaseException:
-            self.close()
-            raise
+        self._laid = self._laid_ready(members)
 
     @property
     def parts(self) -> list[list[int]]:
@@ -121,9 +102,8 @@ class AsyncRayExecutor(RayShards):
         changed = sorted({*heirs, *torch.stack(values).any(0).nonzero().flatten().tolist()})
         for row in changed:
             self._lay(members[row], pack(tree.slice(rows, row, row + 1)))
-        who = [members[row] for row in changed]
-        laid = [self._laid[member] for member in who]
-        move_in: Message = ("move_in", (who, laid, needed.heirs, units, int(rounds.sum())))
+        laid = {members[row]: self._laid[members[row]] for row in changed}
+        move_in: Message = ("move_in", (laid, needed.heirs, units, int(rounds.sum())))
         self._go_on(place, rounds, [move_in] if changed else [])
 
     def rebuild(self, loss: Loss, rounds: Int[Tensor, "pop"]) -> list[int]:
@@ -152,7 +132,7 @@ class AsyncRayExecutor(RayShards):
     def overwrite(self, state: Member) -> None:
         """Sends every shard its members."""
         super().overwrite(state)
-        self._lay_everyone()
+        self._laid = self._laid_ready(self.members)
 
     def _go_on(self, place: int, rounds: Int[Tensor, "pop"], graft: Sequence[Message] = ()) -> None:
         """Has a shard carry out a graft, and train for a generation."""
@@ -188,15 +168,6 @@ class AsyncRayExecutor(RayShards):
 
     def _lay(self, member: int, rows: Rows) -> None:
         self._laid[member] = self._head.put(rows)
-
-    def _lay_everyone(self) -> None:
-        for shard in self.shards:
-            shard.begin("lay", shard.members)
-        self._answers()
-        for shard in self.shards:
-            *laid, sure = shard.fetch(len(shard.members))
-            shard.get(sure)
-            self._laid.update(zip(shard.members, laid, strict=True))
 
     def _send(self, place: int) -> None:
         kind, arguments = self._agendas[place].left[0]

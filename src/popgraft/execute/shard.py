@@ -147,6 +147,8 @@ class Shard:
             steps=ended.numel(),
             healthy=sound,
             faults=self._by_member(failed),
+            hyperparams=self._numbers(),
+            age=self.member.age.to("cpu", copy=True),
             value_loss_ratios=self._by_member(done[0].value_loss_ratios),
         )
 
@@ -232,6 +234,11 @@ class Shard:
                 self.seat.carry[rows] = self.collector.replay(tree.gather(heirs, going_on), rows, nothing)[1]
             state[going_on] = self.collector.replay(tree.gather(donors, going_on), rows, nothing)[1]
         self._heirs = Heirs(places, donors, state)
+
+    def _numbers(self) -> dict[str, Float[Tensor, "pop"]]:
+        """Everybody's hyperparameters on the CPU, fetched from the device once."""
+        values = self.member.hyperparams
+        return dict(zip(values, torch.stack([*values.values()]).cpu(), strict=True))
 
     def _renew(self, places: list[int], generation: int, renewals: Mapping[int, Renewal]) -> None:
         members, rows = [self.members[place] for place in places], torch.tensor(places)

@@ -19,17 +19,12 @@ class Delivery:
     Attributes:
         heirs: its members whose weights change, in ascending order.
         donors: the donor of each; the population's size stands for the record.
-        givers: place of a shard → its members that are among the donors, each once, in ascending order.
+        living: those of them that are members, each once, in ascending order.
     """
 
     heirs: list[int]
     donors: list[int]
-    givers: dict[int, list[int]]
-
-    @property
-    def living(self) -> list[int]:
-        """The donors that are members, each once, shard by shard."""
-        return [donor for place in sorted(self.givers) for donor in self.givers[place]]
+    living: list[int]
 
     def taken(self, stacks: Sequence[Stack]) -> Member:
         """The donor of every heir, in their order, out of rows that hold them all."""
@@ -43,15 +38,11 @@ def deliveries(decision: Decision, shards: Sequence[Sequence[int]]) -> list[Deli
         decision: who inherits from whom.
         shards: the members of each.
     """
-    home = {member: place for place, members in enumerate(shards) for member in members}
-    every, found = set(decision.heirs.tolist()), []
+    every, record, found = set(decision.heirs.tolist()), len(decision.parents), []
     for members in shards:
         heirs = [member for member in members if member in every]
         donors = decision.parents[heirs].tolist()
-        givers: dict[int, list[int]] = {}
-        for donor in sorted(set(donors) & home.keys()):  # the record is nobody's
-            givers.setdefault(home[donor], []).append(donor)
-        found.append(Delivery(heirs, donors, givers))
+        found.append(Delivery(heirs, donors, sorted({*donors} - {record})))
     return found
 
 

@@ -41,8 +41,12 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 LONGEST = 100
 """Characters of a snapshot's name."""
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
-RETIRED = {"square_step": "step"}
-"""Leaves of earlier versions that are no longer there, and the leaf beside each whose copy it is nearly always."""
+RETIRED = {
+    re.compile(r"(.*\.)?square_step"): r"\1step",
+    re.compile(r"hyperparams\.(.*)"): r"member.hyperparams.\1",
+    re.compile(r"counts\.age"): "member.age",
+}
+"""Leaves of earlier versions that are no longer there, and the leaf whose copy each is, nearly always."""
 
 
 def save(folder: RunFolder, name: str, state: Any, metadata: Metadata) -> None:
@@ -297,9 +301,8 @@ def _other_shape(
 
 
 def _kept_in_place_of(path: str) -> str:
-    """The leaf beside one of `RETIRED`; nothing for any other."""
-    parent, _, leaf = path.rpartition(".")
-    return f"{parent}.{RETIRED[leaf]}" if leaf in RETIRED else ""
+    """The leaf whose copy one of `RETIRED` is; nothing for any other."""
+    return next((found.expand(kept) for form, kept in RETIRED.items() if (found := form.fullmatch(path))), "")
 
 
 def _in_single(leaf: dict[str, Any] | None) -> dict[str, Any] | None:

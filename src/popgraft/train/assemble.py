@@ -7,7 +7,7 @@ from typing import Any
 
 from popgraft.config import Config
 from popgraft.execute import make_executor
-from popgraft.names import searched
+from popgraft.names import import_name, searched
 from popgraft.pbt import make_strategy
 from popgraft.store import RunDatabase
 from popgraft.train.announce import Announcer
@@ -16,7 +16,7 @@ from popgraft.train.incumbent import Incumbent
 from popgraft.train.interrupt import beginning
 from popgraft.train.ledger import Ledger
 from popgraft.train.loop import Training
-from popgraft.train.observer import Observer
+from popgraft.train.observer import Observer, own_observers
 from popgraft.train.out_of_memory import in_words
 from popgraft.train.pace import InStep, OwnPace, Pace
 from popgraft.train.place import Place
@@ -51,14 +51,17 @@ def assemble(
         members: those that train; None: everybody.
     """
     stack.enter_context(searched(config.code_dir))
-    strategy, trackers = make_strategy(config), make_trackers(config.tracking)
+    strategy = make_strategy(config)
+    for section in config.report.sections:  # which the command that trains will ask for at the end
+        import_name(section, "report.sections")
+    watching = [*make_trackers(config.tracking), *own_observers(config), observer]
     state = RunState(strategy.initial_hyperparams(config.model.hyperparams()))
     with beginning(stop), in_words(config):
         made = make_executor(config, state.hyperparams, factory, members)
         executor = stack.enter_context(contextlib.closing(made))
     database = open_database()
     run, board = Run.at(place, factory), TensorBoard(place.folder.tensorboard)
-    announcer = Announcer(place, database, [board, *trackers, observer])
+    announcer = Announcer(place, database, [board, *watching])
     points = Points(config, place.folder, state, strategy, database, board)
     incumbent = Incumbent(config, state, executor, points, announcer, Contest(config, factory))
     ledger = Ledger(config, state, strategy, executor, database, points, announcer)

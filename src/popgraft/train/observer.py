@@ -7,6 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from popgraft.config import Config
+from popgraft.config.trackers import OBSERVERS
+from popgraft.errors import ConfigError
+from popgraft.messages import told
 from popgraft.state import Decision, Scores
 
 
@@ -101,6 +104,25 @@ class Observer:
 
     def on_end(self) -> None:
         """The run is over, whichever way it ended."""
+
+
+def own_observers(config: Config) -> list[Observer]:
+    """The observers that a configuration names.
+
+    Raises:
+        ConfigError: there is no such class, or it cannot be made.
+    """
+    made = []
+    for name in config.observers:
+        cls = OBSERVERS.load(name)
+        try:
+            made.append(cls())
+        except Exception as error:
+            raise ConfigError(
+                f"observers: {name} cannot be made ({told(error)}); it is made as {cls.__name__}(), so give its "
+                "arguments defaults, or pass an object to train(observer=...)"
+            ) from error
+    return made
 
 
 def readable(score: float, stderr: float | None = None) -> str:

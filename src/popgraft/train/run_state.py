@@ -14,13 +14,16 @@ from popgraft.train.aftermath import Follower
 from popgraft.train.plausible import members_of
 
 COUNTERS = ("steps", "evaluation_steps", "exploits", "explorations", "ties", "contradictions")
-COUNTS = ("rounds", "place_steps", "age", "heirs")
+COUNTS = ("rounds", "place_steps", "heirs")
 KNOWN = ("mean", "stderr", "episodes")
 
 
 @dataclasses.dataclass
 class RunState:
     """Counters, and what later generations are compared with.
+
+    Hyperparameters and age are the members': they tell theirs with every generation, and what a decision makes of them
+    is known here until they do. A snapshot has them in its members alone.
 
     Attributes:
         hyperparams: what the members train with.
@@ -64,7 +67,7 @@ class RunState:
     follower: Follower = dataclasses.field(default_factory=Follower)
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
+        for name in (*COUNTS, "age"):
             setattr(self, name, torch.zeros(self.pop, dtype=torch.long))
         self.members, unknown = torch.arange(self.pop), torch.full((self.pop,), math.nan)
         self.training, self.seconds = unknown.clone(), unknown.double()
@@ -93,7 +96,9 @@ class RunState:
     def take_in(self, part: Part, scores: Scores) -> None:
         """Takes in that some members have trained, and what everybody's score is now."""
         self.place_steps[part.members] += part.advance.steps // len(part.members)
-        self.age[part.members] += part.advance.updates
+        self.age[part.members] = part.advance.age
+        own = part.advance.hyperparams
+        self.hyperparams = {name: x.index_put((part.members,), own[name]) for name, x in self.hyperparams.items()}
         self.heirs[part.members] = 0
         self.training[part.members] = part.advance.scores.mean.to(self.training.dtype)
         self.known = scores
@@ -114,12 +119,16 @@ class RunState:
         self.known.mean[ended], self.known.stderr[ended], self.known.episodes[ended] = math.nan, math.nan, 0
 
     def go_back(self, members: list[int], tensors: dict[str, Any]) -> None:
-        """Takes in that members are again what they were in a snapshot, `tensors`, but for their hyperparameters."""
+        """Takes in that members are again what they were in a snapshot, but for their hyperparameters.
+
+        Args:
+            members: who.
+            tensors: the snapshot's.
+        """
         rows = torch.tensor(members)
         then, now = tensors["known"], {name: getattr(self.known, name) for name in KNOWN}
         self.known = Scores(**{name: now[name].index_put((rows,), then[name][rows]) for name in KNOWN})
-        for name in ("age", "heirs"):
-            getattr(self, name)[rows] = tensors["counts"][name][rows]
+        self.heirs[rows], self.age[rows] = tensors["counts"]["heirs"][rows], tensors["member"].age[rows]
 
     def set_record(self, state: Member, found: dict[str, Any]) -> None:
         """Takes in a new best state, a population of one, with its score, standard error, episodes and origin."""
@@ -131,7 +140,7 @@ class RunState:
         """The tensors of a snapshot: the whole population, the best state, and the run's own."""
         counts = {name: getattr(self, name).clone() for name in COUNTS}
         known = {name: getattr(self.known, name).clone() for name in KNOWN}
-        own = {"member": member, "hyperparams": self.hyperparams, "counts": counts, "known": known}
+        own = {"member": member, "counts": counts, "known": known}
         return own if record is None else {**own, "record": record}
 
     def metadata(self) -> dict[str, Any]:
@@ -150,7 +159,9 @@ class RunState:
         for name in COUNTERS:
             setattr(self, name, metadata.get(name, 0))  # older points lack some
         self.members = torch.tensor(members_of(metadata, self.pop))
-        self.hyperparams = {name: tensors["hyperparams"][name] for name in self.hyperparams}  # in the order they had
+        member: Member = tensors["member"]
+        self.age[self.members], own = member.age, member.hyperparams
+        self.hyperparams = {name: x.index_put((self.members,), own[name]) for name, x in self.hyperparams.items()}
         for name in COUNTS:
             setattr(self, name, tensors["counts"][name])
         self.known = Scores(**tensors["known"])
