@@ -13,6 +13,7 @@ METHODS = {
     "mf_pbt": {"frequencies": [1, 2]},
     "pb2": {},
     "fire": {"evaluators": 2},
+    "ipbt": {"patience": 1},
 }
 
 

@@ -22,9 +22,10 @@ STRATEGY = Kinds(
         "mf_pbt": "popgraft.pbt.mf_pbt:MFPBT",
         "pb2": "popgraft.pbt.pb2:PB2",
         "fire": "popgraft.pbt.fire:Fire",
+        "ipbt": "popgraft.pbt.ipbt:IPBT",
     },
 )
-ARGUED = ("mf_pbt", "fire")
+ARGUED = ("mf_pbt", "fire", "ipbt")
 """Strategies of the table that have arguments."""
 EXPLOIT = Kinds(
     "pbt.exploit_method",
@@ -73,7 +74,8 @@ class EvolutionConfig(Section):
     strategy: Annotated[str, STRATEGY] = "evolution"
     """Who decides: `evolution` exploits and explores as the settings below say; `mf_pbt` has parts of the population
     evolve at intervals of their own; `pb2` explores with what a model of gains proposes; `fire` has a part evolve by
-    how fast members improve. An own one is a popgraft.pbt.Strategy, made as Class(pbt, seed, **strategy_kwargs)."""
+    how fast members improve; `ipbt` begins anew, with longer intervals, where it stagnates. An own one is a
+    popgraft.pbt.Strategy, made as Class(pbt, seed, **strategy_kwargs)."""
     strategy_kwargs: Kwargs = {}
     """Arguments of the strategy, where it has any."""
     exploit_method: Annotated[str, EXPLOIT] = "truncation"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,10 +22,11 @@ from popgraft.messages import logger_of
 from popgraft.nn import Policy
 from popgraft.ops.returns import discounted_sums
 from popgraft.ppo import Learner, initial_member
+from popgraft.ppo.plasticity import NAMES, plasticity
 from popgraft.rng import derive, torch_generator
 from popgraft.rollout.base import SeededGrid
 from popgraft.rollout.batch import Rollout
-from popgraft.rollout.collector import Collector
+from popgraft.rollout.collector import Collector, Excerpt
 from popgraft.rollout.evaluation import evaluate
 from popgraft.rollout.make import make_evaluation_grid, make_grid
 from popgraft.state import Decision, Member, Renewal, Scores, Seat
@@ -32,6 +34,8 @@ from popgraft.state import Decision, Member, Renewal, Scores, Seat
 logger = logger_of(__name__)
 
 T = TypeVar("T")
+SEEN, UNSEEN = 128, 64
+"""Steps of every member by which its plasticity is measured: for its features, for churn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +131,20 @@ class Shard:
     def advance(self, updates: int, stop: Callable[[], bool]) -> Advance:
         """Collects and learns `updates` times, or until `stop()`."""
         done: list[Iteration] = []
+        unseen: Excerpt | None = None
+        unknown = torch.full((len(self.members),), math.nan, device=self.device)
         with self._threads():
-            for _ in range(updates):
+            for number in range(updates):
+                last, before = number == updates - 1, self.member.params
+                if last:
+                    before = before.clone()
                 done.append(self.iterate())
+                found = dict.fromkeys(NAMES, unknown)
+                if last:
+                    found = plasticity(self.policy, self.member, before, self.collector.excerpt(SEEN), unseen)
+                elif number == updates - 2:
+                    unseen = self.collector.excerpt(UNSEEN)
+                done[-1].metrics.update(found)
                 if stop():
                     break
         failed = self.grid.failures

@@ -150,25 +150,50 @@ class Policy:
             kept: dropout of the actor's and of the critic's memory.
         """
         with rounded_to(self.factors):
-            features = self.encoder(params["encoder"], obs)
-            actor_state = state
-            if self.critic_memory:
-                parts = [self.actor_state_size, self.state_size - self.actor_state_size]
-                actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
-            recalled = valued = features
-            if self.critic_encoder:
-                valued = self.critic_encoder(params["critic_encoder"], obs)
-            if self.actor_memory:
-                recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start, kept[0])
-            if self.critic_memory:
-                valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start, kept[1])
-                state = torch.cat([actor_state, critic_state], dim=-1)
-            else:
-                state = actor_state
-            if self.critic_reads_actor:
-                valued = recalled.detach() if self.critic_detached else recalled
+            _, recalled, valued, state = self._recall(params, obs, state, start, kept)
             outputs = self.head(params["head"], self.actor_mlp(params["actor_mlp"], recalled))
             return Unrolled(outputs, self.critic_mlp(params["critic_mlp"], valued), state)
+
+    def hidden(
+        self,
+        params: Params,
+        obs: dict[str, Tensor],
+        state: Float[Tensor, "pop batch state"],
+        start: Bool[Tensor, "pop time batch"],
+    ) -> dict[str, Float[Tensor, "pop time batch units"]]:
+        """What `unroll` computes on its way: the output of every part by its name among the parameters."""
+        with rounded_to(self.factors):
+            features, recalled, valued, _ = self._recall(params, obs, state, start, ((), ()))
+            return {
+                "encoder": features,
+                "actor_memory": recalled,
+                "critic_memory": valued,
+                "actor_mlp": self.actor_mlp(params["actor_mlp"], recalled),
+                "critic_mlp": self.critic_mlp(params["critic_mlp"], valued),
+            }
+
+    def _recall(
+        self, params: Params, obs: dict[str, Tensor], state: Tensor, start: Tensor, kept: Kept
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features of what is seen, what the actor and the critic make of them and their memories, and the state."""
+        features = self.encoder(params["encoder"], obs)
+        actor_state = state
+        if self.critic_memory:
+            parts = [self.actor_state_size, self.state_size - self.actor_state_size]
+            actor_state, critic_state = state.split_with_sizes(parts, dim=-1)
+        recalled = valued = features
+        if self.critic_encoder:
+            valued = self.critic_encoder(params["critic_encoder"], obs)
+        if self.actor_memory:
+            recalled, actor_state = self.actor_memory(params["actor_memory"], features, actor_state, start, kept[0])
+        if self.critic_memory:
+            valued, critic_state = self.critic_memory(params["critic_memory"], valued, critic_state, start, kept[1])
+            state = torch.cat([actor_state, critic_state], dim=-1)
+        else:
+            state = actor_state
+        if self.critic_reads_actor:
+            valued = recalled.detach() if self.critic_detached else recalled
+        return features, recalled, valued, state
 
     def outputs(
         self,

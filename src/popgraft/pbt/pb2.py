@@ -66,27 +66,66 @@ class PB2(Evolution):
     def _explored(self, standing: Standing, parents: Int[Tensor, "pop"], members: list[int]) -> dict[int, Hyperparams]:
         if not members:
             return {}
-        ranges = [space for space in self.config.spaces if space.is_continuous]
         gains, rounds = gains_of(standing)
-        found: dict[int, dict[str, float]] = {member: {} for member in members}
-        for space in self.config.spaces:
-            if space.is_categorical:
-                bandit = _learnt(space, gains)
-                for member in members:
-                    draw = bandit.draw(standing.rng("explore", space.name, member))
-                    assert space.values is not None
-                    found[member][space.name] = space.values[draw]
-        if ranges:
-            model = Model(ranges, gains)
-            others = [member for member in range(standing.pop) if member not in members]
-            for member in others:
-                model.imagine(standing.hyperparams[member], _score(standing, member), rounds[member] + 1)
-            for member in members:
-                rng, before = standing.rng("explore", "bandit", member), _score(standing, int(parents[member]))
-                values = model.best(rng, before, rounds[member] + 1)
-                model.imagine(values, before, rounds[member] + 1)
-                found[member] |= values
-        return dict(found)
+        ahead = [
+            Plan(member, standing.hyperparams[member], _score(standing, member), rounds[member] + 1)
+            for member in range(standing.pop)
+            if member not in members
+        ]
+        due = [Plan(member, {}, _score(standing, int(parents[member])), rounds[member] + 1) for member in members]
+        return proposed(self.config.spaces, gains, standing, due, ahead)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is about to be observed.
+
+    Attributes:
+        member: whose generation it is.
+        hyperparams: what it trains with; nothing where that is to be proposed.
+        before: score of the state that it begins with.
+        time: number of the generation.
+    """
+
+    member: int
+    hyperparams: Hyperparams
+    before: float
+    time: int
+
+
+def proposed(
+    spaces: Sequence[HyperparamConfig],
+    gains: Sequence[Gain],
+    standing: Standing,
+    due: Sequence[Plan],
+    ahead: Sequence[Plan],
+) -> dict[int, Hyperparams]:
+    """Hyperparameters of those who are due, by member, in their order.
+
+    Args:
+        spaces: of the hyperparameters.
+        gains: what has been observed.
+        standing: whose streams the draws come from.
+        due: whose hyperparameters are proposed.
+        ahead: what everybody else is about to observe.
+    """
+    ranges = [space for space in spaces if space.is_continuous]
+    found: dict[int, dict[str, float]] = {plan.member: {} for plan in due}
+    for space in spaces:
+        if space.is_categorical:
+            bandit = _learnt(space, gains)
+            for member, values in found.items():
+                assert space.values is not None
+                values[space.name] = space.values[bandit.draw(standing.rng("explore", space.name, member))]
+    if ranges:
+        model = Model(ranges, gains)
+        for plan in ahead:
+            model.imagine(plan.hyperparams, plan.before, plan.time)
+        for plan in due:
+            best = model.best(standing.rng("explore", "bandit", plan.member), plan.before, plan.time)
+            model.imagine(best, plan.before, plan.time)
+            found[plan.member] |= best
+    return dict(found)
 
 
 class Model:

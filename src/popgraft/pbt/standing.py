@@ -87,6 +87,7 @@ class Standing:
         seed: root of all draws.
         occasion: what the decision is for, as the first words of a warning.
         recall: fetches the history.
+        left: generations that are yet to come; None where nobody knows.
     """
 
     number: int
@@ -106,6 +107,7 @@ class Standing:
     seed: int
     occasion: str
     recall: Callable[[], Sequence[Past]]
+    left: int | None = None
 
     @property
     def pop(self) -> int:

@@ -1,7 +1,9 @@
 """Steps all environments of all members together, and remembers what learning needs."""
 
+import dataclasses
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from popgraft.nn import Policy
@@ -9,6 +11,21 @@ from popgraft.rollout.acting import Actor, action_noise
 from popgraft.rollout.base import Grid, Step
 from popgraft.rollout.batch import Rollout
 from popgraft.state import Member, Seat
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """The first sequence of a rollout in some environments: copies, which outlive the rollout's buffers.
+
+    Attributes:
+        obs: observations before normalisation; images as they are.
+        state: recurrent state before the first step.
+        start: where an episode begins.
+    """
+
+    obs: dict[str, Tensor]
+    state: Float[Tensor, "pop env state"]
+    start: Bool[Tensor, "pop time env"]
 
 
 class Collector:
@@ -99,6 +116,13 @@ class Collector:
         obs = {key: x.unflatten(1, self.shape[1:]) for key, x in flat.items()}
         seen = self.policy.unroll(actor.params, obs, state, self._start[rows])
         return actor.values(actor.predict(seen.critic)), seen.state
+
+    def excerpt(self, samples: int) -> Excerpt:
+        """A part of the latest rollout, of about so many steps of every member, and of one environment at least."""
+        envs = slice(max(1, samples // self.sequence_length))
+        part = slice(None), slice(self.sequence_length), envs
+        obs = {key: x[part].clone() for key, x in (self._obs | self._raw).items()}
+        return Excerpt(obs, self._state[:, 0, envs].clone(), self._start[part].clone())
 
     def _finish(
         self,

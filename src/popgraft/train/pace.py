@@ -56,7 +56,8 @@ class InStep(Pace):
         standing = standing_of(config, state, state.generation, self._database)
         order = members[standing.among(members).order]
         left = order[: config.size_at(state.steps)].sort().values
-        own = of_those_left(standing, left)
+        yet = config.planned_generations(0, state.steps, len(left))
+        own = dataclasses.replace(of_those_left(standing, left), left=yet)
         decision = self._strategy.decide(own, state.hyperparams, state.record, left)
         return dataclasses.replace(decision, ended=tuple(order[len(left) :].sort().values.tolist()))
 
