@@ -30,7 +30,7 @@ def test_a_processor_that_does_not_multiply_bfloat16(configured, initial, monkey
     assert not said(configured("CartPole", "execute.shards=1", pop=2), initial, found, monkeypatch, caplog)
 
 
-@pytest.mark.parametrize(("recurrent", "warnings"), [("lstm", 1), ("gru", 0)])
+@pytest.mark.parametrize(("recurrent", "warnings"), [("lstm", 1), ("gru", 1), ("none", 0)])
 def test_a_machine_without_a_compiler(recurrent, warnings, configured, initial, monkeypatch, caplog):
     found = native()._replace(library=None, reason="there is no C compiler")
     config = configured("CartPole", f"model.network.recurrent={recurrent}", "execute.shards=1", pop=2)

@@ -68,11 +68,19 @@ def lstm():
     yield x, weights, state, draw(5, 3, 4, 6) < -0.5
 
 
+def gru():
+    params = initialise(GRU(5, 16), [torch.Generator().manual_seed(m) for m in range(3)])["layer0"]
+    weights = tuple(params[name].requires_grad_() for name in ("weight_ih", "weight_hh", "bias", "bias_n"))
+    x, state = draw(1, 3, 4, 6, 5).requires_grad_(), draw(2, 3, 6, 16).requires_grad_()
+    yield x, weights, state, draw(5, 3, 4, 6) < -0.5
+
+
 def mingru():
-    for hidden in (5, 16, 19):
-        given = draw(1, 3, 4, 6, 3 * hidden), draw(2, 3, 4, 6, hidden), draw(3, 3, 6, hidden)
-        gates, x, state = (leaf.requires_grad_() for leaf in given)
-        yield gates, x, draw(5, 3, 4, 6) < -0.5, state
+    for n_in in (5, 16):
+        weights = draw(1, 3, 48, n_in).requires_grad_(), draw(2, 3, 48).requires_grad_()
+        x, state = draw(3, 3, 4, 6, n_in).requires_grad_(), draw(4, 3, 6, 16).requires_grad_()
+        way = None if n_in == 16 else draw(6, 3, 4, 6, 16).requires_grad_()
+        yield x, weights, way, state, draw(5, 3, 4, 6) < -0.5
 
 
 def scans():
@@ -104,8 +112,9 @@ CASES = {
     "popgraft.nn.blocks.tanh_gradient": lambda: [(draw(1, 3, 67), draw(2, 3, 67).tanh())],
     "popgraft.nn.blocks.tanh_of": lambda: [(draw(1, 3, 67).mT,)],
     "popgraft.nn.draws.draw": lambda: [(draw(1, 2, 3, 5, 9), draw(2, 2, 3, 5, 2).sigmoid(), (2, 7))],
+    "popgraft.nn.gru.unroll": gru,
     "popgraft.nn.lstm.unroll": lstm,
-    "popgraft.nn.mingru.recur": mingru,
+    "popgraft.nn.mingru.unroll": mingru,
     "popgraft.nn.scan.accumulated": scans,
     "popgraft.ops.returns.accumulated": lambda: [
         (draw(1, 3, 7, 5), draw(2, 3, 7, 5) < -0.5, torch.full((3,), 0.9), draw(3, 3, 5), {"backward": backward})

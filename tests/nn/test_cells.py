@@ -7,7 +7,7 @@ from popgraft import tree
 from popgraft.config.network import MEMORIES
 from popgraft.nn.blocks import initialise
 
-POP, TIME, BATCH, HIDDEN = 3, 7, 4, 6
+POP, TIME, BATCH, HIDDEN = 3, 7, 4, 16
 
 
 def mingru(params, x, h, start):

@@ -111,8 +111,10 @@ def test_hidden_parts_find_the_last_layers_output_of_both_memories(memory, make)
     split = policy.actor_memory.state_size if owners else 0
     for owner, own in zip(owners, (state[..., :split], state[..., split:]), strict=False):
         block = policy.actor_memory if owner == "actor" else policy.critic_memory
-        y, _ = block(params[f"{owner}_memory"], features, own, start)
-        assert torch.equal(found[..., policy.hidden_parts[f"{owner}_layer{layers - 1}"]], y[:, -1])
+        y, last = block(params[f"{owner}_memory"], features, own, start)
+        h = found[..., policy.hidden_parts[f"{owner}_layer{layers - 1}"]]
+        assert torch.equal(h, last[..., block.hidden_slices[-1]])
+        assert torch.equal(h, y[:, -1]) == (recurrent != "mingru")  # which puts out more than it remembers
 
 
 def test_flat_parameters_are_views_and_members_are_drawn_from_their_own_generators():

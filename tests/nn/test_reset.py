@@ -21,8 +21,10 @@ CASES = [
         (LSTM, 80, True, "compiled"),
         (LSTM, 6, False, "lstm"),
         (LSTM, 33, False, "lstm"),
+        (GRU, 16, True, "compiled gru"),
         (GRU, 6, False, "gru"),
         (GRU, 33, False, "gru"),
+        (MinGRU, 16, True, "compiled mingru"),
         (MinGRU, 33, False, "mingru"),
     ]
     for layers in (1, 2)
@@ -38,7 +40,7 @@ def case(request):
     if compiled and native().library is None:
         pytest.skip(native().reason)
     memory, generator = kind(N_IN, hidden, layers), torch.Generator().manual_seed(1)
-    assert (kind is LSTM and unrolls(hidden)) == compiled
+    assert unrolls(hidden) == compiled
     params = initialise(memory, [torch.Generator().manual_seed(i) for i in range(POP)])
     x = torch.randn(POP, TIME, BATCH, N_IN, generator=generator)
     state = torch.randn(POP, BATCH, memory.state_size, generator=generator)

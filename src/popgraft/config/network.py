@@ -105,7 +105,7 @@ class NetworkConfig(Section):
     twin_reduce: Literal["min", "mean"] = "min"
     """How two critics become one value, everywhere."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Factors of the matrix products in gradients and in compiled LSTMs. `bfloat16` rounds them to eight significant
+    """Factors of the matrix products in gradients and in compiled memories. `bfloat16` rounds them to eight significant
     bits and adds up in float32, which is faster on some processors and slower on others; `auto` takes what a
     measurement on this machine's CPU finds to be faster, and keeps to it."""
 

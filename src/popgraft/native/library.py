@@ -27,14 +27,14 @@ from torch import Tensor
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
 FUNCTIONS = {
-    "lstm_pack": (3, 6),
-    "lstm_forward": (10, 6),
-    "lstm_backward": (9, 6),
+    "pack": (2, 7),
+    "recurrent_forward": (10, 7),
+    "recurrent_backward": (9, 7),
     "choose": (4, 2),
     "accumulate": (5, 4),
     "scan": (5, 7),
-    "mingru_forward": (6, 4),
-    "mingru_backward": (9, 4),
+    "mingru_forward": (9, 6),
+    "mingru_backward": (10, 4),
     "adam": (6, 2),
     "upgd_track": (8, 3),
     "upgd_descend": (8, 3),
@@ -127,7 +127,7 @@ def call(name: str, tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         MemoryError: it found no memory for its own use.
     """
     if getattr(native().library, name)(*(tensor.data_ptr() for tensor in tensors), *numbers):
-        raise MemoryError("there is no memory left for an LSTM's weights, or an action's chances")
+        raise MemoryError("there is no memory left for a memory's weights, or an action's chances")
 
 
 def _compiler() -> list[str]:

@@ -40,8 +40,8 @@ INLINE void scan_step(int pairs, int backward, const float *restrict a, const fl
     }
 }
 
-/* out[t] = a[t] h + b[t] is h for the next step; where start says so h is 0 before. With `backward` in time out[t] = h +
- * b[t], and conj(a[t]) out[t], or 0, is h for the step before. b, out [pop, time, env, n]; a like b or, where it is
+/* out[t] = a[t] h + b[t] is h for the next step; where start says so h is 0 before. With `backward` in time out[t] = h
+ * + b[t], and conj(a[t]) out[t], or 0, is h for the step before. b, out [pop, time, env, n]; a like b or, where it is
  * `fixed`, [pop, n]; start [pop, time, env]; carry [pop, env, n]: h before, and then after all steps. With `pairs` n is
  * twice the number of complex numbers, real parts first. */
 int scan(const float *b, const float *a, const uint8_t *start, float *carry, float *out, int64_t pop, int64_t time,

@@ -1,4 +1,4 @@
-/* Vectors of float32 as wide as this processor's registers, and what LSTMs and activations make of them. */
+/* Vectors of float32 as wide as this processor's registers, and what memories and activations make of them. */
 #ifndef POPGRAFT_VECTOR_H
 #define POPGRAFT_VECTOR_H
 
@@ -43,6 +43,9 @@ INLINE void give(float *p, vec x, int64_t left) {
 }
 
 INLINE vec pick(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
+
+/* A state, or its gradient; zero where an episode starts, whatever x is: a product with zero would keep NaN. */
+INLINE vec kept(vec x, uint8_t start) { return (vec)((ivec)x & (start ? 0 : -1)); }
 
 /* e^x: 2^n times a polynomial on |r| <= ln(2)/2 (Cephes). NaN stays NaN. */
 INLINE vec vexp(vec x) {

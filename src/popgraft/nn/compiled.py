@@ -1,4 +1,4 @@
-"""A layer of an LSTM that is compiled."""
+"""A layer of an LSTM or a GRU that is compiled."""
 
 import functools
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from popgraft.native import call, kept, native, serves
-from popgraft.nn.precision import factors, product, rounded_to
+from popgraft.nn.precision import factors, of_weight, product, rounded_to
 
 
 def unrolls(hidden: int) -> bool:
@@ -45,31 +45,31 @@ def _gain() -> float:
     return least[None] / least[torch.bfloat16]
 
 
-def prepared(params: dict[str, Tensor]) -> dict[str, Tensor]:
+def prepared(params: dict[str, Tensor], hidden: int) -> dict[str, Tensor]:
     """A layer's parameters, with its weights packed where it is going to be unrolled here."""
-    weight_ih, weight_hh = params["weight_ih"], params["weight_hh"]
-    if not (serves(weight_hh) and unrolls(weight_hh.shape[-1])):
+    weights = [params[name] for name in ("weight_ih", "weight_hh") if name in params]
+    if not (serves(weights[0]) and unrolls(hidden)):
         return params
-    return {**params, "panels": pack(weight_ih, weight_hh)}
+    return {**params, "panels": pack(hidden, *weights)}
 
 
-def pack(
-    weight_ih: Float[Tensor, "pop gates n_in"], weight_hh: Float[Tensor, "pop gates hidden"]
-) -> Float[Tensor, "pop gates n"]:
-    """The weights in the order and precision in which the loop reads them."""
-    pop, gates, hidden = weight_hh.shape
-    n_in, rounding = weight_ih.shape[-1], factors(weight_hh) == torch.bfloat16 and native().rounds
-    room = n_in + n_in % 2 if rounding else n_in  # factors in bfloat16 come in pairs
-    panels = weight_hh.new_empty(pop, gates, room + hidden, dtype=torch.bfloat16 if rounding else None)
-    ih, hh = weight_ih.flatten(1), weight_hh.flatten(1)
-    call("lstm_pack", (ih, hh, panels), (pop, hidden, n_in, ih.stride(0), hh.stride(0), rounding))
+def pack(hidden: int, *weights: Float[Tensor, "pop gates _"]) -> Float[Tensor, "pop gates n"]:
+    """Weights of inputs, and those of h where there are, in the order and precision in which the loop reads them."""
+    pop, rows = weights[0].shape[:2]
+    rounding = factors(weights[-1]) == torch.bfloat16 and native().rounds
+    widths = [weight.shape[-1] + weight.shape[-1] % 2 * rounding for weight in weights]  # bfloat16 comes in pairs
+    panels = weights[0].new_empty(pop, rows, sum(widths), dtype=torch.bfloat16 if rounding else None)
+    apart = panels.stride(0) // 2 if rounding else panels.stride(0)
+    for weight, own in zip(weights, panels.flatten(1).split([rows * width for width in widths], dim=1), strict=True):
+        flat = weight.flatten(1)
+        call("pack", (flat, own), (pop, rows // hidden, hidden, weight.shape[-1], flat.stride(0), apart, rounding))
     return panels
 
 
 def unroll(
     x: Tensor, weights: tuple[Tensor, Tensor, Tensor], state: Tensor, start: Tensor, panels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The compiled form of `lstm.unroll`."""
+    """The compiled form of `lstm.unroll` and `gru.unroll`, with a bias [pop, 4H] in either case."""
     given = x, *weights, state, start, panels
     if torch.is_grad_enabled():
         return _Layer.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
@@ -86,17 +86,19 @@ def _forward(
     start: Tensor,
     panels: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """What the backward pass needs (weights, state, start, x beside h before every step, gates, c after it), h after
-    every step, and the last state.
+    """What the backward pass needs (weights, state, start, x beside h before every step, gates, c after it, which is h
+    in a GRU), h after every step, and the last state.
     """
-    panels = pack(weight_ih, weight_hh) if panels is None else panels
+    panels = pack(weight_hh.shape[-1], weight_ih, weight_hh) if panels is None else panels
     steps, n_in, hidden = x.shape[:3], x.shape[-1], weight_hh.shape[-1]
+    count = weight_hh.shape[1] // hidden
     inputs = x.new_empty(*steps, panels.shape[-1], dtype=panels.dtype)
-    gates, cell, y = x.new_empty(*steps, 4 * hidden), x.new_empty(*steps, hidden), x.new_empty(*steps, hidden)
+    gates, y = x.new_empty(*steps, 4 * hidden), x.new_empty(*steps, hidden)
+    cell = torch.empty_like(y) if count == 4 else y
     state, start = state.to(x.dtype).contiguous(), start.contiguous()
     last = torch.empty_like(state)
     tensors = x.contiguous(), panels, bias.contiguous(), state, start, inputs, gates, cell, y, last
-    call("lstm_forward", tensors, (*steps, hidden, n_in, panels.dtype == torch.bfloat16))
+    call("recurrent_forward", tensors, (*steps, hidden, n_in, count, panels.dtype == torch.bfloat16))
     return weight_ih, weight_hh, state, start, inputs, gates, cell, y, last
 
 
@@ -118,11 +120,20 @@ class _Layer(torch.autograd.Function):
         dstate = dlast.clone(memory_format=torch.contiguous_format)
         dbias = gates.new_zeros(len(gates), 4 * hidden)
         tensors = gates, own, state, start, cell, dy.contiguous(), dgates, dstate, dbias
-        call("lstm_backward", tensors, (*cell.shape, own.stride(0), dgates.dtype == torch.bfloat16))
-        rows = dgates.flatten(1, 2).to(ctx.factors)
-        dx = product(rows, weight_ih, like=gates).view(*cell.shape[:3], n_in) if of_x else None
+        is_lstm = weight_hh.shape[1] == 4 * hidden
+        numbers = *cell.shape, own.stride(0), 4 if is_lstm else 3, dgates.dtype == torch.bfloat16
+        call("recurrent_backward", tensors, numbers)
+        rows, seen = dgates.flatten(1, 2).to(ctx.factors), inputs.flatten(1, 2)
+        # Of a GRU, whose gates are n, r, z and n's share of h there: what inputs need, and what h needs.
+        rows_x = rows if is_lstm else rows[..., : 3 * hidden]
+        ih = weight_ih if is_lstm else weight_ih.roll(hidden, 1)
+        dx = product(rows_x, ih, like=gates).view(*cell.shape[:3], n_in) if of_x else None
         if not of_weights:  # an attack, which differentiates observations only
             return dx, None, None, None, dstate, None, None
-        # One product for both weights, because those with few columns are slow.
-        of_both = product(rows.mT, inputs.flatten(1, 2), like=gates)
-        return dx, of_both[..., :n_in], of_both[..., -hidden:], dbias, dstate, None, None
+        if is_lstm:  # One product for both weights, because those with few columns are slow.
+            of_both = product(rows.mT, seen, like=gates)
+            of_ih, of_hh = of_both[..., :n_in], of_both[..., -hidden:]
+        else:
+            of_ih = of_weight(rows_x, seen[..., :n_in], like=gates).roll(-hidden, 1)
+            of_hh = of_weight(rows[..., hidden:], seen[..., -hidden:], like=gates)
+        return dx, of_ih, of_hh, dbias, dstate, None, None

@@ -6,7 +6,8 @@
 (Cho et al. 2014, arXiv:1406.1078, in the form of torch.nn.GRU, with its gate order r, z, n; its second bias of r and z,
 which only adds to the first, is left out.) The plan is that of the LSTM: the input projection of all steps is one
 batched matrix product, a step is one more and nine elementwise operations, and the backward pass computes every
-elementwise derivative for the whole unroll at once, so that its loop holds five operations.
+elementwise derivative for the whole unroll at once, so that its loop holds five operations. On CPUs the compiled loop
+(`compiled.py`) does the same member by member, where it can be compiled.
 """
 
 from typing import Any
@@ -16,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from popgraft.native import Definition
+from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
 from popgraft.nn.precision import affine, factors, of_weight
 from popgraft.nn.recurrent import Memory
@@ -82,10 +85,52 @@ class _Recurrence(torch.autograd.Function):
         return dgates, dweight, dbias_n, dh_in, None
 
 
+@Definition
+def unroll(
+    x: Float[Tensor, "pop time batch n_in"],
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    state: Float[Tensor, "pop batch hidden"],
+    start: Bool[Tensor, "pop time batch"],
+    panels: Tensor | None = None,
+) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch hidden"]]:
+    """One layer over time.
+
+    Args:
+        x: inputs.
+        weights: of the input [pop, 3H, n_in] and of the recurrence [pop, 3H, H]; biases b [pop, 3H] and b′ [pop, H].
+        state: h before the first step.
+        start: where the state is zeroed before a step.
+        panels: the weights again, as the compiled loop reads them.
+
+    Returns:
+        h of every step, and the last.
+    """
+    weight_ih, weight_hh, bias, bias_n = weights
+    hidden = weight_hh.shape[-1]
+    double_n = torch.cat([x.new_ones(2 * hidden, 1), x.new_full((hidden, 1), 2)])
+    gates_x = affine(x.flatten(1, 2), weight_ih * double_n, bias * double_n.squeeze(-1))
+    gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
+    y = _Recurrence.apply(gates_x, weight_hh * double_n, 2 * bias_n, state, start.unsqueeze(-1))  # type: ignore[no-untyped-call]
+    return y, y[:, -1].clone() if y.shape[1] else state
+
+
+@unroll.compiled(lambda x, weights, *others: compiled.unrolls(weights[1].shape[-1]))
+def _unroll_in_c(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    state: Tensor,
+    start: Tensor,
+    panels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, *biases = weights
+    return compiled.unroll(x, (weight_ih, weight_hh, torch.cat(biases, dim=-1)), state, start, panels)
+
+
 class GRU(Memory):
     """Gated recurrent unit; a layer's state is h."""
 
     matrices = 3
+    compiled = True
 
     def init_layer(self, n_in: int, generator: torch.Generator) -> Params:
         """Orthogonal gate matrices, zero biases."""
@@ -97,6 +142,10 @@ class GRU(Memory):
             "bias_n": torch.zeros(hidden),
         }
 
+    def prepared(self, params: Params) -> Params:
+        """With the weights as the compiled loop takes them."""
+        return {name: compiled.prepared(own, self.n_out) for name, own in params.items()}
+
     def unroll(
         self,
         params: Params,
@@ -105,10 +154,5 @@ class GRU(Memory):
         start: Bool[Tensor, "pop time batch"],
     ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch own"]]:
         """One layer over time."""
-        hidden = self.n_out
-        double_n = torch.cat([x.new_ones(2 * hidden, 1), x.new_full((hidden, 1), 2)])
-        gates_x = affine(x.flatten(1, 2), params["weight_ih"] * double_n, params["bias"] * double_n.squeeze(-1))
-        gates_x = gates_x.view(*x.shape[:3], 3 * hidden)
-        weight_hh, bias_n = params["weight_hh"] * double_n, 2 * params["bias_n"]
-        y = _Recurrence.apply(gates_x, weight_hh, bias_n, state, start.unsqueeze(-1))  # type: ignore[no-untyped-call]
-        return y, y[:, -1].clone() if y.shape[1] else state
+        weights = params["weight_ih"], params["weight_hh"], params["bias"], params["bias_n"]
+        return unroll(x, weights, state, start, params.get("panels"))

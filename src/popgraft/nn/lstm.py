@@ -140,7 +140,7 @@ class LSTM(Memory):
 
     def prepared(self, params: Params) -> Params:
         """With the weights as the compiled loop takes them."""
-        return {name: compiled.prepared(own) for name, own in params.items()}
+        return {name: compiled.prepared(own, self.n_out) for name, own in params.items()}
 
     def unroll(
         self,

@@ -17,65 +17,96 @@ from torch.autograd.function import once_differentiable
 
 from popgraft import native
 from popgraft.native import Definition
+from popgraft.nn import compiled
 from popgraft.nn.blocks import Params, orthogonal
 from popgraft.nn.dense import Linear
-from popgraft.nn.precision import affine
+from popgraft.nn.precision import affine, factors, of_weight, product
 from popgraft.nn.recurrent import Memory
 from popgraft.nn.scan import scan
 
 
 @Definition
-def recur(
-    gates: Float[Tensor, "pop time batch gates"],
-    x: Float[Tensor, "pop time batch hidden"],
-    start: Bool[Tensor, "pop time batch"],
+def unroll(
+    x: Float[Tensor, "pop time batch n_in"],
+    weights: tuple[Tensor, Tensor],
+    way: Float[Tensor, "pop time batch hidden"] | None,
     state: Float[Tensor, "pop batch hidden"],
+    start: Bool[Tensor, "pop time batch"],
+    panels: Tensor | None = None,
 ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch hidden"]]:
-    """A layer after its products.
+    """One layer over time.
 
     Args:
-        gates: z and p before their sigmoids, and n.
-        x: what the highway carries.
-        start: where the state is zeroed before a step.
+        x: inputs.
+        weights: of z, p and n [pop, 3H, n_in], and the bias [pop, 3H].
+        way: what the highway carries; None: x.
         state: h before the first step.
+        start: where the state is zeroed before a step.
+        panels: the weights again, as the compiled loop reads them.
 
     Returns:
         y of every step, and h after the last.
     """
+    gates = affine(x.flatten(1, 2), *weights).view(*x.shape[:3], weights[1].shape[-1])
     z, p, n = gates.chunk(3, dim=-1)
     z = z.sigmoid()
     h, last = scan(z * n, 1 - z, start, state)
-    return x + p.sigmoid() * (h - x), last
+    way = x if way is None else way
+    return way + p.sigmoid() * (h - way), last
 
 
-@recur.compiled()
-def _recur_in_one_pass(gates: Tensor, x: Tensor, start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    given = gates.contiguous(), x.contiguous(), start.contiguous(), state.to(x.dtype).contiguous()
+@unroll.compiled(lambda x, weights, way, state, *others: compiled.unrolls(state.shape[-1]))
+def _unroll_in_c(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor],
+    way: Tensor | None,
+    state: Tensor,
+    start: Tensor,
+    panels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    given = x, *weights, way, state, start, panels
     if torch.is_grad_enabled():
-        return _Recurrence.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(*given)[1:]
+        return _Layer.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+    *_, y, last = _forward(*given)
+    return y, last
 
 
-def _forward(gates: Tensor, x: Tensor, start: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    h, y = torch.empty_like(x), torch.empty_like(x)
-    native.call("mingru_forward", (gates, x, start, state, h, y), x.shape)
-    return h, y, (h[:, -1] if x.shape[1] else state).clone()
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, way: Tensor | None, state: Tensor, start: Tensor, panels: Tensor | None
+) -> tuple[Tensor, ...]:
+    """What the backward pass needs, y of every step, and the last h."""
+    hidden, x = state.shape[-1], x.contiguous()
+    panels = compiled.pack(hidden, weight) if panels is None else panels
+    way, state, start = x if way is None else way.contiguous(), state.to(x.dtype).contiguous(), start.contiguous()
+    gates, h, y = (x.new_empty(*x.shape[:3], width) for width in (3 * hidden, hidden, hidden))
+    tensors = x, panels, bias.contiguous(), way, start, state, gates, h, y
+    native.call("mingru_forward", tensors, (*h.shape, x.shape[-1], panels.dtype == torch.bfloat16))
+    return x, weight, way, start, state, gates, h, y, (h[:, -1] if x.shape[1] else state).clone()
 
 
-class _Recurrence(torch.autograd.Function):
+class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, x: Tensor, start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        h, y, last = _forward(gates, x, start, state)
-        ctx.save_for_backward(gates, x, start, state, h)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *saved, y, last = _forward(*given)
+        ctx.save_for_backward(*saved)
+        ctx.factors, ctx.own_way = factors(given[1]), given[3] is not None
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        gates, x, start, state, h = ctx.saved_tensors
-        dgates, dx, dh = torch.empty_like(gates), torch.empty_like(x), dlast.clone()
-        native.call("mingru_backward", (gates, x, start, state, h, dy.contiguous(), dh, dgates, dx), x.shape)
-        return dgates, dx, None, dh
+        x, weight, way, start, state, gates, h = ctx.saved_tensors
+        of_x, of_weight_ = ctx.needs_input_grad[:2]
+        dgates, dway, dh = torch.empty_like(gates), torch.empty_like(h), dlast.clone()
+        dbias = gates.new_zeros(len(gates), gates.shape[-1])
+        tensors = gates, h, way, start, state, dy.contiguous(), dh, dgates, dway, dbias
+        native.call("mingru_backward", tensors, h.shape)
+        rows = dgates.flatten(1, 2).to(ctx.factors)
+        dx = product(rows, weight, like=x).view(x.shape) if of_x else None
+        if dx is not None and not ctx.own_way:
+            dx += dway
+        dweight = of_weight(rows, x.flatten(1, 2), like=weight) if of_weight_ else None
+        return dx, dweight, dbias, dway if ctx.own_way else None, dh, None, None
 
 
 class MinGRU(Memory):
@@ -92,6 +123,10 @@ class MinGRU(Memory):
         }
         return params if n_in == hidden else params | {"carried": Linear(n_in, hidden, gain=1.0).init(generator)}
 
+    def prepared(self, params: Params) -> Params:
+        """With the weights as the compiled loop takes them."""
+        return {name: compiled.prepared(own, self.n_out) for name, own in params.items()}
+
     def unroll(
         self,
         params: Params,
@@ -100,7 +135,6 @@ class MinGRU(Memory):
         start: Bool[Tensor, "pop time batch"],
     ) -> tuple[Float[Tensor, "pop time batch hidden"], Float[Tensor, "pop batch own"]]:
         """One layer over time."""
-        gates = affine(x.flatten(1, 2), params["weight_ih"], params["bias"]).view(*x.shape[:3], 3 * self.n_out)
-        if "carried" in params:
-            x = Linear(x.shape[-1], self.n_out)(params["carried"], x)
-        return recur(gates, x, start, state)
+        carried = params.get("carried")
+        way = None if carried is None else Linear(x.shape[-1], self.n_out)(carried, x)
+        return unroll(x, (params["weight_ih"], params["bias"]), way, state, start, params.get("panels"))

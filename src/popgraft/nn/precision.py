@@ -1,9 +1,9 @@
 """Matrix products with factors of fewer bits.
 
 Some processors that multiply bfloat16 numbers (AVX512-BF16, AMX, tensor cores) take less time for them. Factors
-are rounded to eight significant bits, sums are float32. What rounds is the gradient of every layer, and the compiled
-LSTM forward too, who acts as much as who learns, so that probability ratios are those of one function. Layers that are
-not recurrent stay exact forward, and with them what comes from the heads.
+are rounded to eight significant bits, sums are float32. What rounds is the gradient of every layer, and compiled
+memories forward too, who acts as much as who learns, so that probability ratios are those of one function. Layers that
+are not recurrent stay exact forward, and with them what comes from the heads.
 """
 
 import contextlib
