@@ -178,7 +178,7 @@ def test_a_lost_population_ends_with_1_and_says_what_is_left(config: Path) -> No
     assert result.exit_code == 1
     assert "the environment of member 0 failed: RuntimeError: the floor  is  [31mwet\n" in result.stdout
     assert "\x1b" not in result.output
-    assert "error: no member of the population of 2 has a finite score" in result.stderr
+    assert "error: the environment of member 0 failed: RuntimeError: the floor" in result.stderr
     assert result.stderr.endswith(
         "run folder  run\nevaluate    popgraft evaluate run\ncurves      tensorboard --logdir run/tensorboard\n"
         "report      run/report.html\nresume      popgraft resume run\n"
@@ -347,7 +347,7 @@ def test_nothing_that_is_quoted_moves_a_cursor_or_begins_a_line(config: Path) ->
     assert lines[0].endswith(f" parameters on my_walks:walks, into {shown}")
     assert any("the environment of member 0 failed: RuntimeError: the floor  is  [31mwet" in line for line in lines)
     assert [line for line in lines if line.startswith("error")] == [
-        line for line in lines if line.startswith("error: no member of the population of 2 has a finite score")
+        line for line in lines if line.startswith("error: the environment of member 0 failed")
     ]
     assert [line for line in hostile(popgraft("runs", ".")) if line.startswith(shown)] == hostile(popgraft("runs", "."))
     for command in (["evaluate"], ["compare"], ["report", "--text"], ["report"], ["resume"], ["export"], ["replay"]):

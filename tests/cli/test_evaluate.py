@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from popgraft import AttackConfig, DistributionalPPO, Run
 from popgraft.cli.app import app
 from popgraft.cli.evaluate import t_quantile
+from popgraft.train import readable
 
 
 def popgraft(*arguments: str) -> Result:
@@ -118,6 +119,16 @@ def test_a_mistake_is_one_readable_message(run: Run, arguments: list[str], messa
     assert "Traceback" not in result.stderr
 
 
+def test_a_member_of_the_last_population_is_scored(run: Run) -> None:
+    for member in (0, 1):
+        scores = run.agent(member).evaluate()
+        expected = f"{readable(float(scores.mean), float(scores.stderr))} over {int(scores.episodes)} episodes"
+        assert popgraft("evaluate", "run", "--member", str(member)).stdout.startswith(expected)
+    assert (
+        "run has no member '7'; give 'best', or a number up to" in popgraft("evaluate", "run", "--member", "7").stderr
+    )
+
+
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -137,6 +148,8 @@ def test_a_model_in_a_file_plays_the_environment_that_is_named(archive: Path) ->
     assert (hidden.exit_code, hidden.stdout) == (2, "")
     assert "the environment has observations obs (3,) and discrete actions (2,)" in hidden.stderr
     assert "but the agent knows observations obs (4,) and discrete actions (2,)" in hidden.stderr
+    other = popgraft("evaluate", "agent.zip", "--env", "CartPole-v1", "--member", "2")
+    assert other.stderr.startswith("error: --member 2 is for runs; the file agent.zip holds one agent")
     nameless = popgraft("evaluate", "agent.zip")
     assert nameless.exit_code == 2
     assert nameless.stderr.startswith("error: agent.zip does not hold the model's environment; add --env CartPole-v1")

@@ -88,6 +88,15 @@ def test_the_best_agent_is_the_member_itself(tiny: Tiny) -> None:
     assert torch.equal(run.best.member.normalizer.obs["obs"].mean[0], population["normalizer.obs.obs.mean"][row])
 
 
+def test_an_agent_is_evaluated_as_after_training(tiny: Callable[..., dict[str, Any]]) -> None:
+    """Without arguments the episodes are those of the final score."""
+    run = train(tiny())
+    scores = run.best.evaluate()
+    found = run.summary
+    assert (float(scores.mean), float(scores.stderr)) == (found["final_score"], found["final_stderr"])
+    assert run.best.evaluate(4).episodes.tolist() == [4]
+
+
 def test_evaluation_is_reproducible_by_its_seed_and_changes_nothing(drifter: tuple[Agent, list[Any]]) -> None:
     agent, _ = drifter
     params = agent.member.params.clone()

@@ -339,7 +339,7 @@ def test_a_lost_population_leaves_what_it_had_reached(tiny: Tiny, fault: str, po
     if population == 1:
         settings["pbt"]["exploit_method"] = "none"
     diary = Diary()
-    with pytest.raises(PopulationLost, match=f"has a finite score.*{WORDS[fault]}"):
+    with pytest.raises(PopulationLost, match=f"^the environment of member 0 failed: {WORDS[fault]}.*; no other member"):
         train(settings, factory=factory_of(*[fault] * population), observer=diary)
     assert diary.calls[-1] == "end"
     run = Run(settings["run_dir"], factory_of())

@@ -15,6 +15,9 @@ from popgraft import __version__
 from popgraft.cli.table import say
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+MemberOption = Annotated[
+    str, typer.Option(metavar="best|NUMBER", help="The best agent, or a member of the last population.")
+]
 SectionOption = Annotated[
     list[str] | None,
     typer.Option("--section", metavar="MODULE:FUNCTION", help="A section of your own on the page; repeat for more."),
@@ -144,6 +147,7 @@ def runs(
     epilog=_examples(
         "evaluate runs/quickstart",
         "evaluate runs/quickstart --episodes 200 --seed 7 --stochastic",
+        "evaluate runs/quickstart --member 3",
         "evaluate runs/quickstart --attack pgd --attack critic --epsilon 0.05 --epsilon 0.1 --picture curve.png",
         "evaluate agent.zip --env CartPole-v1",
     )
@@ -162,6 +166,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    member: MemberOption = "best",
     env: Annotated[
         str | None, typer.Option(help="For a file: a registered id, or a configuration whose section env is taken.")
     ] = None,
@@ -176,14 +181,14 @@ def evaluate(
     norm: Annotated[str | None, typer.Option(help="linf or l2 [default: likewise].")] = None,
     picture: Annotated[Path | None, typer.Option(help="File for a picture of return over epsilon.")] = None,
 ) -> None:
-    """Score the best agent of a run on fresh episodes, and on the same ones under attack.
+    """Score an agent of a run on fresh episodes, and on the same ones under attack.
 
     Without options these are the episodes on which it was scored after training.
     """
     details: dict[str, int | str | None] = {"steps": steps, "restarts": restarts, "norm": norm}
     from popgraft.cli import commands
 
-    commands.evaluate(source, episodes, seed, stochastic, env, attack or [], epsilon or [], details, picture)
+    commands.evaluate(source, episodes, seed, stochastic, member, env, attack or [], epsilon or [], details, picture)
 
 
 @app.command(
@@ -198,9 +203,7 @@ def export(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="What to write: a .zip, .pt2 or .onnx file.", show_default=False)
     ],
-    member: Annotated[
-        str, typer.Option(metavar="best|NUMBER", help="The best agent, or a member of the last population.")
-    ] = "best",
+    member: MemberOption = "best",
 ) -> None:
     """Write an agent of a run to a file for other programs.
 
@@ -315,9 +318,7 @@ def compare(
 @app.command(epilog=_examples("video runs/quickstart", "video runs/quickstart --member 3 --episodes 2 --out agent.gif"))
 def video(
     folder: RunArgument,
-    member: Annotated[
-        str, typer.Option(metavar="best|NUMBER", help="The best agent, or a member of the last population.")
-    ] = "best",
+    member: MemberOption = "best",
     episodes: Annotated[int, typer.Option(min=1, help="How many, one after the other.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="A .mp4 or .gif file [default: RUN/video.mp4].", show_default=False)

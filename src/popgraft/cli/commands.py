@@ -92,6 +92,7 @@ def evaluate(
     episodes: int | None,
     seed: int | None,
     stochastic: bool | None,
+    member: str,
     env: str | None,
     attack: list[str],
     epsilon: list[float],
@@ -105,6 +106,7 @@ def evaluate(
         episodes: how many; None: as after training.
         seed: names them; None: the run's.
         stochastic: whether actions are sampled; None: as after training.
+        member: of a run: "best", or a number in the last population.
         env: for a file, where its environment is configured.
         attack: methods.
         epsilon: radii.
@@ -113,14 +115,13 @@ def evaluate(
     """
     with _in_words():
         picturing.check(picture)
-        agent = open_agent(source, env)
+        agent = open_agent(source, env, member)
         config = agent.config
         attacked = attack or epsilon or picture or any(value is not None for value in details.values())
         against = attacks(agent, attack, epsilon, **details) if attacked else []
         deterministic = config.evaluation.deterministic if stochastic is None else not stochastic
         seed = config.seed if seed is None else seed
-        count = episodes or config.evaluation.final_episodes
-        rows = [Row.of(each, agent.evaluate(count, seed, deterministic, each)) for each in (None, *against)]
+        rows = [Row.of(each, agent.evaluate(episodes, seed, deterministic, each)) for each in (None, *against)]
         show(said(rows, f"seed {seed}, {'most likely' if deterministic else 'sampled'} actions"))
         if picture is not None:
             draw(rows, picture)

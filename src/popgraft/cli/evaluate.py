@@ -14,6 +14,7 @@ from popgraft.errors import ConfigError
 from popgraft.pbt.welch import t_quantile
 from popgraft.state import Scores
 from popgraft.train import Agent, Run, counted, readable
+from popgraft.train.run import BEST
 
 HEADER = ("attack", "epsilon", "return", "95 % interval", "change")
 
@@ -46,11 +47,12 @@ class Row:
         return self.mean - half, self.mean + half
 
 
-def open_agent(source: Path, env: str | None) -> Agent:
-    """The best agent of a run, or the one in a file that `DistributionalPPO.save` wrote.
+def open_agent(source: Path, env: str | None, member: str = BEST) -> Agent:
+    """An agent of a run, or the one in a file that `DistributionalPPO.save` wrote.
 
     Args:
         source: folder of the run, or the file.
+        member: of a run: "best", or a number in the last population.
         env: for a file: a registered id, or a YAML file whose section `env` makes the environments, and which names an
             encoder of the user's that the model has.
 
@@ -63,7 +65,9 @@ def open_agent(source: Path, env: str | None) -> Agent:
             raise ConfigError(
                 f"--env is for files of models; the run {source} has environments of its own: leave it out"
             )
-        return Run(source).best
+        return Run(source).agent(member)
+    if member != BEST:
+        raise ConfigError(f"--member {member} is for runs; the file {source} holds one agent: leave it out")
     if env is None:
         raise ConfigError(
             f"{source} does not hold the model's environment; add --env CartPole-v1, say, or --env my_run.yaml, "

@@ -79,10 +79,9 @@ def _training(data: RunData) -> Iterator[str]:
         return
     last = quartiles(returns[data.latest, np.arange(data.pop)][None])[1, 0]
     if math.isfinite(last):
-        actions = "sampled actions, scores are of the most likely ones"
-        what = f", with {actions}" if data.config.evaluation.deterministic else ""
-        who = "median member's episodes return" if data.pop > 1 else "agent's episodes return"
-        yield f"In training{what}: there the {who} {readable(float(last))} in the last generation."
+        where = ", where actions are sampled" if data.config.evaluation.deterministic else ""
+        whose = "the median member's" if data.pop > 1 else "its"
+        yield f"In training{where}, {whose} episodes return {readable(float(last))} in the last generation."
 
 
 def _falls(data: RunData) -> Iterator[str]:

@@ -21,6 +21,8 @@ Array = np.ndarray
 LEVELS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
 """Characters of a curve."""
+TERMINAL, GAP = 80, 2
+"""Characters of a line, and between two columns."""
 
 
 def text(data: RunData, other: RunData | None = None) -> Group:
@@ -35,7 +37,7 @@ def text(data: RunData, other: RunData | None = None) -> Group:
         parts += [Text(paragraph), Text()]
     if data.replay:
         parts += [Text(verdict(data)), Text()]
-    for table in (_replay(data), _curves(data), _exploits(data), _importance(data), _members(data)):
+    for table in (_replay(data), _curves(data), _exploits(data), _importance(data), *_members(data)):
         if table.row_count:
             parts += [table, Text()]
     return Group(*parts[:-1])
@@ -104,16 +106,26 @@ def _importance(data: RunData) -> Table:
     return table
 
 
-def _members(data: RunData) -> Table:
+def _members(data: RunData) -> list[Table]:
+    """Everybody as its last generation left it; columns that do not fit go into further tables."""
     head, rows = tables.members(data)
-    table = _table(*head)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    head = [name.replace("_", "_ ").replace(" ", "\n") for name in head]
+    widths = [max(map(len, "\n".join(column).split("\n"))) + GAP for column in zip(head, *rows, strict=True)]
+    groups: list[list[int]] = [[]]
+    for column in range(1, len(head)):
+        if widths[0] + sum(widths[each] for each in groups[-1]) + widths[column] > TERMINAL + GAP:
+            groups.append([])
+        groups[-1].append(column)
+    found = []
+    for group in groups:
+        found.append(_table(*(head[column] for column in (0, *group))))
+        for row in rows:
+            found[-1].add_row(*(row[column] for column in (0, *group)))
+    return found
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold", pad_edge=False)
     table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
         table.add_column(column, justify="right" if column else "left", overflow="fold")

@@ -100,26 +100,33 @@ class Agent:
         return self._encode(action[0].cpu().numpy()), step.state
 
     def evaluate(
-        self, episodes: int, seed: int, deterministic: bool = True, attack: AttackConfig | None = None
+        self,
+        episodes: int | None = None,
+        seed: int | None = None,
+        deterministic: bool | None = None,
+        attack: AttackConfig | None = None,
     ) -> Scores:
         """Plays whole episodes on fresh seeds and returns mean, standard error and count.
 
         Args:
-            episodes: how many, each in an environment of its own.
-            seed: names the episodes; the seeds of training and of a run's own evaluations are never among them.
-            deterministic: whether the most likely action is taken.
+            episodes: how many, each in an environment of its own; None: as many as after training.
+            seed: names the episodes; the seeds of training and of a run's own evaluations are never among them. None:
+                the run's, whose episodes are those of the evaluation after training.
+            deterministic: whether the most likely action is taken; None: as after training.
             attack: moves what the agent sees, if given; the episodes begin as they do without it.
 
         Raises:
             EnvironmentFault: the environment cannot be made, or fails.
             ConfigError: it is of another kind than the agent knows, or shows nothing that can be attacked.
         """
+        settings = self.config.evaluation
+        episodes = settings.final_episodes if episodes is None else episodes
+        deterministic = settings.deterministic if deterministic is None else deterministic
         made = (self.config, self.spaces, 1, episodes, self._factory, self._actor.device)
         with searched(self.config.code_dir), contextlib.closing(make_evaluation_grid(*made)) as grid:
-            seeds = [derive(seed, "agent evaluation")]
-            max_steps = self.config.evaluation.max_steps
+            seeds = [derive(self.config.seed if seed is None else seed, "agent evaluation")]
             disturb = None if attack is None else OnlineAttack(self.policy, attack, seeds)
-            scores = evaluate(self.policy, self.member, grid, seeds, deterministic, max_steps, disturb)
+            scores = evaluate(self.policy, self.member, grid, seeds, deterministic, settings.max_steps, disturb)
         for fault in scores.faults.values():
             raise EnvironmentFault(f"the environment failed during evaluation: {fault}")
         return scores

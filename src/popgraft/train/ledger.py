@@ -93,9 +93,12 @@ class Ledger:
             else:
                 self._note_order(members, numbers)
                 decision = pace.decide(members)
-        except PopulationLost as error:
+        except PopulationLost:
             for member, fault in (advance.faults | (part.scores.faults if part.scores else {})).items():
-                raise PopulationLost(f"{error}. The environment of member {member} failed: {fault}") from None
+                raise PopulationLost(
+                    f"the environment of member {member} failed: {fault}; no other member has a finite score to go on "
+                    "from. See that the environment runs on its own"
+                ) from None
             raise
         finally:
             record = state.record
