@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import math
 import subprocess
@@ -361,3 +362,22 @@ def test_backtracking_returns_the_worst_to_the_record_with_its_hyperparameters()
     assert set(lost.reasons.values()) == {"rescue"}
     with pytest.raises(PopulationLost):
         decided(evolution, 7, scored([NAN] * 8), values)
+
+
+@pytest.mark.parametrize("explore", ["none", "perturb"])
+@pytest.mark.parametrize("compared", [range(8), (0, 1, 2, 5)])
+def test_who_is_the_best_state_there_ever_was_does_not_return_to_it(explore, compared):
+    """Its score of the latest generation may be low, and that of its contests high."""
+    evolution = make(exploit_method="backtracking", truncation_ratio=0.25, explore_method=explore, ready_percentage=0.1)
+    values = evolution.initial_hyperparams(DEFAULTS)
+    state = object.__new__(Member)
+    state.age = torch.zeros(1, dtype=torch.long)
+    state.hyperparams = {name: column[:1] for name, column in values.items()}
+    record = Record(state, scored([9.0]), generation=4, place=0)
+    standing = everybody(4, scored(range(8)), values, evolution.config, 0, record, compared=torch.tensor(compared))
+    standing = dataclasses.replace(standing, best=dataclasses.replace(standing.best, member=0))
+    decision = evolution.decide(standing, values, record)
+    lost = {1: 8} if len(compared) == 8 else {}  # the worst two of eight, the worst of four
+    assert {member: int(decision.parents[member]) for member in decision.recipients.tolist()} == lost
+    assert list(decision.reasons) == list(lost)
+    assert all(decision.hyperparams[name][0] == values[name][0] for name in values)

@@ -40,7 +40,7 @@ class Choice:
         return self.parents if self.hyperparameter_parents is None else self.hyperparameter_parents
 
     def of_those_who_decide(self, standing: Standing) -> "Choice":
-        """The same, but that all others stay as they are.
+        """The same, but that all others stay as they are, and so does who would return to the state that it is in.
 
         Raises:
             ConfigError: a parent is nobody.
@@ -54,6 +54,8 @@ class Choice:
                     f"0 to {last} for each of them"
                 )
         decides = torch.isin(everyone, standing.deciding)
+        if standing.best is not None and (own := standing.best.member) is not None:
+            decides[own] &= int(self.parents[own]) != standing.pop
         parents = torch.where(decides, self.parents, everyone)
         return Choice(
             parents,
@@ -61,7 +63,7 @@ class Choice:
             {member: values for member, values in self.explored.items() if decides[member]},
             {
                 member: self.reasons.get(member, "exploit")
-                for member in standing.deciding.tolist()
+                for member in everyone[decides].tolist()
                 if parents[member] != member
             },
             {member: renewal for member, renewal in self.renewals.items() if decides[member]},

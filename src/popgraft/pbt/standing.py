@@ -29,11 +29,13 @@ class Best:
         scores: its score, one row.
         hyperparams: what it was trained with.
         age: updates behind it.
+        member: who that is; None where it is nobody any more.
     """
 
     scores: Scores
     hyperparams: Hyperparams
     age: int
+    member: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,9 @@ class Standing:
         columns = {name: getattr(self, name)[members] for name in ("ages", "steps", "spent", "training", "seconds")}
         rows = [self.hyperparams[member] for member in members.tolist()]
         parts = {"scores": scores, "hyperparams": rows, "compared": everybody, "deciding": everybody, **columns}
+        if self.best is not None:
+            places: dict[int | None, int] = {member: place for place, member in enumerate(members.tolist())}
+            parts["best"] = dataclasses.replace(self.best, member=places.get(self.best.member))
         return dataclasses.replace(self, **parts)
 
 

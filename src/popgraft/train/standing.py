@@ -28,7 +28,7 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
         database: what it has recorded of earlier ones.
         known: further attributes of the standing, where not everybody decides at once.
     """
-    return everybody(
+    standing = everybody(
         number,
         Scores(state.known.mean.clone(), state.known.stderr.clone(), state.known.episodes.clone()),
         state.hyperparams,
@@ -43,6 +43,10 @@ def standing_of(config: Config, state: RunState, number: int, database: RunDatab
         recall=lambda: history(database),
         **known,
     )
+    best, record = standing.best, state.record
+    if best is None or record is None or record.generation < int(state.rounds[record.place]):
+        return standing
+    return dataclasses.replace(standing, best=dataclasses.replace(best, member=record.place))
 
 
 def of_those_left(standing: Standing, members: Int[Tensor, "left"]) -> Standing:
