@@ -66,8 +66,8 @@ def one(study: Study, key: Key, steps: int) -> dict[str, Any]:
         except popgraft.PopulationLost as error:
             return result | {"error": str(error)}
         result |= {"seconds": round(time.monotonic() - wall, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
-        found, evaluation, members = run.summary, run.evaluation_steps, range(run.config.pbt.population_size)
-        population = [run.agent(member).evaluate(study.episodes, run.config.seed) for member in members]
+        found, evaluation = run.summary, run.evaluation_steps
+        population = [run.agent(member).evaluate(study.episodes, run.config.seed) for member in run.members]
     return result | {
         "training_steps": curve.points[-1][0],
         "evaluation_steps": evaluation,
