@@ -28,6 +28,7 @@ from popgraft.errors import ConfigError, MissingExtra
 from popgraft.foreign import PBTConfig, PopulationMember
 from popgraft.foreign.change import carry_out
 from popgraft.foreign.checkpoint import V2, encode, read, write
+from popgraft.foreign.given import check_strategy
 from popgraft.foreign.live import NAMES, make_live
 from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.transplant import Rules, collect, plan
@@ -74,12 +75,13 @@ class MemberTrainable(tune.Trainable, abc.ABC):  # type: ignore[misc]  # Ray has
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the model, with the hyperparameters of the trial."""
         self._parent: str | None = None
-        self._evolution()  # refuses what is wrong before anything is trained
+        evolution = self._evolution()  # refuses what is wrong before anything is trained
         self.model = self.make(config)
+        check_strategy(evolution, self.model)
         carry_out(make_live(self.model, self.hyperparams, member_id=0))
 
     def _evolution(self) -> PBTConfig:
-        """What an exploit does to the optimizer."""
+        """What an exploit does to the optimizer, and to weights."""
         config = PBTConfig(optimizer_exploit_strategy=self.optimizer_strategy, **self.optimizer_settings)
         unknown = [space.name for space in config.hyperparams if space.name not in self.hyperparams]
         if unknown or (self.optimizer_strategy == "adaptive" and not config.hyperparams):

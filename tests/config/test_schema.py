@@ -136,6 +136,9 @@ def test_a_shard_holds_a_member() -> None:
     ("space", "sentence"),
     [
         ("{name: learning_rte, min_value: 0, max_value: 1}", "unknown hyperparameter 'learning_rte'; a population may"),
+        ("{name: n_steps, values: [32, 64]}", "n_steps is the same for all members, who are one stacked program"),
+        ("{name: model.n_epochs, values: [1, 4]}", "model.n_epochs is the same for all members"),
+        ("{name: env.kwargs.gravity, values: [9, 10]}", "env.kwargs.gravity is the same for all members"),
         ("{name: gamma, min_value: 0.9, max_value: 0.5}", "min_value=0.9 is above max_value=0.5; swap them"),
         ("{name: gamma, min_value: .nan, max_value: 0.5}", "must be finite numbers"),
         ("{name: gamma, min_value: 0.5, max_value: 1.5}", "gamma: 1.5 must be a number in [0, 1]"),

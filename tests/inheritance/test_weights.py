@@ -14,6 +14,7 @@ from popgraft import (
     DistributionalPPO,
     PBTAdversarialConfig,
     PBTConfig,
+    PBTScheduler,
     PBTTrainingCoordinator,
     load_config,
     resume,
@@ -190,6 +191,11 @@ def test_who_cannot_draw_is_refused_when_the_model_is_made(tmp_path):
 
     with pytest.raises(ConfigError, match=r"a PPO cannot draw; give it or its policy .* initial_parameters\(seed\)"):
         coordinated(make, tmp_path, graft_shrink=0.5)
+
+
+def test_a_scheduler_that_sees_no_models_refuses(tmp_path):
+    with pytest.raises(ConfigError, match="which a scheduler does not see; use PBTTrainingCoordinator"):
+        PBTScheduler(PBTConfig(graft_perturb=0.1, checkpoint_dir=tmp_path))
 
 
 def test_what_is_drawn_must_be_weights_of_the_model(tmp_path):

@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from popgraft.config.fields import Integer, Kwargs, Number, Positive, Reference, Section
 from popgraft.config.kinds import Kinds
-from popgraft.config.model import ALIASES, HYPERPARAMS
+from popgraft.config.model import ALIASES, HYPERPARAMS, ModelConfig
 from popgraft.hyperparams import HyperparamConfig
 
 Mode = Literal["max", "min"]
@@ -331,6 +331,13 @@ class PopulationConfig(EvolutionConfig):
 def check_value(name: str, value: object, place: str = "") -> None:
     """Refuses a hyperparameter that there is not, and a value without a meaning."""
     where = f"{place}: " if place else ""
+    shared = name.removeprefix("model.")
+    if name.startswith("env.") or (shared in ModelConfig.model_fields and shared not in HYPERPARAMS):
+        raise ValueError(
+            f"{where}{name} is the same for all members, who are one stacked program: their rollouts have one shape, "
+            "and they take their steps of the optimizer together. Set it for the whole run, and compare runs of "
+            "different values with popgraft compare"
+        )
     if name not in HYPERPARAMS:
         raise ValueError(f"{where}unknown hyperparameter {name!r}; a population may tune {', '.join(HYPERPARAMS)}")
     low, high = HYPERPARAMS[name]

@@ -59,7 +59,7 @@ class PBTTrainingCoordinator:
                 f"config={config!r} is a {type(config).__name__}; pass PBTAdversarialConfig(pbt=PBTConfig(...))"
             )
         self.config = config
-        self.scheduler = PBTScheduler(config.pbt, seed)
+        self.scheduler = PBTScheduler(config.pbt, seed, renews=True)
         self.sa_ppo: dict[int, Any] = {}
         self._failed: dict[int, str] = {}
         self._models: dict[int, Any] = {}

@@ -33,6 +33,7 @@ from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.shelf import Shelf, judge, restored
 from popgraft.foreign.standing import parents_of, standing_of
 from popgraft.hyperparams import Value
+from popgraft.inheritance import renewal_of
 from popgraft.inheritance.success import Success
 from popgraft.pbt import Choice, Strategy
 from popgraft.pbt.ranking import is_better
@@ -52,6 +53,7 @@ class PBTScheduler:
     Args:
         config: the population and its evolution.
         seed: root of all draws; None takes one from the operating system.
+        renews: whether whoever carries out its decisions renews weights (`graft_shrink`, `graft_perturb`).
 
     Attributes:
         population: the members, as `initialize_population` made them.
@@ -60,9 +62,14 @@ class PBTScheduler:
         exploration_count: members whose hyperparameters were explored.
     """
 
-    def __init__(self, config: PBTConfig, seed: int | None = None) -> None:
+    def __init__(self, config: PBTConfig, seed: int | None = None, *, renews: bool = False) -> None:
         if not isinstance(config, PBTConfig):
             raise ConfigError(f"config={config!r} is a {type(config).__name__}; pass a PBTConfig")
+        if renewal_of(config) is not None and not renews:
+            raise ConfigError(
+                f"graft_shrink={config.graft_shrink} and graft_perturb={config.graft_perturb} renew weights of models, "
+                "which a scheduler does not see; use PBTTrainingCoordinator, or leave both out"
+            )
         self.config = config
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else root(seed)
         self.population: list[PopulationMember] = []
