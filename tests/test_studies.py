@@ -107,7 +107,7 @@ def test_shipped_studies_can_be_run(tmp_path: Path) -> None:
         asked = study.load(file)
         for task in asked.tasks:
             for arm in asked.arms:
-                assert asked.settings(task, arm, 3, 1000, tmp_path).seed == 3
+                assert asked.settings(task, arm, 3, asked.steps, tmp_path).seed == 3
 
 
 def command(name: str, *arguments: str | Path) -> None:
