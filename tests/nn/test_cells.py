@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from popgraft import tree
+from popgraft import ConfigError, tree
+from popgraft.config import NetworkConfig
 from popgraft.config.network import MEMORIES
+from popgraft.nn import Policy
 from popgraft.nn.blocks import initialise
+from popgraft.spaces import ActionSpec, ObsSpec, Spaces
 
 POP, TIME, BATCH, HIDDEN = 3, 7, 4, 16
 
@@ -24,7 +27,48 @@ def mingru(params, x, h, start):
     return torch.stack(outputs), h
 
 
-CELLS = {"mingru": mingru}
+def summed(u, factor, h, start):
+    """hₜ = Σₖ factorᵗ⁻ᵏ uₖ over the steps k of an episode, in complex numbers, and factorᵗ⁺¹ h where none has begun."""
+    states = []
+    for t in range(len(u)):
+        found = []
+        for e in range(u.shape[1]):
+            begun = [k for k in range(t + 1) if start[k, e]]
+            first = begun[-1] if begun else 0
+            own = sum(factor ** (t - k) * u[k, e] for k in range(first, t + 1))
+            found.append(own if begun else own + factor ** (t + 1) * h[e])
+        states.append(torch.stack(found))
+    return torch.stack(states)
+
+
+def dense(layer, x):
+    return x @ layer["weight"].mT + layer["bias"]
+
+
+def lru(params, x, h, start):
+    u = dense(params["carried"], x) if "carried" in params else x
+    factor = torch.exp(torch.complex(-params["nu"].exp(), params["theta"].exp()))
+    b, c = (torch.complex(*params[name].chunk(2, dim=axis)) for name, axis in (("b", 0), ("c", 1)))
+    drive = params["gamma"].exp() * (u.to(b.dtype) @ b.mT)
+    states = summed(drive, factor, torch.complex(*h.chunk(2, dim=-1)), start)
+    v = torch.nn.functional.gelu((states @ c.conj().mT).real + params["d"] * u)
+    value, gate = dense(params["gated"], v).chunk(2, dim=-1)
+    return u + value * gate.sigmoid(), torch.cat([states[-1].real, states[-1].imag], dim=-1)
+
+
+def ffm(params, x, h, start):
+    m, n = len(params["alpha"]), h.shape[-1] // 2
+    u, kept, skip, gate = dense(params["gates"], x).split([m, m, n, n], dim=-1)
+    u = (u * kept.sigmoid()).unsqueeze(-1).expand(*u.shape, n // m).flatten(-2)
+    factor = torch.exp(torch.complex(-params["alpha"].abs().unsqueeze(-1), params["omega"].expand(m, -1))).flatten()
+    states = summed(u.to(factor.dtype), factor, torch.complex(*h.chunk(2, dim=-1)), start)
+    z = dense(params["mixed"], torch.cat([states.real, states.imag], dim=-1))
+    z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    gate = gate.sigmoid()
+    return z * gate + skip * (1 - gate), torch.cat([states[-1].real, states[-1].imag], dim=-1)
+
+
+CELLS = {"mingru": mingru, "lru": lru, "ffm": ffm}
 cells = pytest.mark.parametrize("name", CELLS)
 
 
@@ -126,3 +170,19 @@ def test_members_are_drawn_by_their_own_generators(name):
     for path, leaf in tree.items(three):
         assert torch.equal(leaf[0], leaf[2]), path
     assert any(not torch.equal(leaf[0], leaf[1]) for _, leaf in tree.items(three))
+
+
+def test_eigenvalues_begin_within_the_unit_disk_and_inputs_as_large_as_states():
+    layer = MEMORIES.load("lru")(5, 256).init(torch.Generator().manual_seed(0))["layer0"]
+    size = (-layer["nu"].exp()).exp()
+    assert (size < 1).all()
+    assert abs(float(size.square().mean()) - 0.5) < 0.1  # uniform on the disk
+    torch.testing.assert_close(layer["gamma"].exp(), (1 - size.square()).sqrt(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_width_without_angles_is_refused():
+    with pytest.raises(ConfigError, match="hidden_size=10 is no multiple of 4, the angles of an ffm; take 12"):
+        Policy(
+            Spaces({"obs": ObsSpec((3,))}, ActionSpec("discrete", sizes=(2,), start=(0,))),
+            NetworkConfig(recurrent="ffm", hidden_size=10),
+        )

@@ -36,6 +36,8 @@ KINDS = {
     "lstm": (VECTOR, BOX, {"hidden_size": 33, "encoder_layers": [35], "layer_norm": True}),
     "gru": (VECTOR, BINARY, {"hidden_size": 34, "recurrent": "gru", "critic": "scalar", "twin_critics": True}),
     "mingru": (VECTOR, BOX, {"hidden_size": 34, "recurrent": "mingru", "recurrent_layers": 2}),
+    "lru": (VECTOR, BOX, {"hidden_size": 34, "recurrent": "lru"}),
+    "ffm": (VECTOR, BOX, {"hidden_size": 36, "recurrent": "ffm"}),
     "dense": (VECTOR, BOX, {"recurrent": "none", "critic_recurrent": "none", "use_sde": True, "activation": "relu"}),
     "cnn": (IMAGE, DISCRETE, {"hidden_size": 16, "cnn_features": 37, "critic_recurrent": "shared"}),
     "nature": (PIXELS, DISCRETE, {"recurrent": "none", "critic_recurrent": "none", "cnn_features": 33}),

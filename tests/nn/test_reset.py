@@ -7,7 +7,9 @@ from popgraft import tree
 from popgraft.native import native
 from popgraft.nn.blocks import initialise
 from popgraft.nn.compiled import unrolls
+from popgraft.nn.ffm import FFM
 from popgraft.nn.gru import GRU
+from popgraft.nn.lru import LRU
 from popgraft.nn.lstm import LSTM
 from popgraft.nn.mingru import MinGRU
 from popgraft.nn.precision import rounded_to
@@ -26,6 +28,8 @@ CASES = [
         (GRU, 33, False, "gru"),
         (MinGRU, 16, True, "compiled mingru"),
         (MinGRU, 33, False, "mingru"),
+        (LRU, 33, False, "lru"),
+        (FFM, 36, False, "ffm"),
     ]
     for layers in (1, 2)
     for factors, precision in ((None, "float32"), (torch.bfloat16, "bfloat16"))

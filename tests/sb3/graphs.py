@@ -46,12 +46,12 @@ def as_torch(x):
     return {key: torch.from_numpy(part) for key, part in x.items()} if isinstance(x, dict) else torch.from_numpy(x)
 
 
-def check_graph(model, step):
+def check_graph(model, step, steps=8):
     """A graph against the model: actions, outputs and state over a sequence, and for any number of environments."""
     policy, memory, seen = model.policy, None, []
     width = policy.network.actor_memory.state_size if policy.network.actor_memory else 0
     state = np.zeros((3, width), np.float32)
-    for obs, start in sequence(model):
+    for obs, start in sequence(model, steps):
         before = None if memory is None else RNNStates(*(tuple(map(torch.from_numpy, memory)),) * 2)
         with torch.no_grad():
             own = policy._unroll(policy._params(), policy._tensors(obs), before, torch.from_numpy(start), 3)
@@ -67,13 +67,13 @@ def check_graph(model, step):
     np.testing.assert_allclose(step(one, state[:1], start[:1])[0], step(obs, state, start)[0][:1], atol=1e-5)
 
 
-def check_program(model, path):
+def check_program(model, path, steps=8):
     model.export(path)
     graph = torch.export.load(path).module()
-    check_graph(model, lambda *arguments: [part.numpy() for part in graph(*map(as_torch, arguments))])
+    check_graph(model, lambda *arguments: [part.numpy() for part in graph(*map(as_torch, arguments))], steps)
 
 
-def check_onnx(model, tmp_path):
+def check_onnx(model, tmp_path, steps=8):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model.export(tmp_path / "policy.onnx")
@@ -85,4 +85,4 @@ def check_onnx(model, tmp_path):
         named = {f"observation.{key}": part for key, part in obs.items()} if keyed else {"observation": obs}
         return session.run(None, {**named, "state": state, "episode_start": start})
 
-    check_graph(model, step)
+    check_graph(model, step, steps)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from popgraft import MissingExtra
+from popgraft import DistributionalPPO, MissingExtra
+from popgraft.config.network import MEMORIES
 from popgraft.rng import torch_generator
 
 from .graphs import KINDS, check_onnx, check_program
@@ -43,7 +44,6 @@ def test_programs(kind, decided, tmp_path):
     "other",
     [
         {"recurrent": "gru", "layer_norm": True},
-        {"recurrent": "mingru", "policy_kwargs": {"lstm_hidden_size": 32, "n_lstm_layers": 2}},
         pytest.param({"recurrent": "none"}, marks=pytest.mark.slow),
         {"use_sde": True},
         {"policy_kwargs": {"lstm_hidden_size": 32, "n_lstm_layers": 2}},  # compiled where it can be
@@ -70,6 +70,19 @@ def test_programs_refuse_what_is_not_in_the_space(kind, odd, decided, tmp_path):
 @EVERY_KIND
 def test_onnx(kind, decided, tmp_path):
     check_onnx(decided(kind), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "recurrent", [pytest.param(kind, marks=[] if kind == "ffm" else pytest.mark.slow) for kind in MEMORIES.table]
+)
+def test_memories_over_fifty_steps(recurrent, decided, tmp_path):
+    layers = {} if recurrent == "none" else {"policy_kwargs": {"lstm_hidden_size": 16, "n_lstm_layers": 2}}
+    model = decided("box", recurrent=recurrent, **layers)
+    check_program(model, tmp_path / "policy.pt2", steps=50)
+    check_onnx(model, tmp_path, steps=50)
+    model.save(tmp_path / "policy.zip")
+    again = DistributionalPPO.load(tmp_path / "policy.zip")
+    assert torch.equal(again.member.params, model.member.params)
 
 
 class Normed(torch.nn.Sequential):

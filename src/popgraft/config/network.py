@@ -23,6 +23,8 @@ MEMORIES = Kinds(
         "lstm": "popgraft.nn.lstm:LSTM",
         "gru": "popgraft.nn.gru:GRU",
         "mingru": "popgraft.nn.mingru:MinGRU",
+        "lru": "popgraft.nn.lru:LRU",
+        "ffm": "popgraft.nn.ffm:FFM",
         "none": None,
     },
 )
