@@ -30,7 +30,7 @@ from .same import check_same, contents
 
 Make = Callable[..., dict[str, Any]]
 STEPS = 96  # of the population in a generation
-GENERATIONS = 11
+GENERATIONS = 7
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "truncation": {},
@@ -54,14 +54,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def make(tiny: Make, tmp_path: Path) -> Make:
-    """Three members, 11 generations, a snapshot after every third."""
+    """Three members, 7 generations, a snapshot after every second."""
 
     def make(name: str, **changes: Any) -> dict[str, Any]:
         settings = {
             "env__kwargs": {"delay": 1, "length": 7},  # no multiple of a rollout
             "pbt__population_size": 3,
             "pbt__truncation_ratio": 0.34,
-            "snapshots": {"interval": 3, "keep": 2},
+            "snapshots": {"interval": 2, "keep": 2},
             "total_timesteps": GENERATIONS * STEPS,
         }
         return tiny(**settings | changes | {"run_dir": str(tmp_path / name)})
@@ -85,10 +85,10 @@ def straight(make: Make, kept: dict[str, Run], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def broken(make: Make, kept: dict[str, Run], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that was stopped in its eighth generation; a copy for every test."""
+    """A run that was stopped in its sixth generation; a copy for every test."""
     if "broken" not in kept:
         settings = make("") | {"run_dir": str(tmp_path_factory.mktemp("runs") / "broken")}
-        kept["broken"] = interrupted(settings, updates=15)
+        kept["broken"] = interrupted(settings, updates=11)
     return Run(shutil.copytree(kept["broken"].path, tmp_path / "broken"))
 
 
@@ -124,18 +124,18 @@ def slow(*values: Any) -> Any:
 def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -> None:
     straight = train(make("straight", **VARIANTS[variant]))
     assert straight.lineage or "always" in variant
-    run = interrupted(make("broken", **VARIANTS[variant]), updates=17)
+    run = interrupted(make("broken", **VARIANTS[variant]), updates=11)
     assert run.state == "stopped"
-    assert run.generations == 8
+    assert run.generations == 5
     check_same(resume(run.path), straight)
     told = [(event.kind, event.generation) for event in run.events if event.kind in LASTING]
-    assert told == [("stopped", 8), ("resumed", 6)]
+    assert told == [("stopped", 5), ("resumed", 4)]
 
 
 @pytest.mark.slow
 def test_shards_in_processes_are_resumed_too(make: Make) -> None:
     straight = train(make("straight", execute__shards=2))
-    run = interrupted(make("broken", execute__shards=2), updates=15)
+    run = interrupted(make("broken", execute__shards=2), updates=11)
     check_same(resume(run.path), straight)
 
 
@@ -166,18 +166,18 @@ def fragile(num_envs: int) -> SyncVectorEnv:
 
 
 def test_failed_members_and_readiness_checks_are_remembered(make: Make) -> None:
-    changes = {"env__kwargs": {}, "pbt__ready_percentage": 1.0, "pbt__population_size": 6, "total_timesteps": 2000}
+    changes = {"env__kwargs": {}, "pbt__ready_percentage": 1.0, "pbt__population_size": 6, "total_timesteps": 1300}
     straight = train(make("straight", **changes), factory=fragile)
     assert {"environment", "rescue"} <= {event.kind for event in straight.events}
     settings = make("broken", **changes)
-    train(settings, observer=Interrupter(15), factory=fragile)
+    train(settings, observer=Interrupter(11), factory=fragile)
     run = Run(settings["run_dir"])
-    assert snapshot.verified(run.folder, "generation_000006")["strategy"]["state"]["failed_ready_checks"] > 0
+    assert snapshot.verified(run.folder, "generation_000004")["strategy"]["state"]["failed_ready_checks"] > 0
     check_same(resume(run.path, factory=fragile), straight)
 
 
 @pytest.mark.parametrize(
-    ("updates", "times", "first"), [slow(1, 1, 1), (6, 2, 1), slow(7, 1, 4), slow(13, 2, 7), (22, 1, 10)], ids=str
+    ("updates", "times", "first"), [slow(1, 1, 1), (4, 2, 1), slow(5, 1, 3), slow(9, 2, 5), (14, 1, 7)], ids=str
 )
 def test_the_moment_of_the_interrupt_does_not_matter(
     make: Make, straight: Run, updates: int, times: int, first: int
@@ -197,7 +197,7 @@ def test_a_run_that_lacks_its_last_evaluation_alone_gets_it(make: Make, straight
     with pytest.raises(KeyboardInterrupt):
         train(settings, observer=Late())
     points = Run(settings["run_dir"]).folder.snapshots
-    shutil.copytree(points / "generation_000009", points / "generation_000006")  # as if killed before it was removed
+    shutil.copytree(points / "generation_000006", points / "generation_000004")  # as if killed before it was removed
     run = resume(settings["run_dir"])
     check_same(run, straight)
     assert [event.text for event in run.events if event.kind == "resumed"] == ["going on with the last evaluation"]
@@ -278,19 +278,19 @@ def damage(folder: RunFolder, name: str, how: str) -> None:
 def test_a_damaged_snapshot_costs_one_interval(
     broken: Run, straight: Run, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert snapshot.names(broken.folder) == ["best", "generation_000003", "generation_000006", "last"]
-    damage(broken.folder, "generation_000006", how)
+    assert snapshot.names(broken.folder) == ["best", "generation_000002", "generation_000004", "last"]
+    damage(broken.folder, "generation_000004", how)
     check_same(resume(broken.path), straight)
     told = {event.kind: event.text for event in broken.events if event.kind in ("damaged", "resumed")}
-    assert "generation_000006" in told["damaged"]
-    assert told["resumed"] == "going on with generation 4 of 11"
+    assert "generation_000004" in told["damaged"]
+    assert told["resumed"] == "going on with generation 3 of 7"
     assert told["damaged"] in caplog.messages
 
 
-@pytest.mark.parametrize("updates", [slow(3), 15])
+@pytest.mark.parametrize("updates", [slow(3), 11])
 def test_a_snapshot_that_was_being_written_is_not_missed(make: Make, straight: Run, updates: int) -> None:
     run = interrupted(make("broken"), updates)
-    half = run.folder.snapshots / "generation_000009"
+    half = run.folder.snapshots / "generation_000006"
     half.mkdir()
     (half / ".tensors-0123456789abcdef.safetensors.tmp").write_bytes(b"half")
     check_same(resume(run.path), straight)
@@ -298,7 +298,7 @@ def test_a_snapshot_that_was_being_written_is_not_missed(make: Make, straight: R
 
 
 def test_a_run_whose_snapshots_are_all_damaged_is_left_as_it_is(broken: Run) -> None:
-    for name in ("generation_000003", "generation_000006"):
+    for name in ("generation_000002", "generation_000004"):
         damage(broken.folder, name, "altered")
     before = {path: path.read_bytes() for path in broken.folder.snapshots.rglob("*") if path.is_file()}, broken.events
     with pytest.raises(
@@ -320,7 +320,7 @@ def test_a_database_that_lacks_generations_says_so_and_the_run_goes_on(broken: R
 
 
 def ruined(run: Run, how: str) -> None:
-    """Damages the database of a run that holds eight generations."""
+    """Damages the database of a run that holds five generations."""
     path = run.folder.database
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -346,8 +346,8 @@ def test_a_damaged_database_is_kept_and_the_run_goes_on_without_it(
     old = None if how == "missing" else broken.folder.database.read_bytes()
     resume(broken.path, observer=Listening())
     assert contents(broken, "last") == contents(straight, "last")
-    assert [row for row in broken.scores if row.generation >= 6] == [
-        row for row in straight.scores if row.generation >= 6
+    assert [row for row in broken.scores if row.generation >= 4] == [
+        row for row in straight.scores if row.generation >= 4
     ]
     assert [row for row in straight.scores if row in broken.scores] == broken.scores
     damages = [(event.kind, event.text) for event in broken.events if event.kind == "damaged"]
@@ -379,7 +379,7 @@ def test_an_interrupted_run_without_its_database_can_be_interrupted_again(broken
 def test_going_back_can_be_cut_short(
     broken: Run, straight: Run, place: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damage(broken.folder, "generation_000006", "altered")  # so that there is a snapshot to be removed
+    damage(broken.folder, "generation_000004", "altered")  # so that there is a snapshot to be removed
 
     def fail(*_: Any) -> None:
         raise StoreError("no space left on device")
@@ -395,7 +395,7 @@ def test_a_full_disk_ends_the_run_with_its_reason(make: Make, straight: Run, mon
     save, settings = snapshot.save, make("broken")
 
     def fail(folder: RunFolder, name: str, *rest: Any) -> None:
-        if name == "generation_000006":
+        if name == "generation_000004":
             raise StoreError("cannot write snapshot: no space left on device")
         save(folder, name, *rest)
 
@@ -430,7 +430,7 @@ def test_a_changed_configuration_is_refused_unless_it_is_named(broken: Run) -> N
     resumed = resume(broken.path, ["model.gamma=0.5"])
     assert resumed.config.model.gamma == 0.5
     gammas = {record.generation: record.hyperparams["gamma"] for record in broken.scores}
-    assert {gammas[generation] for generation in range(6)} == {0.99}
+    assert {gammas[generation] for generation in range(4)} == {0.99}
     texts = [event.text for event in broken.events if event.kind == "changed"]
     assert texts == ["model.gamma: 0.99 → 0.5"]
     with RunDatabase(broken.folder.database) as database:
@@ -457,12 +457,12 @@ def test_a_setting_that_changes_shapes_is_refused_and_changes_nothing(broken: Ru
 
 
 def test_a_finished_run_goes_on_only_with_more_to_do(make: Make) -> None:
-    straight = train(make("straight", total_timesteps=9 * STEPS))
-    run = train(make("short", total_timesteps=6 * STEPS))
+    straight = train(make("straight", total_timesteps=6 * STEPS))
+    run = train(make("short", total_timesteps=4 * STEPS))
     with pytest.raises(ConfigError, match="short is finished; to go on, raise total_timesteps, for example --set"):
         resume(run.path)
     assert run.state == "finished"
-    check_same(resume(run.path, {"total_timesteps": 9 * STEPS}), straight)
+    check_same(resume(run.path, {"total_timesteps": 6 * STEPS}), straight)
 
 
 def test_a_run_may_go_on_in_generations_of_another_size(make: Make) -> None:
