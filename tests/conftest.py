@@ -18,19 +18,19 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-ARRAYS = (torch.Tensor, np.ndarray)
 jaxtyped = jaxtyping.jaxtyped
 
 
 def kind(value: Any) -> Any:
     """What annotations can tell of an argument; the same for those that pass or fail alike."""
-    if isinstance(value, ARRAYS):
-        return type(value), value.shape, value.dtype
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         return type(value), *((key, kind(each)) for key, each in value.items())
     if isinstance(value, tuple):
         return type(value), *map(kind, value)
-    return value if isinstance(value, str) else type(value)
+    shape = getattr(value, "shape", None)
+    return type(value) if shape is None else (type(value), shape, value.dtype)
 
 
 def has_shape(annotation: Any) -> bool:

@@ -49,6 +49,7 @@ def test_every_name_has_one_home() -> None:
         popgraft.nothing  # noqa: B018
 
 
+@pytest.mark.heavy
 def test_importing_touches_no_global_generator_and_no_heavy_optional_package() -> None:
     code = (
         "import random, numpy, torch; before = random.getstate(), numpy.random.get_state()[1].sum(), torch.initial_seed();"

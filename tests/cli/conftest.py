@@ -1,6 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
+
+from popgraft import Run, train
 
 TINY = """\
 env: {id: popgraft/RepeatPrevious-v0, num_envs: 2, kwargs: {delay: 1, length: 6}}
@@ -23,3 +26,16 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "tiny.yaml"
+    path.write_text(TINY)
+    return train(path, {"run_dir": str(path.with_name("run"))}).path
+
+
+@pytest.fixture
+def run(config: Path, _trained: Path) -> Run:
+    """What `popgraft train` leaves of that configuration; a copy for every test."""
+    return Run(shutil.copytree(_trained, "run"))

@@ -17,13 +17,6 @@ def popgraft(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="popgraft")
 
 
-@pytest.fixture
-def run(config: Path) -> Run:
-    result = popgraft("train", str(config))
-    assert result.exit_code == 0, result.output
-    return Run("run")
-
-
 @pytest.mark.parametrize(("freedom", "known"), [(1, 12.7062), (4, 2.77645), (19, 2.093024), (10_000, 1.960201)])
 def test_quantiles_of_students_law_are_those_of_the_tables(freedom: int, known: float) -> None:
     assert t_quantile(freedom) == pytest.approx(known, rel=1e-5)

@@ -17,13 +17,6 @@ def popgraft(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="popgraft")
 
 
-@pytest.fixture
-def run(config: Path) -> Run:
-    result = popgraft("train", str(config))
-    assert result.exit_code == 0, result.output
-    return Run("run")
-
-
 def test_a_table_a_verdict_and_a_picture(run: Run) -> None:
     result = popgraft("replay", "run", "--seeds", "2", "--picture", "replay.png")
     assert (result.exit_code, result.stderr) == (0, "")

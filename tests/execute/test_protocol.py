@@ -23,7 +23,10 @@ STEPS = 4 * 16
 """Environment steps of a member in an update."""
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if "actors" in name else ()) for name in RUNS])
+TIERS = {"one shard": (), "processes": pytest.mark.heavy}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=TIERS.get(name, pytest.mark.slow)) for name in RUNS])
 def run(request, configured, initial):
     """An executor of four members, and its parts."""
     settings, kind, parts = RUNS[request.param]

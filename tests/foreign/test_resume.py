@@ -287,7 +287,7 @@ def learned(model, seed):
     return model
 
 
-@pytest.mark.parametrize("size", [500, 100], ids=["filling", "full"])
+@pytest.mark.parametrize("size", [pytest.param(500, marks=pytest.mark.heavy), 100], ids=["filling", "full"])
 def test_off_policy_models_go_on_exactly(size, tmp_path):
     def build(member):
         settings = {"buffer_size": size, "learning_starts": 20, "batch_size": 8, "policy_kwargs": {"net_arch": [8]}}

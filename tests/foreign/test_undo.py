@@ -89,12 +89,12 @@ def differences(one, other):
     ]
 
 
-EVERYDAY = [("ppo", "reset"), ("sac", "copy"), ("rich", "copy")]
-MORE = [(kind, strategy) for kind in KINDS for strategy in ("copy", "reset") if (kind, strategy) not in EVERYDAY]
+TIERS = {("ppo", "reset"): (), ("sac", "copy"): (), ("rich", "copy"): pytest.mark.heavy}
+CASES = [(kind, strategy) for kind in KINDS for strategy in ("copy", "reset")]
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy"), EVERYDAY + [pytest.param(*each, marks=pytest.mark.slow) for each in MORE]
+    ("kind", "strategy"), [pytest.param(*each, marks=TIERS.get(each, pytest.mark.slow)) for each in CASES]
 )
 def test_whichever_step_fails_no_leaf_changes(tmp_path, kind, strategy, monkeypatch):
     algorithm, policy, settings = KINDS[kind]

@@ -97,7 +97,7 @@ def test_it_is_torchs_for_every_member(make):
     torch.testing.assert_close(params, torch.stack(own).detach())
 
 
-@pytest.mark.parametrize("strategy", ["reset", "partial"])
+@pytest.mark.parametrize("strategy", ["reset", pytest.param("partial", marks=pytest.mark.heavy)])
 def test_a_run_goes_on_to_the_bit(strategy, make):
     settings = {"hyperparams": [SPACE], "optimizer_exploit_strategy": strategy}
     straight = train(make("straight", generations=3, **settings))

@@ -30,7 +30,7 @@ def test_resample_forgets_the_donor():
     assert len(set(explored(LOG, 1e-3, "resample"))) == 400
 
 
-def fresh_draws(probabilities, grafts=4000):
+def fresh_draws(probabilities, grafts=1000):
     """Which numbers each of many grafts draws afresh, told by values that are not one step from the donor's."""
     spaces = [
         HyperparamConfig(name, min_value=1e-3, max_value=1.0, is_log_scale=True, resample_probability=probability)
@@ -47,7 +47,7 @@ def fresh_draws(probabilities, grafts=4000):
     return ~torch.isclose(moved[..., None], steps, rtol=1e-6, atol=0).any(-1)
 
 
-def within_five_errors(share, expected, grafts=4000):
+def within_five_errors(share, expected, grafts=1000):
     return abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / grafts)
 
 
@@ -75,7 +75,7 @@ def test_a_scheduler_draws_as_seldom(tmp_path):
     scheduler = PBTScheduler(config, seed=0)
     bad, good = scheduler.initialize_population()
     counts = []
-    for step in range(1, 401):
+    for step in range(1, 101):
         for member, score in ((good, 1.0), (bad, 0.0)):
             scheduler.update_performance(member, score, step, model_parameters={"w": torch.zeros(1)})
         _, values, _ = scheduler.exploit_and_explore(bad)
@@ -86,7 +86,7 @@ def test_a_scheduler_draws_as_seldom(tmp_path):
         ]
         counts.append(near.count(False))
     assert max(counts) == 1
-    assert within_five_errors(counts.count(1) / 400, 0.25, 400)
+    assert within_five_errors(counts.count(1) / 100, 0.25, 100)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from popgraft.store.salvage import salvage
 RATES = {"learning_rate": torch.tensor([0.5, 0.25])}
 SCORES = Scores(torch.tensor([2.0, torch.nan]), torch.tensor([0.5, torch.nan]), torch.tensor([10, 0]))
 GRAFT = Decision(torch.tensor([0, 0]), RATES, {1: "rescue"})
-GENERATIONS = 200
+GENERATIONS = 100
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run of some hundred pages, closed."""
+    """A run of many pages, closed."""
     folder = RunFolder.create(tmp_path / "run", "seed: 1\n", {"torch": "2.6"})
     with RunDatabase(folder.database) as database:
         for generation in range(GENERATIONS):

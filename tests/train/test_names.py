@@ -104,6 +104,7 @@ def forget():
         sys.modules.pop(name, None)
 
 
+@pytest.mark.heavy
 def test_modules_beside_the_configuration_are_found_from_everywhere(project, tmp_path, monkeypatch):
     before = list(sys.path)
     command = CliRunner().invoke(app, ["train", "../project/config.yaml"])

@@ -130,7 +130,7 @@ GONE = "error: the run folder runs/one is gone: it was deleted or moved while th
 @pytest.mark.parametrize(
     ("command", "take", "message"),
     [
-        ("train", delete, GONE),
+        pytest.param("train", delete, GONE, marks=pytest.mark.heavy),
         pytest.param("train", move, GONE, marks=pytest.mark.slow),
         pytest.param("resume", delete, GONE, marks=pytest.mark.slow),
         pytest.param("resume", move, GONE, marks=pytest.mark.slow),

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,19 @@ from popgraft.train.replay import replay_config
 Tiny = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def kept() -> list[Run]:
+    return []
+
+
 @pytest.fixture
-def run(tiny: Tiny) -> Run:
-    """A run whose winner has been through a graft."""
-    found = train(tiny(total_timesteps=256, pbt__truncation_ratio=0.5))
-    assert found.lineage
-    return found
+def run(tiny: Tiny, kept: list[Run], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose winner has been through a graft; a copy for every test."""
+    if not kept:
+        folder = str(tmp_path_factory.mktemp("runs") / "run")
+        kept.append(train(tiny(total_timesteps=256, pbt__truncation_ratio=0.5, run_dir=folder)))
+        assert kept[0].lineage
+    return Run(shutil.copytree(kept[0].path, tmp_path / "run"))
 
 
 def rates(path: Path) -> list[list[float]]:

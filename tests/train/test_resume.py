@@ -248,6 +248,7 @@ def kill_and_resume(settings: dict[str, Any], kills: int, draw: random.Random) -
     return Run(settings["run_dir"])
 
 
+@pytest.mark.heavy
 def test_a_killed_run_ends_as_the_straight_one(make: Make, straight: Run) -> None:
     check_same(kill_and_resume(make("broken"), kills=3, draw=random.Random(1)), straight)
 

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "robustness" / "signals.py"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [pytest.param(1, marks=pytest.mark.heavy), pytest.param(200, marks=pytest.mark.slow)])
 def test_signals_at_random_moments_change_nothing(tmp_path: Path, runs: int) -> None:
     command = [sys.executable, str(SCRIPT), "--runs", str(runs), "--out", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
