@@ -30,7 +30,7 @@ def kind(value: Any) -> Any:
     if isinstance(value, tuple):
         return type(value), *map(kind, value)
     shape = getattr(value, "shape", None)
-    return type(value) if shape is None else (type(value), shape, value.dtype)
+    return type(value) if shape is None else (type(value), shape, getattr(value, "dtype", None))
 
 
 def has_shape(annotation: Any) -> bool:

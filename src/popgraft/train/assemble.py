@@ -78,5 +78,5 @@ def assemble(
         points,
         recovery(executor, state, points, announcer),
         announcer,
-        stop.is_set,
+        stop,
     )

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from popgraft.errors import EnvironmentFault, ShardLost
+from popgraft.errors import EnvironmentFault, PopulationLost, ShardLost
 from popgraft.train.observer import Observer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 0.5
+"""Seconds within which a signal to a whole job reaches every process of it."""
 
 _handling = threading.Event()
 
@@ -25,19 +27,31 @@ os.register_at_fork(after_in_child=_be_terminated_again)
 
 
 @contextlib.contextmanager
-def beginning(stop: threading.Event) -> Iterator[None]:
-    """What comes before training, of which a stop leaves nothing.
+def signals_first(stop: threading.Event) -> Iterator[None]:
+    """Judges losses that end a run once a signal to the whole job, which may have caused them, has had its time.
 
-    A signal to a whole job also ends the processes of environments that are being made.
+    It may end a process of environments, and this process may hear of that before it gets its own signal.
 
     Raises:
         KeyboardInterrupt: there was a stop.
     """
     try:
         yield
-    except (EnvironmentFault, ShardLost):
-        if not stop.is_set():
-            raise
+    except (EnvironmentFault, PopulationLost, ShardLost) as error:
+        if stop.wait(GRACE):
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextlib.contextmanager
+def beginning(stop: threading.Event) -> Iterator[None]:
+    """What comes before training, of which a stop leaves nothing.
+
+    Raises:
+        KeyboardInterrupt: there was a stop.
+    """
+    with signals_first(stop):
+        yield
     if stop.is_set():
         raise KeyboardInterrupt
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from popgraft.state import Member
 from popgraft.train.announce import Announcer
 from popgraft.train.final import evaluate_best
 from popgraft.train.incumbent import Incumbent
+from popgraft.train.interrupt import signals_first
 from popgraft.train.ledger import Ledger
 from popgraft.train.observer import Plan, readable
 from popgraft.train.out_of_memory import in_words
@@ -51,13 +53,13 @@ class Training:
     points: Points
     recovery: Recovery
     announcer: Announcer
-    stop: Callable[[], bool]
+    stop: threading.Event
 
     def train(self) -> None:
         """The whole run, or what is left of it; whatever ends it, the best agent and the population are on disk."""
         state, event = self.state, self.announcer.event
         try:
-            with in_words(self.config):
+            with in_words(self.config), signals_first(self.stop):
                 self._train()
         except KeyboardInterrupt:  # an update may be half done: the snapshots stay as they are
             with contextlib.suppress(StoreError):
@@ -71,7 +73,7 @@ class Training:
                 self._save_population(finished=False)
             raise
         else:
-            self._save_population(finished=not self.stop())
+            self._save_population(finished=not self.stop.is_set())
         finally:
             with contextlib.suppress(Exception):  # where it fails, something else has gone wrong before
                 self.points.wait()
@@ -80,9 +82,9 @@ class Training:
     def _train(self) -> None:
         state, executor = self.state, self.executor
         self._begin()
-        while not (self.stop() or self.is_over):
+        while not (self.stop.is_set() or self.is_over):
             try:
-                news = executor.next(self._on_update(), self.stop)
+                news = executor.next(self._on_update(), self.stop.is_set)
                 state.steps += news.steps
                 if isinstance(news, Part):
                     self._generation(news)
@@ -91,13 +93,13 @@ class Training:
             if isinstance(news, Loss):
                 self.recovery.mend(news)
         self.points.wait()
-        if self.stop():
+        if self.stop.is_set():
             text = "interrupted by the user; the population is kept as it is"
             self.announcer.event("stopped", text, state.generation)
         elif state.record is not None:
             self.incumbent.run_off()
             self.points.wait()
-            evaluate_best(self.config, self.run, self.announcer)
+            evaluate_best(self.config, self.run, self.announcer, self.stop)
 
     def _generation(self, part: Part) -> None:
         """Score, decide, graft, record, save."""

@@ -15,7 +15,7 @@ from popgraft.store import RunDatabase, RunFolder, SessionRecord
 from popgraft.store.lock import locked
 from popgraft.store.salvage import salvage
 from popgraft.train.assemble import assemble
-from popgraft.train.interrupt import stop_on_signal
+from popgraft.train.interrupt import signals_first, stop_on_signal
 from popgraft.train.loop import Training
 from popgraft.train.observer import Observer
 from popgraft.train.place import Place
@@ -84,7 +84,8 @@ def resume(
         lost = points.rewind(point)
         for text in [*([replaced] if replaced else []), *lost]:  # which the database says already
             announcer.damage(text)
-        executor.restart(state.generation)
+        with signals_first(stop):
+            executor.restart(state.generation)
         with place.used():
             training.train()
     return training.run
