@@ -151,10 +151,12 @@ def test_its_state_outlives_a_file():
 
 
 def test_what_cannot_work_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"leave less than 2 members for each; raise pbt.population_size to 5"):
+    with pytest.raises(ConfigError, match=r"leave less than 2 members for each; raise pbt.population_size to 6"):
         make(population_size=4)
     with pytest.raises(ConfigError, match=r"pbt.exploit_method='ttest' is not read by strategy: fire"):
         make(exploit_method="ttest")
+    with pytest.raises(ConfigError, match="evaluators"):
+        make(kwargs={"evaluators": 1})
     with pytest.raises(ConfigError, match="significance"):
         make(kwargs={"significance": 1.0})
     with pytest.raises(ConfigError, match="decides over everybody at once, but here members ask one after the other"):

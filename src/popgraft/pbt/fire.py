@@ -34,8 +34,9 @@ class FireSettings(Section):
 
     subpopulations: Annotated[Positive, Field(ge=2)] = 2
     """Parts of the population: the first evolves by score, every other one by how fast its members improve."""
-    evaluators: Positive | None = None
-    """Members that measure this, which are the last; null: a quarter of the population."""
+    evaluators: Annotated[Positive, Field(ge=2)] | None = None
+    """Members that measure this, which are the last: two or more, whose curves are compared; null: a quarter of the
+    population."""
     max_evaluation: Positive = 10
     """Generations after which an evaluation ends that has shown nothing."""
     significance: Annotated[Number, Field(gt=0, lt=1)] = 0.01
@@ -87,7 +88,7 @@ class Fire(Strategy):
         refuse_unread(config, (*WHO_COPIES, *READINESS))
         self.settings = settings_of(FireSettings, kwargs)
         size, count = config.population_size, self.settings.subpopulations
-        evaluators = max(1, size // 4) if self.settings.evaluators is None else self.settings.evaluators
+        evaluators = max(2, size // 4) if self.settings.evaluators is None else self.settings.evaluators
         rest = size - evaluators
         if rest < 2 * count:
             raise ConfigError(
