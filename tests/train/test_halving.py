@@ -100,6 +100,7 @@ def test_a_report_knows_when_members_ended(halved: Run) -> None:
     assert data.total == TOTAL
     assert data.left.sum(1).tolist() == SIZES
     told = " ".join(summary(data))
+    assert f"member {halved.members[0]}'s episodes return" in told
     assert "4 agents trained" in told
     assert "for 224 environment steps, in 2 to 6 generations" in told
     assert "After generation 2 the worst of 4 members ended" in told
@@ -271,8 +272,10 @@ def test_a_replay_has_members_of_its_own(halved: Run) -> None:
 
 
 @pytest.mark.heavy
-def test_shards_in_processes_become_fewer(make: Make, halved: Run) -> None:
-    run = train(make("processes", execute__shards=2))
-    for own, others in zip(run.scores, halved.scores, strict=True):
+def test_shards_in_processes_become_fewer(make: Make) -> None:
+    changes = {"pbt__population_schedule": [{"share": 8 / 14, "size": 1}]}
+    inline, processes = (train(make(f"{shards}", **changes, execute__shards=shards)) for shards in (1, 2))
+    assert len(inline.scores) == 2 * 4 + 6
+    for own, others in zip(processes.scores, inline.scores, strict=True):
         assert (own.generation, own.member, own.steps) == (others.generation, others.member, others.steps)
         assert own.score == pytest.approx(others.score)

@@ -123,6 +123,11 @@ class RunData:
         """Who trains in which generation: everybody, but for those that have ended before it."""
         return self.recorded if self.config.pbt.population_schedule else np.ones_like(self.recorded)
 
+    @property
+    def members(self) -> Int[Array, "left"]:
+        """Those who have not ended."""
+        return np.flatnonzero(self.left[-1]) if len(self.left) else np.arange(self.pop)
+
     @cached_property
     def steps(self) -> Int[Array, "row"]:
         """Environment steps of all members together when everybody has come to the end of a generation."""

@@ -62,7 +62,7 @@ def _success(data: RunData) -> list[str]:
             sentences.append(f"Under attack it scores {attacked}.")
     else:
         sentences.append(f"The best agent so far scored {claim}: {origin}{compared}.")
-    last = data.last_scores[data.left[-1]] if len(data.left) else data.last_scores
+    last = data.last_scores[data.members]
     if len(last) > 1:
         low, median, high = (readable(float(value)) for value in quartiles(last[None])[:, 0])
         sentences.append(
@@ -77,10 +77,11 @@ def _training(data: RunData) -> Iterator[str]:
     returns = data.metrics.get(RETURN)
     if returns is None or data.config.pbt.fitness == "training":
         return
-    last = quartiles(returns[data.latest, np.arange(data.pop)][None])[1, 0]
+    members = data.members
+    last = quartiles(returns[data.latest[members], members][None])[1, 0]
     if math.isfinite(last):
         where = ", where actions are sampled" if data.config.evaluation.deterministic else ""
-        whose = "the median member's" if data.pop > 1 else "its"
+        whose = "the median member's" if len(members) > 1 else f"member {members[0]}'s" if data.pop > 1 else "its"
         yield f"In training{where}, {whose} episodes return {readable(float(last))} in the last generation."
 
 
@@ -91,7 +92,7 @@ def _falls(data: RunData) -> Iterator[str]:
     sign = 1 if data.maximizes else -1
     first = quartiles(sign * data.scores[:1])[1, 0]
     worth, falls = sign * data.scores, []
-    for member, last in enumerate(data.latest.tolist()):
+    for member, last in zip(data.members.tolist(), data.latest[data.members].tolist(), strict=True):
         own = worth[: last + 1, member]
         if not math.isfinite(own[-1]):
             continue
@@ -103,10 +104,11 @@ def _falls(data: RunData) -> Iterator[str]:
     if falls:
         _, member, before, after = max(falls)
         fall = f"from {readable(before)} to {readable(after)}"
-        if data.pop == 1:
-            yield f"The agent has fallen late, {fall}."
+        if len(data.members) == 1:
+            yield f"{'The agent' if data.pop == 1 else f'Member {member}'} has fallen late, {fall}."
         else:
-            yield f"{len(falls)} of {data.pop} members have fallen late; the farthest is member {member}, {fall}."
+            share = f"{len(falls)} of {len(data.members)} members have fallen late"
+            yield f"{share}; the farthest is member {member}, {fall}."
 
 
 def _evolution(data: RunData) -> list[str]:
@@ -166,4 +168,4 @@ def _best(data: RunData) -> str:
 
 def planned(data: RunData) -> int:
     """Environment steps of the whole run: full generations."""
-    return data.config.planned_steps(data.total, int(data.left[-1].sum()) if len(data.left) else None)
+    return data.config.planned_steps(data.total, len(data.members))

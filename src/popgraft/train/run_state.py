@@ -30,7 +30,7 @@ class RunState:
         rounds: generations that every place has completed; all the same, unless shards train at their own pace.
         place_steps: environment steps taken at every place.
         age: updates behind every member's state, wherever they were made.
-        members: those that train, in ascending order; the others have ended, and what is known of them stays.
+        members: those that train, in ascending order; the others have ended.
         heirs: 1 for members that have become somebody else since they were scored; their score is their donor's.
         steps: environment steps of the whole population in training.
         evaluation_steps: those of evaluations, and of agents that played each other.

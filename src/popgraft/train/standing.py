@@ -53,6 +53,8 @@ def of_those_left(standing: Standing, members: Int[Tensor, "left"]) -> Standing:
     """The same for some members as if they were the whole population: their places become 0, 1, … in their order, and
     in the history those of all others come after them.
     """
+    if len(members) == standing.pop:
+        return standing
     others = [member for member in range(standing.pop) if member not in members]
     places = {member: place for place, member in enumerate([*members.tolist(), *others])}
 
