@@ -69,8 +69,10 @@ def test_a_run_goes_on_to_the_bit(make, strategy):
     assert len(straight.lineage) > 0
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("strategy", METHODS)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=pytest.mark.heavy if name == "fire" else pytest.mark.slow) for name in METHODS],
+)
 def test_two_processes_decide_as_one(make, strategy):
     alone = train(make("alone", strategy))
     divided = train(make("divided", strategy), {"execute.shards": 2})
