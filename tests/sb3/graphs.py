@@ -58,9 +58,9 @@ def check_graph(model, step, steps=8):
         expected, memory = model.predict(obs, memory, start, deterministic=True)
         action, outputs, state = step(obs, state, start)
         assert action.dtype == expected.dtype
-        np.testing.assert_allclose(action, expected, atol=5e-4)  # other kernels round otherwise
-        np.testing.assert_allclose(outputs, own.outputs[0, 0], atol=5e-4)
-        np.testing.assert_allclose(state, np.stack(memory).transpose(2, 1, 0, 3).reshape(3, -1), atol=5e-4)
+        np.testing.assert_allclose(action, expected, atol=5e-4, rtol=2e-4)  # other kernels round otherwise
+        np.testing.assert_allclose(outputs, own.outputs[0, 0], atol=5e-4, rtol=2e-4)
+        np.testing.assert_allclose(state, np.stack(memory).transpose(2, 1, 0, 3).reshape(3, -1), atol=5e-4, rtol=2e-4)
         seen.append(outputs)
     assert np.ptp(seen, axis=(0, 1)).max() > 0.1, "the outputs differ"
     one = {key: value[:1] for key, value in obs.items()} if isinstance(obs, dict) else obs[:1]

@@ -32,6 +32,7 @@ class FFM(Memory):
     """
 
     parts = 2
+    matrices = 2
     compiled = True
 
     def __init__(self, n_in: int, hidden_size: int, layers: int = 1) -> None:

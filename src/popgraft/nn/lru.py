@@ -25,6 +25,7 @@ class LRU(Memory):
     """Linear recurrent unit; a layer's state is h, its real and then its imaginary part."""
 
     parts = 2
+    matrices = 6
     compiled = True
 
     def init_layer(self, n_in: int, generator: torch.Generator) -> Params:

@@ -96,16 +96,16 @@ class _Layer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, way, start, state, gates, h = ctx.saved_tensors
-        of_x, of_weight_ = ctx.needs_input_grad[:2]
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
         dgates, dway, dh = torch.empty_like(gates), torch.empty_like(h), dlast.clone()
         dbias = gates.new_zeros(len(gates), gates.shape[-1])
         tensors = gates, h, way, start, state, dy.contiguous(), dh, dgates, dway, dbias
         native.call("mingru_backward", tensors, h.shape)
         rows = dgates.flatten(1, 2).to(ctx.factors)
-        dx = product(rows, weight, like=x).view(x.shape) if of_x else None
+        dx = product(rows, weight, like=x).view(x.shape) if needs_x else None
         if dx is not None and not ctx.own_way:
             dx += dway
-        dweight = of_weight(rows, x.flatten(1, 2), like=weight) if of_weight_ else None
+        dweight = of_weight(rows, x.flatten(1, 2), like=weight) if needs_weight else None
         return dx, dweight, dbias, dway if ctx.own_way else None, dh, None, None
 
 

@@ -118,7 +118,7 @@ def _conjugate(a: Tensor, pairs: bool) -> Tensor:
 def _step_by_step(
     b: Tensor, a: Tensor, start: Tensor, carry: Tensor, pairs: bool, *, backward: bool
 ) -> tuple[Tensor, Tensor]:
-    fixed, h = a.shape[1:3] == (1, 1), torch.empty(b.shape, dtype=b.dtype)
+    fixed, h = a.shape[1:3] == (1, 1), b.new_empty(b.shape)
     a = a if fixed else a.expand_as(b)
     carry = carry.to(b.dtype).clone(memory_format=torch.contiguous_format)
     given = b.contiguous(), a.to(b.dtype).contiguous(), start.contiguous(), carry, h
