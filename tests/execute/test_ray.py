@@ -324,7 +324,7 @@ def test_two_actors_killed_at_once(monkeypatch, tmp_path, undisturbed):
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_actor_killed_in_a_graft(place, monkeypatch, tmp_path, undisturbed):
     """Donors are laid ready, and nobody has taken them yet."""
-    after(monkeypatch, RayExecutor, "_give", send(signal.SIGKILL, place), call=2)
+    after(monkeypatch, RayExecutor, "_laid_ready", send(signal.SIGKILL, place), call=2)
     check_undisturbed(trained(tmp_path), undisturbed, [[2 * place, 2 * place + 1]])
 
 
