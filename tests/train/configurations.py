@@ -64,6 +64,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "pbt": {"exploit_method": "backtracking"},
         "snapshots": {"interval": 1, "keep": 1},
     },
+    "a population that becomes smaller": {"pbt": {"population_schedule": [3, 2, 1]}},
     "adversary": {
         "env": PENDULUM,
         "model": {"adversary": {"enabled": True, "warmup_updates": 2}},
