@@ -73,7 +73,7 @@ def test_a_run_begins_anew_when_the_best_has_not_risen_patience_times_in_a_row()
 
 
 def test_a_rise_counts_anew():
-    played = Played()
+    played = Played(make(exploit_method="none"))
     for best in (1.0, 1.0, 1.0, 2.0, 2.0, 2.0):
         assert "restart" not in played.decide(rising(best)).values()
 
@@ -81,10 +81,10 @@ def test_a_rise_counts_anew():
 def test_a_slow_rise_is_none():
     # The best of 15 scores that rise by 1 is 14 above the first, and their standard deviation 4.5; after a rise by 100
     # the last five rise by next to nothing.
-    played = Played(make({"slow": 15, "patience": 1000}))
+    played = Played(make({"slow": 15, "patience": 1000}, exploit_method="none"))
     for i in range(30):
         assert "restart" not in played.decide(rising(100.0 + i)).values()
-    played = Played(make({"slow": 5, "patience": 1000}))
+    played = Played(make({"slow": 5, "patience": 1000}, exploit_method="none"))
     decided = [played.decide(rising(best)) for best in (0.0, 50.0, 100.0, 100.1, 100.2, 100.3)]
     assert ["restart" in one.values() for one in decided] == [False] * 6
     bests = np.array([0.0, 50.0, 100.0, 100.1, 100.2, 100.3, 100.4])
@@ -93,9 +93,11 @@ def test_a_slow_rise_is_none():
 
 
 def test_nobody_begins_anew_where_two_longer_intervals_are_not_left():
-    played = Played(left=7)
+    played = Played(make(exploit_method="none"), left=7)
     assert "restart" not in [why for one in stalled(played, 4) for why in one.values()]
-    played = Played(left=8)  # after the fourth there are four, twice the next interval of two
+    played = Played(
+        make(exploit_method="none"), left=8
+    )  # after the fourth there are four, twice the next interval of two
     assert set(stalled(played, 4)[-1].values()) == {"restart"}
 
 
