@@ -112,15 +112,15 @@ def interrupted(settings: dict[str, Any], updates: int, times: int = 1) -> Run:
     return Run(settings["run_dir"])
 
 
-# What a variant adds to "everything" is one decision of many; each takes four seconds.
-SLOW = {"truncation", "training scores", "explore always", "episodes that go on", "reset", "a fault"}
+# What a variant adds to "everything" is one decision of many.
+TIERS = dict.fromkeys(VARIANTS, pytest.mark.slow) | {"everything": (), "backtracking": pytest.mark.heavy}
 
 
 def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("variant", [slow(name) if name in SLOW else name for name in VARIANTS])
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=TIERS[name]) for name in VARIANTS])
 def test_an_interrupted_run_ends_as_the_straight_one(make: Make, variant: str) -> None:
     straight = train(make("straight", **VARIANTS[variant]))
     assert straight.lineage or "always" in variant
