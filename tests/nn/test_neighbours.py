@@ -45,14 +45,17 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+VALUES = (math.nan, math.inf, -math.inf)
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def given(kind, request):
-    """A policy with its parameters, observations, a state, episode starts, actions, and gradients of its results."""
+    """A policy with its parameters, observations, a state, episode starts, and gradients of its results; and these."""
     obs_spec, action_spec, settings = KINDS[kind]
     settings = {"encoder_layers": [], "head_layers": [35, 33], "n_quantiles": 33, **settings}
     config = NetworkConfig(precision=request.param, **settings)
@@ -69,7 +72,8 @@ def given(kind, request):
     start = torch.rand(POP, TIME, BATCH, generator=generator) < 0.2
     trees = {"params": params, "obs": obs, "state": state}
     grads = {str(i): torch.randn(y.shape, generator=generator) for i, y in enumerate(results(policy, trees, start))}
-    return policy, {**trees, "grads": grads}, start
+    sound = {**trees, "grads": grads}
+    return policy, sound, start, run(policy, sound, start)
 
 
 def results(policy, given, start):
@@ -110,11 +114,9 @@ def spoilt(given, where, rows, value):
 
 
 @pytest.mark.parametrize("where", ["params", "obs", "state", "grads"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_member_that_is_not_finite_leaves_no_trace_in_the_others(given, where, value):
-    policy, sound, start = given
-    before = run(policy, sound, start)
-    for member in range(POP):
+def test_a_member_that_is_not_finite_leaves_no_trace_in_the_others(given, where):
+    policy, sound, start, before = given
+    for member, value in enumerate(VALUES):
         after = run(policy, spoilt(sound, where, lambda leaf, own=member: leaf[own], value), start)
         others = [m for m in range(POP) if m != member]
         for ours, expected in zip(itertools.chain(*after), itertools.chain(*before), strict=True):
@@ -124,12 +126,10 @@ def test_a_member_that_is_not_finite_leaves_no_trace_in_the_others(given, where,
 
 
 @pytest.mark.parametrize("where", ["obs", "state", "grads"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_environment_that_is_not_finite_leaves_no_trace_in_the_others(given, where, value):
+def test_an_environment_that_is_not_finite_leaves_no_trace_in_the_others(given, where):
     """In results, and in gradients of observations and states; those of parameters are sums over all environments."""
-    policy, sound, start = given
-    before = run(policy, sound, start)
-    for env in (0, 1, BATCH - 1):
+    policy, sound, start, before = given
+    for env, value in zip((0, 1, BATCH - 1), VALUES, strict=True):
         after = run(policy, spoilt(sound, where, lambda leaf, own=env: environments(leaf, own), value), start)
         others = [e for e in range(BATCH) if e != env]
         for ours, expected in zip(after[0] + after[2], before[0] + before[2], strict=True):
