@@ -44,7 +44,7 @@ def case(request):
     if compiled and native().library is None:
         pytest.skip(native().reason)
     memory, generator = kind(N_IN, hidden, layers), torch.Generator().manual_seed(1)
-    assert unrolls(hidden) == compiled
+    assert kind in (LRU, FFM) or unrolls(hidden) == compiled  # these have no compiled form for whole registers
     params = initialise(memory, [torch.Generator().manual_seed(i) for i in range(POP)])
     x = torch.randn(POP, TIME, BATCH, N_IN, generator=generator)
     state = torch.randn(POP, BATCH, memory.state_size, generator=generator)
