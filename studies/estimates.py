@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from popgraft.pbt.welch import CONFIDENCE
+from popgraft.train.intervals import interquartile_mean
+
 Scores = NDArray[np.float64]
 DRAWS = 5_000
-LEVEL = 0.95
 
 
 class Interval(NamedTuple):
@@ -34,7 +36,7 @@ class Interval(NamedTuple):
 
 def iqm(scores: Scores) -> float:
     """Interquartile mean: of the half of all runs that remains without the best and the worst quarter."""
-    return float(stats.trim_mean(scores, 0.25, axis=None))
+    return float(interquartile_mean(scores.ravel()))
 
 
 def better(scores: Scores, others: Scores) -> float:
@@ -50,7 +52,7 @@ def stratified(statistic: Callable[..., float], *scores: Scores, seed: int = 0) 
     for _ in range(DRAWS):
         again = [np.take_along_axis(each, rng.integers(each.shape[1], size=each.shape), axis=1) for each in scores]
         drawn.append(statistic(*again))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(statistic(*scores), float(low), float(high))
 
 

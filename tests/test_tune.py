@@ -9,7 +9,6 @@ import torch
 
 from popgraft.errors import ConfigError
 
-pytest.importorskip("ray.tune")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # Tune's own
@@ -18,6 +17,11 @@ pytestmark = [
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ray_tune.py"
 VALUES = [{"learning_rate": 1e-3, "ent_coef": 0.01}, {"learning_rate": 4e-4, "ent_coef": 0.02}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tune():
+    pytest.importorskip("ray.tune")  # not when tests are collected, because it is slow to import
 
 
 @pytest.fixture(scope="module")

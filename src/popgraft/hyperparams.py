@@ -164,12 +164,12 @@ class HyperparamConfig:
 
     def unit(self, value: Value) -> float:
         """Where a value of a range lies between its bounds, from 0 to 1, on its own scale."""
-        low, high, at = ((math.log(x) if self.is_log_scale else x) for x in (*self.bounds, value))
+        low, high, at = self._on_scale(*self.bounds, value)
         return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.0
 
     def from_unit(self, share: float) -> int | float:
         """The value of a range that lies there."""
-        low, high = ((math.log(x) if self.is_log_scale else x) for x in self.bounds)
+        low, high = self._on_scale(*self.bounds)
         at = low + share * (high - low)
         return self._clip(math.exp(at) if self.is_log_scale else at, self._is_integer)
 
@@ -183,8 +183,12 @@ class HyperparamConfig:
             if one not in choices or other not in choices:
                 return float(one != other)
             return abs(choices.index(one) - choices.index(other)) / max(len(choices) - 1, 1)
-        low, high, a, b = ((math.log(x) if self.is_log_scale else x) for x in (*self.bounds, one, other))
+        low, high, a, b = self._on_scale(*self.bounds, one, other)
         return min(abs(a - b) / (high - low), 1.0) if high > low else float(a != b)
+
+    def _on_scale(self, *values: Value) -> tuple[float, ...]:
+        """Numbers as the range is explored: as they are, or their logarithms."""
+        return tuple(math.log(x) if self.is_log_scale else x for x in values)
 
     def _neighbour(self, value: Value, up: bool, rng: np.random.Generator) -> Value:
         assert self.values is not None

@@ -4,6 +4,14 @@ from typing import Any
 
 import pytest
 
+from popgraft import Run
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Run]:
+    """Runs that the tests of a module share, by name; who needs one first trains it."""
+    return {}
+
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., dict[str, Any]]:

@@ -51,11 +51,6 @@ def make(tiny: Make, tmp_path: Path) -> Make:
     return make
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Run]:
-    return {}
-
-
 @pytest.fixture
 def halved(make: Make, kept: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     if "run" not in kept:

@@ -69,11 +69,6 @@ def make(tiny: Make, tmp_path: Path) -> Make:
     return make
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Run]:
-    return {}
-
-
 @pytest.fixture
 def straight(make: Make, kept: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nobody interrupts; the same for all tests, which only read it."""

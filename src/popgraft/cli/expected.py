@@ -1,10 +1,10 @@
 """What a run would take, in words."""
 
-from datetime import timedelta
+import math
 
-from popgraft.cli.progress import opening
+from popgraft.cli.progress import clock, opening
 from popgraft.spaces import ActionSpec, ObsSpec
-from popgraft.train import Plan
+from popgraft.train import Plan, counted
 from popgraft.train.probe import Probe
 
 FLOAT = 4
@@ -21,15 +21,14 @@ def expected(plan: Plan, probe: Probe) -> list[str]:
     config = plan.config
     seen = ", ".join(f"{name} {_observed(spec)}" for name, spec in probe.spaces.obs.items())
     steps, envs, pop = config.model.n_steps, config.env.num_envs, config.pbt.population_size
-    numbers = sum(_size(spec) for spec in probe.spaces.obs.values()) + probe.state + probe.spaces.action.dims
-    duration = timedelta(seconds=round(plan.steps / probe.rate))
+    numbers = sum(math.prod(spec.shape) for spec in probe.spaces.obs.values()) + probe.state + probe.spaces.action.dims
     return [
         *opening(plan),
         f"agents see {seen}, act by {_acted(probe.spaces.action)}, and remember {probe.state:,} numbers",
         f"memory: {_bytes(4 * probe.parameters * pop)} for weights, gradients and averages of all members, "
         f"{_bytes(steps * envs * pop * numbers)} for a rollout; updates need several times as much",
-        f"{probe.rate:,.0f} steps/s when tried for a second: about {duration} for the run, evaluations in part; "
-        "nothing was written",
+        f"{probe.rate:,.0f} steps/s when tried for a second: about {clock(plan.steps / probe.rate)} for the run, "
+        "evaluations in part; nothing was written",
     ]
 
 
@@ -37,16 +36,9 @@ def _observed(spec: ObsSpec) -> str:
     return f"{'×'.join(map(str, spec.shape)) or 'a number'}{' pixels' if spec.image else ''}"
 
 
-def _size(spec: ObsSpec) -> int:
-    product = 1
-    for length in spec.shape:
-        product *= length
-    return product
-
-
 def _acted(spec: ActionSpec) -> str:
     if spec.kind == "box":
-        return f"{spec.dims} real number{'s' if spec.dims > 1 else ''}"
+        return counted(spec.dims, "real number")
     return f"{spec.kind.replace('_', '-')} choices of {'×'.join(map(str, spec.sizes))}"
 
 

@@ -122,6 +122,11 @@ class EvolutionConfig(Section):
         return EXPLOIT.table.get(self.exploit_method, "") is not None
 
     @property
+    def renews(self) -> bool:
+        """Whether the weights of every recipient are renewed."""
+        return (self.graft_shrink, self.graft_perturb) != (1, 0)
+
+    @property
     def explores(self) -> bool:
         """Whether a recipient's hyperparameters move."""
         return EXPLORE.table.get(self.explore_method, "") is not None

@@ -216,7 +216,7 @@ class Config(Section):
             )
         if execute.mode == "async" and self.pbt.schedule:
             raise ValueError("pbt.schedule moves everybody at once; remove execute.mode: async")
-        if execute.mode == "async" and (self.pbt.graft_shrink, self.pbt.graft_perturb) != (1, 0):
+        if execute.mode == "async" and self.pbt.renews:
             raise ValueError(
                 "pbt.graft_shrink and pbt.graft_perturb renew weights where they are trained, but with execute.mode: "
                 "async members lie ready for others elsewhere; set execute.mode: lockstep, or leave both out"

@@ -179,6 +179,10 @@ class Executor(abc.ABC):
     members: list[int]
     rescue: Rescue
 
+    def rows(self, members: list[int]) -> Int[Tensor, "rows"]:
+        """Where some of `members` are among all of them."""
+        return torch.tensor([self.members.index(member) for member in members])
+
     @property
     def recovers(self) -> bool:
         """Whether a shard that is lost can be made anew, so that the run goes on."""

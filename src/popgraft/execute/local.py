@@ -72,7 +72,7 @@ class LocalExecutor(LockstepExecutor):
         """Writes over the members of every shard."""
         for shard in self.shards:
             places = torch.arange(len(shard.members))
-            own = tree.gather(state, torch.tensor([self.members.index(each) for each in shard.members]))
+            own = tree.gather(state, self.rows(shard.members))
             tree.put_(shard.member, places, tree.map(lambda leaf, there: leaf.to(there.device), own, shard.member))
 
     def export(self, members: Int[Tensor, "rows"]) -> Member:

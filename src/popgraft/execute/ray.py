@@ -113,8 +113,7 @@ class RayShards(ParallelShards):
     def overwrite(self, state: Member) -> None:
         """Sends every shard its members."""
         for shard in self.shards:
-            rows = torch.tensor([self.members.index(each) for each in shard.members])
-            shard.begin("restore", pack(tree.gather(state, rows)))
+            shard.begin("restore", pack(tree.gather(state, self.rows(shard.members))))
         self._answers()
 
     def close(self) -> None:

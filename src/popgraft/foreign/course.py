@@ -69,9 +69,8 @@ def _recorded(buffer: Any) -> dict[str, Any]:
             )
     if not arrays or not all(hasattr(buffer, name) for name in ("pos", "full", "buffer_size")):
         raise ConfigError(f"a {kind} is no replay buffer like Stable-Baselines3's; keep the model by other means")
-    rows = (
-        buffer.buffer_size if buffer.full else min(buffer.buffer_size, buffer.pos + 1)
-    )  # one more: a next observation
+    filled = buffer.buffer_size if buffer.full else buffer.pos + 1  # one more: a next observation
+    rows = min(buffer.buffer_size, filled)
     return {
         "pos": int(buffer.pos),
         "full": bool(buffer.full),

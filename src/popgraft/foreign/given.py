@@ -15,7 +15,7 @@ from popgraft.foreign.optimizer import inherited_state
 from popgraft.foreign.renewal import drawer_of
 from popgraft.foreign.trained import optimizers
 from popgraft.hyperparams import Value
-from popgraft.inheritance import Fate, renewal_of
+from popgraft.inheritance import Fate
 
 
 def root(seed: Any) -> int:
@@ -106,7 +106,7 @@ def check_strategy(config: EvolutionConfig, model: Any) -> None:
     Raises:
         ConfigError: they do not; one that cannot be made, or cannot step so, is left to its first exploit.
     """
-    if renewal_of(config) is not None:
+    if config.renews:
         drawer_of(model)
     fates: dict[str, Fate] = {"partial": config.optimizer_partial, "relative": "relative"}
     fate = fates.get(config.optimizer_exploit_strategy)

@@ -33,7 +33,6 @@ from popgraft.foreign.optimizer import by_strategy
 from popgraft.foreign.shelf import Shelf, judge, restored
 from popgraft.foreign.standing import parents_of, standing_of
 from popgraft.hyperparams import Value
-from popgraft.inheritance import renewal_of
 from popgraft.inheritance.success import Success
 from popgraft.pbt import Choice, Strategy
 from popgraft.pbt.ranking import is_better
@@ -65,7 +64,7 @@ class PBTScheduler:
     def __init__(self, config: PBTConfig, seed: int | None = None, *, renews: bool = False) -> None:
         if not isinstance(config, PBTConfig):
             raise ConfigError(f"config={config!r} is a {type(config).__name__}; pass a PBTConfig")
-        if renewal_of(config) is not None and not renews:
+        if config.renews and not renews:
             raise ConfigError(
                 f"graft_shrink={config.graft_shrink} and graft_perturb={config.graft_perturb} renew weights of models, "
                 "which a scheduler does not see; use PBTTrainingCoordinator, or leave both out"

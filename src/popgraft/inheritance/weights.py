@@ -17,8 +17,7 @@ from popgraft.state import Renewal
 
 def renewal_of(config: EvolutionConfig) -> Renewal | None:
     """What becomes of the weights of every recipient; None: nothing."""
-    renewal = Renewal(config.graft_shrink, config.graft_perturb)
-    return None if renewal == Renewal(1.0, 0.0) else renewal
+    return Renewal(config.graft_shrink, config.graft_perturb) if config.renews else None
 
 
 def renewed(

@@ -159,13 +159,14 @@ class Ledger:
         state.ties = state.ties + 1 if _all_the_same(scores.tolist()) else 0
         against, pairs, likely = _disagreement(scores, training)
         state.contradictions = 0 if likely else state.contradictions + 1
-        latest, returns = int(numbers[members[0]]), "returns in training"
+        latest = int(numbers[members[0]])
         if state.ties == AGAIN:
-            text = f"all {len(members)} members score {readable(float(scores[0]))} again; {returns} tell them apart"
+            score = readable(float(scores[0]))
+            text = f"all {len(members)} members score {score} again; returns in training tell them apart"
             self._announcer.event("tie", text, latest)
         if state.contradictions == AGAIN:
             text = (
-                f"scores rank members otherwise than {returns} again, in {against} of {pairs} pairs; "
+                f"scores rank members otherwise than returns in training again, in {against} of {pairs} pairs; "
                 "pbt.fitness: training and evaluation.deterministic: false score what is sampled"
             )
             self._announcer.event("rank", text, latest)

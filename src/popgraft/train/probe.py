@@ -45,7 +45,7 @@ def probe(config: Config, seconds: float, factory: Callable[..., Any] | None = N
 
     Args:
         config: of the run.
-        seconds: for how long, after the first update; at least another one.
+        seconds: for how long, after the first update; at least until there is one more than parts of the population.
         factory: makes the environments, in place of the configured source.
 
     Raises:
@@ -59,7 +59,7 @@ def probe(config: Config, seconds: float, factory: Callable[..., Any] | None = N
         steps.append(members * update)
 
     def over() -> bool:
-        return stop.is_set() or (len(times) > pop and time.monotonic() - times[0] > seconds)
+        return stop.is_set() or (len(times) > len(executor.parts) and time.monotonic() - times[0] > seconds)
 
     with (
         Place.of(config.run_dir).held(),
